@@ -1,0 +1,160 @@
+"""Frozen dataclasses as the one place of defaults: strict reading of dicts, `key=value` overrides, plain output."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import yaml
+
+from repa_eval.errors import UserError, unknown
+
+D = TypeVar("D")
+
+
+def option(default: Any, *, help: str, choices: Iterable[str] | None = None) -> Any:
+    """Return a dataclass field with a help text and, where only some values make sense, the list of them."""
+    metadata = {"help": help, "choices": tuple(choices) if choices is not None else None}
+    if isinstance(default, (list, dict)):
+        raise TypeError("a default must be immutable: use a tuple")
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def from_dict(base: D, values: Mapping[str, Any], *, where: str = "") -> D:
+    """Return `base` (an instance whose fields are the defaults) with `values` put in, checked one by one.
+
+    UserError names the full key: an unknown one with its nearest valid name, or a value of the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where or 'recipe'}: expected keys and values, not {values!r}")
+    hints = typing.get_type_hints(type(base))
+    known = {field.name: field for field in dataclasses.fields(base)}  # type: ignore[arg-type]
+    changed: dict[str, Any] = {}
+    for key, value in values.items():
+        full = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            raise unknown("key", full, (f"{where}.{name}" if where else name for name in known))
+        current = getattr(base, key)
+        if dataclasses.is_dataclass(current):
+            changed[key] = from_dict(current, value, where=full)
+        else:
+            changed[key] = _convert(value, hints[key], full)
+            _check_choice(changed[key], known[key].metadata.get("choices"), full)
+    return dataclasses.replace(base, **changed)  # type: ignore[type-var]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config as nested dicts, lists and scalars: what YAML, JSON and a checkpoint can hold."""
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        plain[field.name] = list(value) if isinstance(value, tuple) else value
+    return plain
+
+
+def flatten(tree: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    """Return the leaves of nested dicts under their dotted keys."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        full = f"{where}.{key}" if where else key
+        leaves.update(flatten(value, where=full) if isinstance(value, Mapping) else {full: value})
+    return leaves
+
+
+def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
+    """Return {"a.b": value} from words like "a.b=3"; values are read as YAML."""
+    overrides: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"cannot read {word!r}: an override is written key=value, for example batch_size=32")
+        try:
+            overrides[key.strip()] = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError as error:
+            raise UserError(f"cannot read the value of {word!r}") from error
+    return overrides
+
+
+def full_key(key: str, tree: Mapping[str, Any]) -> str:
+    """Return the dotted key that a bare key means; UserError if there is none or more than one."""
+    leaves = flatten(tree)
+    if key in leaves:
+        return key
+    matches = [full for full in leaves if full.endswith(f".{key}")]
+    if not matches:
+        raise unknown("key", key, {full.rpartition(".")[2] for full in leaves} | set(leaves))
+    if len(matches) > 1:
+        raise UserError(f"key {key!r} is not unique: write one of {', '.join(matches)}")
+    return matches[0]
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested dicts from dotted keys."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def describe(base: Any, *, where: str = "") -> Iterable[tuple[str, Any, str]]:
+    """Yield (dotted key, default, help) of every option of a config."""
+    for field in dataclasses.fields(base):
+        full = f"{where}.{field.name}" if where else field.name
+        value = getattr(base, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from describe(value, where=full)
+        else:
+            yield full, value, field.metadata.get("help", "")
+
+
+def _check_choice(value: Any, choices: tuple[str, ...] | None, key: str) -> None:
+    if choices is not None and value not in choices:
+        raise UserError(f"{key}: {value!r} is not allowed; choose one of {', '.join(map(str, choices))}")
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    """Return `value` as the type that `hint` asks for; YAML reads 1e-4 as a string, so numbers are tried."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        allowed = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        if value is None and len(allowed) < len(typing.get_args(hint)):
+            return None
+        return _convert(value, allowed[0], key)
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            value = [value]
+        item = typing.get_args(hint)[0]
+        return tuple(_convert(element, item, key) for element in value)
+    converted = _scalar(value, hint)
+    if converted is None:
+        kind = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(hint, str(hint))
+        raise UserError(f"{key}: {value!r} is not {kind}")
+    return converted
+
+
+def _scalar(value: Any, hint: Any) -> Any:
+    if hint is Any:
+        return value
+    if hint is bool:
+        return value if isinstance(value, bool) else None
+    if hint is str:
+        # YAML reads a bare no / off as false: the one place where official spellings ("no") need help
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    if hint is int:
+        return int(number) if number == int(number) else None
+    return number

@@ -1,0 +1,26 @@
+"""Errors that are meant for people: the command line prints their text as one line, without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """What was given cannot be used. The text says what was given, what is allowed and what to do."""
+
+    exit_code = 2
+
+
+class Failure(UserError):
+    """The request was right, but the work could not be done (a damaged file, a full disk)."""
+
+    exit_code = 1
+
+
+def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
+    """Return the error for a name that does not exist, with its nearest valid name and the whole list."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return UserError(f"unknown {kind} {given!r}{hint} (known: {', '.join(names) or 'none'})")

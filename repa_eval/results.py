@@ -1,0 +1,221 @@
+"""The one table of results: results.jsonl, a row per number, each with the hash of the protocol that produced it.
+
+Append-only under a file lock; readers take the last row per key and ignore a torn last line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from repa_eval import __version__
+from repa_eval.errors import Failure, UserError
+
+log = logging.getLogger(__name__)
+
+TABLE = "results.jsonl"
+CURVES = "log.jsonl"
+PROTOCOLS = "protocols.json"
+RUN = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured number. Columns that do not apply are None; `value` is None where the answer is not a number."""
+
+    run: str | None = None  # name of the run
+    system: str | None = None  # REPA, vanilla SiT, ...
+    method: str | None = None  # registered training method
+    step: int | None = None  # training step of the checkpoint
+    weights: str | None = None  # ema or online
+    layer: int | None = None  # number of the block whose output was taken, 1-based
+    timestep: float | None = None  # t in [0, 1], 1 = noise
+    metric: str
+    value: float | None = None
+    stderr: float | None = None
+    n: int | None = None  # number of samples behind the value
+    seed: int | None = None  # of the evaluation
+    train_seed: int | None = None
+    protocol: str | None = None  # hash of the record in protocols.json
+    note: str | None = None
+    version: str = __version__
+
+    def key(self) -> tuple[Any, ...]:
+        """Return what identifies the number: every column but value, stderr, note and version."""
+        return tuple(getattr(self, name) for name in _KEY)
+
+
+_COLUMNS = tuple(field.name for field in fields(Row))
+_records: dict[str, dict[str, Any]] = {}  # content-addressed, hence harmless to share: hash -> protocol record
+_KEY = tuple(name for name in _COLUMNS if name not in {"value", "stderr", "note", "version"})
+
+
+def protocol_hash(record: Mapping[str, Any]) -> str:
+    """Return the first 12 hex digits of the sha256 of the record's canonical JSON."""
+    return hashlib.sha256(_canonical(record).encode()).hexdigest()[:12]
+
+
+def make_row(*, value: float | None, protocol: Mapping[str, Any] | None = None, **columns: Any) -> Row:
+    """Return a row; a value or stderr that is not finite becomes None with a note, a record becomes its hash.
+
+    The record is remembered under its hash, so that whoever appends the row can write it beside the table.
+    """
+    note = columns.pop("note", None)
+    stderr = columns.pop("stderr", None)
+    if value is not None and not math.isfinite(value):
+        note = "; ".join(filter(None, (note, f"value is {value}")))
+        value = None
+    if stderr is not None and not math.isfinite(stderr):
+        stderr = None
+    digest = None
+    if protocol is not None:
+        digest = protocol_hash(protocol)
+        _records[digest] = dict(protocol)
+    return Row(value=value, stderr=stderr, note=note, protocol=digest, **columns)
+
+
+def records_of(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
+    """Return hash -> record for the protocols of rows that this process made."""
+    return {row.protocol: _records[row.protocol] for row in rows if row.protocol in _records}
+
+
+def append(path: str | Path, rows: Iterable[Row]) -> None:
+    """Append rows to a table (a run folder or a .jsonl file) and their protocol records to the file beside it.
+
+    The records are written before the rows, so that no row points at nothing.
+    """
+    rows = list(rows)
+    table = table_path(path)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    protocols = records_of(rows)
+    with _locked(table):
+        if protocols:
+            _merge_protocols(table.parent / PROTOCOLS, protocols)
+        lines = [json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows]
+        if not lines:
+            return
+        _drop_torn_line(table)
+        handle = os.open(table, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            for line in lines:
+                os.write(handle, line.encode())  # one write a row: a killed process leaves at most one torn line
+        finally:
+            os.close(handle)
+
+
+def read(path: str | Path) -> list[Row]:
+    """Return the rows of a table (a run folder or a .jsonl file), the last one of every key, in order of appearance.
+
+    UserError if there is no such table or if it holds something else than rows.
+    """
+    table = table_path(path)
+    if not table.is_file():
+        raise UserError(f"no results at {str(path)!r}: expected a run folder with {TABLE}, or such a file")
+    data = table.read_bytes()
+    complete, _, torn = data.rpartition(b"\n")
+    if torn.strip():
+        log.warning("%s: the last line is incomplete and was ignored", table)
+    latest: dict[tuple[Any, ...], Row] = {}
+    for number, line in enumerate(complete.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        row = _parse(line, table, number)
+        latest[row.key()] = row
+    return list(latest.values())
+
+
+def read_protocols(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Return hash -> record of the protocols beside a table; empty if there are none."""
+    file = table_path(path).parent / PROTOCOLS
+    if not file.is_file():
+        return {}
+    try:
+        records = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise Failure(f"{file} is damaged: {error}") from error
+    if not isinstance(records, dict):
+        raise Failure(f"{file} is damaged: expected an object of protocol records")
+    return records
+
+
+def merge(tables: Iterable[Iterable[Row]]) -> list[Row]:
+    """Return the rows of several tables as one, the last row of every key winning."""
+    latest: dict[tuple[Any, ...], Row] = {}
+    for table in tables:
+        for row in table:
+            latest[row.key()] = row
+    return list(latest.values())
+
+
+def table_path(path: str | Path) -> Path:
+    """Return the .jsonl file meant by a run folder or by a path to a table."""
+    path = Path(path)
+    return path if path.suffix == ".jsonl" else path / TABLE
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> None:
+    """Write a file under a temporary name and rename it, so that nobody ever sees half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data if isinstance(data, bytes) else data.encode())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _canonical(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _merge_protocols(file: Path, new: Mapping[str, Mapping[str, Any]]) -> None:
+    records = read_protocols(file.parent)
+    if all(digest in records for digest in new):
+        return
+    records.update({digest: dict(record) for digest, record in new.items()})
+    write_atomic(file, json.dumps(records, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def _drop_torn_line(table: Path) -> None:
+    """Cut what a killed writer left of a line; the lock is held, so nobody is writing it now."""
+    if not table.is_file():
+        return
+    data = table.read_bytes()
+    if data and not data.endswith(b"\n"):
+        os.truncate(table, data.rfind(b"\n") + 1)
+
+
+def _parse(line: bytes, table: Path, number: int) -> Row:
+    try:
+        values = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{table}, line {number}: not JSON; is this a results table?") from error
+    if not isinstance(values, dict) or "metric" not in values:
+        raise UserError(f"{table}, line {number}: not a row of results (no 'metric' column)")
+    foreign = sorted(set(values) - set(_COLUMNS))
+    if foreign:
+        raise UserError(f"{table}, line {number}: unknown columns {', '.join(foreign)}; is this a results table of ours?")
+    value = values.get("value")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise UserError(f"{table}, line {number}: value {value!r} is not a number")
+    return Row(**values)
+
+
+@contextlib.contextmanager
+def _locked(table: Path) -> Iterator[None]:
+    with open(table.with_name(f".{table.name}.lock"), "a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)

@@ -1,0 +1,68 @@
+"""The embedded teacher: a 252k-parameter ViT trained on digits without labels, and its untrained twin, the control.
+
+Patch features are z-scored per channel over the training images: without it a few channels dominate every cosine.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from repa_eval.data._registry import load_data, to_signed
+from repa_eval.errors import Failure, UserError
+from repa_eval.hashing import digest_module
+from repa_eval.models.conv_vit import ConvViT, ConvViTConfig
+from repa_eval.teachers._registry import Teacher, Tokens, teacher
+
+WEIGHTS = "digits-vit.safetensors"
+RANDOM_SEED = 0
+
+
+class DigitsViT(Teacher):
+    """ConvViT as teacher: tokens (B, 16, 96) of 8x8 grey images, z-scored per channel."""
+
+    def __init__(self, name: str, network: ConvViT) -> None:
+        super().__init__()
+        self.name = name
+        self.network = network
+        self.width = network.config.hidden_size
+        self.digest = digest_module(network)
+
+    def forward(self, images: Tensor) -> Tokens:
+        """Return Tokens for uint8 images (B, 1, 8, 8)."""
+        side, channels = self.network.config.input_size, self.network.config.in_channels
+        if images.shape[1:] != (channels, side, side):
+            given = "x".join(map(str, images.shape[1:]))
+            raise UserError(f"teacher {self.name} reads {channels}x{side}x{side} images, not {given}")
+        tokens, _ = self.network(to_signed(images))
+        scaled = (tokens - self.network.feature_mean) / self.network.feature_std
+        return Tokens(patches=scaled[:, 1:], cls=scaled[:, 0])
+
+
+@teacher("digits-vit")
+def digits_vit(name: str, weights: Path | None) -> Teacher:
+    """Return the self-supervised teacher; its weights ship with the package."""
+    network = ConvViT(ConvViTConfig())
+    path = Path(str(files("repa_eval") / "weights" / WEIGHTS)) if weights is None else weights
+    try:
+        network.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise Failure(f"teacher {name}: {path} does not hold its weights ({first})") from error
+    return DigitsViT(name, network)
+
+
+@teacher("digits-vit-random")
+def digits_vit_random(name: str, weights: Path | None) -> Teacher:
+    """Return the control: the same network with random weights, its normalisation statistics calibrated."""
+    if weights is not None:
+        raise UserError(f"teacher {name} has random weights by definition; leave --teacher-weights out")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        network = ConvViT(ConvViTConfig())
+    network.calibrate(to_signed(torch.from_numpy(load_data("digits", "train").images)))
+    return DigitsViT(name, network)

@@ -1,0 +1,269 @@
+"""The trainer: one loop, read from top to bottom. It knows no method by name.
+
+Order, noise, times and label drops are functions of (seed, step, position in the batch): the same for any number of
+processes, and a resumed run equals one that never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from repa_eval import seeding
+from repa_eval.data._registry import Images, load_data
+from repa_eval.errors import Failure, UserError
+from repa_eval.models._registry import find_preset
+from repa_eval.results import Row
+from repa_eval.teachers._registry import Teacher, load_teacher
+from repa_eval.train import batches, state
+from repa_eval.train.methods.base import Batch, Method, name_of
+from repa_eval.train.recipe import Recipe, Settings
+from repa_eval.train.writer import Writer
+
+Monitor = Callable[[int, nn.Module], Iterable[Row]]
+
+
+class Interrupted(Exception):
+    """Training was stopped by the user; everything is saved."""
+
+
+class Objective(nn.Module):
+    """Model, extras and method as one module, so that a wrapper such as DDP sees a single forward."""
+
+    def __init__(self, model: nn.Module, extras: nn.ModuleDict, method: Method) -> None:
+        super().__init__()
+        self.model = model
+        self.extras = extras
+        self.method = method
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return the method's terms, each reduced to its mean."""
+        batch.modules = self.extras
+        return {name: term.mean() for name, term in self.method.losses(self.model, batch, step).items()}
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    monitors: Sequence[Monitor] = (),
+    resume: bool = False,
+    device: str = "auto",
+    progress: bool = True,
+    labels: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train a recipe into the folder `out` (what lies there: product.md 7) and return its last checkpoint.
+
+    monitors: called with (step, averaged model) every evaluation.eval_every steps and after the last; their rows are
+    appended to results.jsonl. resume: continue from the last checkpoint, or start where nothing is there.
+    labels: further entries of run.json, for the report. Raises Interrupted after Ctrl-C, everything saved.
+    """
+    run, settings = Path(out), recipe.settings
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=device == "cpu")
+    share = batches.share_of(settings.batch_size, accelerator, settings.gradient_accumulation)
+    previous = _open_run(run, recipe, resume)
+    lock = state.lock_run(run) if accelerator.is_main_process else contextlib.nullcontext()
+
+    images = load_data(settings.data, settings.split)
+    teachers = [load_teacher(name).to(accelerator.device) for name in recipe.method.teachers()]
+    recipe, objective = build(recipe, images, teachers)
+    ema = state.average_of(objective.model)
+    optimizer = settings.optim.build(recipe.method.trainable(objective.model, objective.extras))
+    step = 0 if previous is None else _restore(previous, objective, ema, optimizer)
+    ema.to(accelerator.device)
+    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    writer = Writer(run, recipe, _record(recipe, run, labels)) if accelerator.is_main_process else None
+    seconds = writer.seconds(step) if writer else 0.0
+    torch.manual_seed(seeding.derive(settings.seed, "torch", step))  # nothing of ours draws from it; a plug-in might
+
+    if writer:
+        writer.start()
+    bar = _bar(recipe, step, shown=progress and writer is not None)
+    with lock, bar, _interruptible() as interrupted:
+        for fetched in batches.loader(images, recipe, step, share):
+            began = time.perf_counter()
+            parts = batches.parts(fetched, recipe, step, share, teachers, accelerator.device)
+            terms, norm = update(accelerator, wrapped, parts, step, optimizer, ema, settings)
+            step += 1
+            seconds += time.perf_counter() - began
+
+            done = step == settings.max_steps
+            stopped = interrupted() and not done
+            if writer and (done or step % settings.log_every == 0):
+                values = _curve_values(terms, norm, optimizer, seconds, step)
+                writer.curves(step, values)
+                bar.set_postfix({name: f"{value:.3f}" for name, value in values.items() if name.endswith("loss")})
+            if accelerator.is_main_process and (done or stopped or step % settings.checkpoint_every == 0):
+                _save(run, accelerator, wrapped, ema, optimizer, step, recipe)
+            if stopped:
+                break
+            if writer and (done or _due(step, settings.evaluation.eval_every)):
+                for monitor in monitors:
+                    writer.rows(monitor(step, ema.eval()))
+            bar.update()
+    accelerator.wait_for_everyone()
+    finished = step >= settings.max_steps
+    if writer:
+        writer.finish("done" if finished else "interrupted", step)
+    if not finished:
+        raise Interrupted(f"stopped at step {step}; everything is saved")
+    return state.checkpoint_path(run, step)
+
+
+def build(recipe: Recipe, images: Images, teachers: Sequence[Teacher]) -> tuple[Recipe, Objective]:
+    """Return the recipe with its architecture resolved against data and teachers, and the fresh objective."""
+    channels, height, width = images.shape
+    if height != width:
+        raise UserError(f"data {images.name}: images of {height}x{width}; the models take square ones")
+    names = {field.name for field in dataclasses.fields(recipe.architecture)}
+    of_data = {"input_size": height, "in_channels": channels, "num_classes": images.num_classes}
+    config = dataclasses.replace(recipe.architecture, **{k: v for k, v in of_data.items() if k in names})
+    config = recipe.method.architecture(config, [teacher.width for teacher in teachers])
+    architecture, _ = find_preset(recipe.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeding.derive(recipe.settings.seed, "weights"))
+        model = architecture.build(config)
+        extras = recipe.method.modules(model)
+    return dataclasses.replace(recipe, architecture=config), Objective(model, extras, recipe.method)
+
+
+def update(
+    accelerator: Accelerator,
+    wrapped: nn.Module,
+    parts: Iterable[Batch],
+    step: int,
+    optimizer: torch.optim.Optimizer,
+    ema: nn.Module,
+    settings: Settings,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Take one optimisation step; return its terms (means over all processes) and the gradient norm before clipping.
+
+    Order as in REPA's trainer: backward, clip, optimiser, average.
+    """
+    wrapped.train()
+    terms: dict[str, Tensor] = {}
+    for group in optimizer.param_groups:
+        group["lr"] = settings.optim.rate(step, settings.max_steps)
+    for batch in parts:
+        batch.ema = ema
+        with accelerator.autocast():
+            part = {name: term / settings.gradient_accumulation for name, term in wrapped(batch, step).items()}
+        accelerator.backward(torch.stack(list(part.values())).sum())
+        terms = {name: terms.get(name, 0) + term.detach() for name, term in part.items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = accelerator.clip_grad_norm_(parameters, settings.optim.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    model = accelerator.unwrap_model(wrapped).model
+    state.update_average(ema, model, settings.ema.decay(step, settings.max_steps))
+    if accelerator.num_processes > 1:
+        terms = accelerator.reduce(terms, reduction="mean")
+    return terms, norm
+
+
+def _open_run(run: Path, recipe: Recipe, resume: bool) -> Path | None:
+    """Return the checkpoint to continue from; UserError if the folder holds something that would be lost."""
+    record = state.read_run(run)
+    if record is None:
+        if run.is_dir() and any(path.name[0] != "." for path in run.iterdir()):
+            raise UserError(f"{run} is not empty and holds no run; choose another --out")
+        return None
+    ours = (recipe.name, name_of(recipe.method))
+    theirs = (record.get("recipe"), record.get("method"))
+    if theirs != ours:
+        raise UserError(f"{run} holds another run ({theirs[0]}, method {theirs[1]}); choose another --out")
+    if not resume:
+        raise UserError(f"{run} holds this run already ({record.get('status')}); add --resume or choose another --out")
+    return state.latest_checkpoint(run)
+
+
+def _restore(path: Path, objective: Objective, ema: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put a checkpoint's state into the fresh objects and return its step."""
+    saved = state.load_checkpoint(path)
+    try:
+        objective.model.load_state_dict(saved["model"])
+        ema.load_state_dict(saved["ema"])
+        objective.extras.load_state_dict(saved["method"])
+        optimizer.load_state_dict(saved["opt"])
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{path} belongs to other settings: {str(error).splitlines()[0]}") from error
+    return int(saved["step"])
+
+
+def _save(
+    run: Path, accelerator: Accelerator, wrapped: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer,
+    step: int, recipe: Recipe,
+) -> None:
+    bare = accelerator.unwrap_model(wrapped)
+    rng = {"seed": recipe.settings.seed, "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}
+    states = (bare.model.state_dict(), ema.state_dict(), bare.extras.state_dict(), optimizer.state_dict())
+    values = (*states, step, rng, recipe.to_dict())
+    state.save_checkpoint(state.checkpoint_path(run, step), dict(zip(state.KEYS, values, strict=True)))
+
+
+def _record(recipe: Recipe, run: Path, labels: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "run": run.name,
+        "recipe": recipe.name,
+        "description": recipe.settings.description,
+        "method": name_of(recipe.method),
+        "system": recipe.method.systems[0] if recipe.method.systems else None,
+        "systems": list(recipe.method.systems),
+        "teacher": ",".join(recipe.method.teachers()) or None,
+        "aligned_layer": recipe.method.aligned_layer(),
+        "max_steps": recipe.settings.max_steps,
+        "seed": recipe.settings.seed,
+        "train_seed": recipe.settings.seed,
+        **(labels or {}),
+    }
+
+
+def _curve_values(
+    terms: Mapping[str, Tensor], norm: Tensor, optimizer: torch.optim.Optimizer, seconds: float, step: int
+) -> dict[str, float]:
+    values = {name: float(term) for name, term in terms.items()}
+    values = {"loss": sum(values.values()), **values, "grad_norm": float(norm)}
+    if not torch.tensor(list(values.values())).isfinite().all():
+        raise Failure(f"step {step}: a loss is not finite ({values}); the checkpoints before it are kept")
+    return {**values, "learning_rate": optimizer.param_groups[0]["lr"], "train_seconds": seconds}
+
+
+def _bar(recipe: Recipe, step: int, *, shown: bool) -> tqdm[Any]:
+    quiet = None if shown else True  # None: only where stderr is a terminal
+    return tqdm(
+        total=recipe.settings.max_steps, initial=step, desc=recipe.name, disable=quiet, leave=False, mininterval=0.5
+    )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether Ctrl-C was pressed; a second press interrupts at once."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+
+    def press(_signal: int, _frame: Any) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)

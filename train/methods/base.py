@@ -1,0 +1,93 @@
+"""The contract of a training method: one file, one decorator, one frozen dataclass.
+
+Methods are final: none inherits from another; what two of them share is a function in train/losses.py.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from repa_eval.registry import Registry
+
+C = TypeVar("C", bound=type)
+
+
+@dataclass
+class Batch:
+    """What a method gets to compute its losses from.
+
+    x: clean latents (B, C, H, W), float32.   y: labels (B,), int64.   images: uint8 (B, C, H, W).
+    teachers: patch tokens (B, T, D) of every teacher, empty where `active(step)` is false.
+    draws: every random tensor of the step, made by `draws()`.
+    modules: the trainable extras made by `modules()`.   ema: the averaged model, for methods that learn from it.
+    """
+
+    x: Tensor
+    y: Tensor
+    images: Tensor
+    teachers: list[Tensor] = field(default_factory=list)
+    draws: dict[str, Tensor] = field(default_factory=dict)
+    modules: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    ema: nn.Module | None = None
+
+
+class Method(ABC):
+    """A training method. Its options are the fields of the dataclass."""
+
+    systems: ClassVar[tuple[str, ...]] = ()  # names under which checkpoints of it are known
+    paper: ClassVar[str] = ""  # arXiv number
+    needs: ClassVar[frozenset[str]] = frozenset({"labels"})  # of "labels", "ema"
+    samples: ClassVar[bool] = True  # whether images can be generated from its model
+
+    def teachers(self) -> list[str]:
+        """Return the names of the frozen encoders whose tokens the losses read."""
+        return []
+
+    def architecture(self, config: Any, widths: Sequence[int]) -> Any:
+        """Return the model's config as this method changes it; widths: feature sizes of the teachers."""
+        return config
+
+    def aligned_layer(self) -> int | None:
+        """Return the number of the block whose output is aligned with a teacher, if one is."""
+        return None
+
+    def modules(self, model: nn.Module) -> nn.ModuleDict:
+        """Return the trainable extras beside the model; they are saved with the checkpoint."""
+        return nn.ModuleDict()
+
+    def active(self, step: int) -> bool:
+        """Return whether the teachers are needed at this step."""
+        return True
+
+    def trainable(self, model: nn.Module, modules: nn.ModuleDict) -> Iterable[nn.Parameter]:
+        """Yield the parameters to optimise."""
+        yield from (p for p in (*model.parameters(), *modules.parameters()) if p.requires_grad)
+
+    @abstractmethod
+    def draws(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """Return every random tensor of a step, row i from generator i; nothing random happens elsewhere."""
+
+    @abstractmethod
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return named, weighted terms, a scalar or one value per sample; the sum of their means is optimised."""
+
+
+METHODS: Registry[type[Method]] = Registry(
+    "method", "repa_eval.train.methods", group="repa_eval.methods", skip=("base",)
+)
+
+
+def method(name: str) -> Callable[[C], C]:
+    """Register a Method class; it is returned unchanged."""
+    return METHODS.register(name)
+
+
+def name_of(chosen: Method) -> str:
+    """Return the registered name of a method object."""
+    return next(name for name, cls in METHODS.items() if cls is type(chosen))

@@ -1,0 +1,64 @@
+"""The optimiser and its schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from repa_eval.config import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """AdamW as REPA sets it (its train.py): constant rate, no weight decay, clip at 1."""
+
+    learning_rate: float = option(1e-4, help="peak learning rate")
+    schedule: str = option("constant", help="after the warm-up", choices=("constant", "cosine"))
+    warmup_steps: int = option(0, help="steps of linear warm-up")
+    adam_beta1: float = option(0.9, help="AdamW's first beta")
+    adam_beta2: float = option(0.999, help="AdamW's second beta")
+    adam_epsilon: float = option(1e-8, help="AdamW's epsilon")
+    weight_decay: float = option(0.0, help="AdamW's weight decay")
+    max_grad_norm: float = option(1.0, help="gradients are clipped to this global norm")
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+        """Return AdamW over `parameters`."""
+        return torch.optim.AdamW(
+            list(parameters),
+            lr=self.learning_rate,
+            betas=(self.adam_beta1, self.adam_beta2),
+            eps=self.adam_epsilon,
+            weight_decay=self.weight_decay,
+            fused=True,  # one kernel a tensor on CPU and CUDA; a loop over small tensors costs more than the update
+        )
+
+    def rate(self, step: int, max_steps: int) -> float:
+        """Return the learning rate of update number `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.learning_rate
+        done = (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    """Exponential moving average of all named parameters (REPA: 0.9999 from the first step on)."""
+
+    ema_decay: float = option(0.9999, help="decay of the averaged weights")
+    ema_schedule: str = option(
+        "constant", help="ramp: min(decay, (1 + i)/(10 + i)); cosine: decay -> 1", choices=("constant", "ramp", "cosine")
+    )
+
+    def decay(self, step: int, max_steps: int) -> float:
+        """Return the decay of update number `step`, counted from 0."""
+        if self.ema_schedule == "ramp":
+            return min(self.ema_decay, (1 + step) / (10 + step))
+        if self.ema_schedule == "cosine":
+            return 1 - (1 - self.ema_decay) * 0.5 * (1 + math.cos(math.pi * step / max(1, max_steps)))
+        return self.ema_decay

@@ -1,0 +1,123 @@
+"""The recipe: every setting of a run. Defaults live here and in the dataclasses that it holds, nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from repa_eval.config import from_dict, full_key, nest, option, to_dict
+from repa_eval.errors import UserError, unknown
+from repa_eval.models._registry import find_preset
+from repa_eval.train.methods.base import METHODS, Method, name_of
+from repa_eval.train.optim import Average, Optim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What the trainer measures of itself."""
+
+    eval_every: int = option(0, help="steps between measurements of sample quality; 0 = never")
+    num_samples: int = option(512, help="samples per measurement")
+    num_steps: int = option(16, help="ODE steps per sample")
+    final_samples: int = option(0, help="samples of the measurement after the last step; 0 = none")
+    final_num_steps: int = option(25, help="ODE steps of that measurement")
+    extractor: str = option("digits", help="network that judges the samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The fields of a recipe that do not depend on the method or the model."""
+
+    description: str = option("", help="one sentence")
+    data: str = option("digits", help="training data")
+    split: str = option("train", help="split of the data")
+    batch_size: int = option(256, help="images per step over all processes")
+    max_steps: int = option(400_000, help="training steps")
+    checkpoint_every: int = option(50_000, help="steps between checkpoints")
+    log_every: int = option(10, help="steps between points of the training curves")
+    seed: int = option(0, help="seed of weights, order, noise, times and label drops")
+    mixed_precision: str = option("no", help="accelerate's mixed precision", choices=("no", "fp16", "bf16"))
+    gradient_accumulation: int = option(1, help="parts that a process splits its batch into")
+    num_workers: int = option(0, help="processes that read images")
+    optim: Optim = Optim()
+    ema: Average = Average()
+    evaluation: Evaluation = Evaluation()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A run: the settings, the method with its options, and the model's architecture."""
+
+    name: str
+    settings: Settings
+    method: Method
+    model: str  # a size, such as SiT-XL/2
+    architecture: Any  # the config of that model
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved tree: what recipe.yaml, a checkpoint and --dry-run show."""
+        head = {"name": self.name, "method": name_of(self.method), "model": self.model}
+        tree = {"options": to_dict(self.method), "architecture": to_dict(self.architecture)}
+        return {**head, **to_dict(self.settings), **tree}
+
+
+def builtin_recipes() -> dict[str, Path]:
+    """Return name -> file of the recipes that ship with the package."""
+    folder = Path(str(files("repa_eval.train") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_recipe(name_or_file: str) -> dict[str, Any]:
+    """Return the tree of a shipped recipe or of a YAML file, its name put in."""
+    path = builtin_recipes().get(name_or_file, Path(name_or_file))
+    if not path.is_file():
+        raise unknown("recipe", name_or_file, builtin_recipes())
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {name_or_file!r} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"recipe {name_or_file!r} holds no keys")
+    return {"name": path.stem, **tree}
+
+
+def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Return the recipe of a tree with overrides ("a.b" or a bare unique key) put on top.
+
+    Order: default < recipe file < override. Where an override changes the method, the recipe's options that the new
+    method does not have are left out; where it changes the model, so is the recipe's architecture.
+    UserError names the key that is unknown, ambiguous or of a wrong type.
+    """
+    tree, overrides = dict(tree), dict(overrides or {})
+    name = str(tree.pop("name", "unnamed"))
+    options, architecture = (dict(tree.pop(part, None) or {}) for part in ("options", "architecture"))
+    method_name, method_changed = _choose("method", "repa", tree, overrides)
+    model_name, model_changed = _choose("model", "SiT-XL/2", tree, overrides)
+    method, (_, config) = METHODS.get(method_name)(), find_preset(model_name)
+    if method_changed:
+        options = {key: value for key, value in options.items() if key in to_dict(method)}
+        name = f"{name}-{method_name}"
+    if model_changed:
+        architecture = {}
+    settings = from_dict(Settings(), tree)
+    method = from_dict(method, options, where="options")
+    config = from_dict(config, architecture, where="architecture")
+    whole = {**to_dict(settings), "options": to_dict(method), "architecture": to_dict(config)}
+    given = nest({full_key(key, whole): value for key, value in overrides.items()})
+    method = from_dict(method, given.pop("options", {}), where="options")
+    config = from_dict(config, given.pop("architecture", {}), where="architecture")
+    return Recipe(
+        name=name, settings=from_dict(settings, given), method=method, model=model_name, architecture=config
+    )
+
+
+def _choose(key: str, default: str, tree: dict[str, Any], overrides: dict[str, Any]) -> tuple[str, bool]:
+    """Take `key` out of both; return its value and whether the override differs from what the recipe says."""
+    own = str(tree.pop(key, default))
+    chosen = str(overrides.pop(key, own))
+    return chosen, chosen != own

@@ -1,0 +1,59 @@
+"""What a run writes of itself: recipe.yaml, run.json, the table of results and the training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from repa_eval import results
+from repa_eval.results import CURVES, Row, make_row
+from repa_eval.train import state
+from repa_eval.train.recipe import Recipe
+
+
+class Writer:
+    """Appends rows once: a resumed run repeats the steps after its last checkpoint, and their rows are there already."""
+
+    def __init__(self, run: Path, recipe: Recipe, record: Mapping[str, Any]) -> None:
+        self.run = run
+        self.recipe = recipe
+        self.record = dict(record)
+        self._tables = {name: _read(run, name) for name in (results.TABLE, CURVES)}
+
+    def start(self) -> None:
+        """Write the resolved recipe and run.json."""
+        results.write_atomic(self.run / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+        state.write_run(self.run, {**self.record, "status": "running"})
+
+    def finish(self, status: str, step: int) -> None:
+        """Write how the run ended into run.json."""
+        state.write_run(self.run, {**self.record, "status": status, "step": step})
+
+    def rows(self, rows: Iterable[Row]) -> None:
+        """Append measured rows that are not in results.jsonl yet."""
+        self._append(results.TABLE, rows)
+
+    def curves(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one point of every training curve."""
+        common = {key: self.record[key] for key in ("run", "system", "method", "train_seed")}
+        self._append(CURVES, [make_row(metric=name, value=value, step=step, **common) for name, value in values.items()])
+
+    def seconds(self, step: int) -> float:
+        """Return the training seconds up to `step`, as far as the curves tell."""
+        points = [row for row in self._tables[CURVES].values() if row.metric == "train_seconds"]
+        known = [(row.step or 0, row.value or 0.0) for row in points if (row.step or 0) <= step]
+        return max(known)[1] if known else 0.0
+
+    def _append(self, table: str, rows: Iterable[Row]) -> None:
+        known = self._tables[table]
+        new = [row for row in rows if row.key() not in known]
+        results.append(self.run / table, new)
+        known.update({row.key(): row for row in new})
+
+
+def _read(run: Path, table: str) -> dict[tuple[Any, ...], Row]:
+    path = run / table
+    return {row.key(): row for row in results.read(path)} if path.is_file() else {}

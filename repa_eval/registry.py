@@ -101,7 +101,9 @@ class Registry(Generic[T]):
         added = sorted(set(self._objects) - before)
         if len(added) != 1:
             found = ", ".join(added) or "nothing"
-            raise UserError(f"{self.kind} file {str(path)!r} must register exactly one {self.kind}; it registers {found}")
+            raise UserError(
+                f"{self.kind} file {str(path)!r} must register exactly one {self.kind}; it registers {found}"
+            )
         return added[0]
 
     def _load(self) -> None:

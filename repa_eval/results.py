@@ -204,7 +204,9 @@ def _parse(line: bytes, table: Path, number: int) -> Row:
         raise UserError(f"{table}, line {number}: not a row of results (no 'metric' column)")
     foreign = sorted(set(values) - set(_COLUMNS))
     if foreign:
-        raise UserError(f"{table}, line {number}: unknown columns {', '.join(foreign)}; is this a results table of ours?")
+        raise UserError(
+            f"{table}, line {number}: unknown columns {', '.join(foreign)}; is this a results table of ours?"
+        )
     value = values.get("value")
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
         raise UserError(f"{table}, line {number}: value {value!r} is not a number")

@@ -202,8 +202,13 @@ def _restore(path: Path, objective: Objective, ema: nn.Module, optimizer: torch.
 
 
 def _save(
-    run: Path, accelerator: Accelerator, wrapped: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer,
-    step: int, recipe: Recipe,
+    run: Path,
+    accelerator: Accelerator,
+    wrapped: nn.Module,
+    ema: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    recipe: Recipe,
 ) -> None:
     bare = accelerator.unwrap_model(wrapped)
     rng = {"seed": recipe.settings.seed, "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}

@@ -58,5 +58,8 @@ def cosine_alignment(targets: Sequence[Tensor], projected: Sequence[Tensor]) -> 
 
     targets, projected: one (B, T, D) per teacher. Norms are taken in float32: fp16 norms overflow into NaN.
     """
-    cosines = [F.cosine_similarity(z.float(), h.float(), dim=-1, eps=1e-12).mean() for z, h in zip(targets, projected, strict=True)]
+    cosines = [
+        F.cosine_similarity(z.float(), h.float(), dim=-1, eps=1e-12).mean()
+        for z, h in zip(targets, projected, strict=True)
+    ]
     return -torch.stack(cosines).mean()

@@ -52,7 +52,9 @@ class Average:
 
     ema_decay: float = option(0.9999, help="decay of the averaged weights")
     ema_schedule: str = option(
-        "constant", help="ramp: min(decay, (1 + i)/(10 + i)); cosine: decay -> 1", choices=("constant", "ramp", "cosine")
+        "constant",
+        help="ramp: min(decay, (1 + i)/(10 + i)); cosine: decay -> 1",
+        choices=("constant", "ramp", "cosine"),
     )
 
     def decay(self, step: int, max_steps: int) -> float:

@@ -61,7 +61,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved tree: what recipe.yaml, a checkpoint and --dry-run show."""
-        head = {"name": self.name, "method": name_of(self.method), "model": self.model}
+        systems = list(self.method.systems)
+        head = {"name": self.name, "method": name_of(self.method), "systems": systems, "model": self.model}
         tree = {"options": to_dict(self.method), "architecture": to_dict(self.architecture)}
         return {**head, **to_dict(self.settings), **tree}
 
@@ -95,6 +96,7 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None)
     """
     tree, overrides = dict(tree), dict(overrides or {})
     name = str(tree.pop("name", "unnamed"))
+    tree.pop("systems", None)  # follows from the method; a resolved recipe shows it
     options, architecture = (dict(tree.pop(part, None) or {}) for part in ("options", "architecture"))
     method_name, method_changed = _choose("method", "repa", tree, overrides)
     model_name, model_changed = _choose("model", "SiT-XL/2", tree, overrides)
@@ -111,9 +113,7 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None)
     given = nest({full_key(key, whole): value for key, value in overrides.items()})
     method = from_dict(method, given.pop("options", {}), where="options")
     config = from_dict(config, given.pop("architecture", {}), where="architecture")
-    return Recipe(
-        name=name, settings=from_dict(settings, given), method=method, model=model_name, architecture=config
-    )
+    return Recipe(name=name, settings=from_dict(settings, given), method=method, model=model_name, architecture=config)
 
 
 def _choose(key: str, default: str, tree: dict[str, Any], overrides: dict[str, Any]) -> tuple[str, bool]:

@@ -39,7 +39,9 @@ class Writer:
     def curves(self, step: int, values: Mapping[str, float]) -> None:
         """Append one point of every training curve."""
         common = {key: self.record[key] for key in ("run", "system", "method", "train_seed")}
-        self._append(CURVES, [make_row(metric=name, value=value, step=step, **common) for name, value in values.items()])
+        self._append(
+            CURVES, [make_row(metric=name, value=value, step=step, **common) for name, value in values.items()]
+        )
 
     def seconds(self, step: int) -> float:
         """Return the training seconds up to `step`, as far as the curves tell."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,22 @@ from torch import Tensor
 
 from repa_eval.errors import UserError
 from repa_eval.registry import Registry
+
+
+class ImageSource(Protocol):
+    """Images that can be fetched by index."""
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return (images uint8 (B, C, H, W), labels int64 (B,)) at `indices`."""
+
+    def digest(self) -> str:
+        """Return a short hash of the content."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +60,12 @@ class Images:
         """Return the first `count` images; UserError if there are fewer."""
         if count > len(self):
             raise UserError(f"{self.name}:{self.split} has {len(self)} images; {count} were asked for")
-        return Images(self.name, self.split, self.images[:count], self.labels[:count], self.num_classes, self.class_names)
+        return self.part(0, count)
+
+    def part(self, first: int, stop: int) -> Images:
+        """Return the images first..stop-1."""
+        images, labels = self.images[first:stop], self.labels[first:stop]
+        return Images(self.name, self.split, images, labels, self.num_classes, self.class_names)
 
     def digest(self) -> str:
         """Return the first 12 hex digits of the sha256 of shape, pixels and labels."""

@@ -118,4 +118,3 @@ class Affine:
 def affine(images: Tensor, ranges: Affine, gen: torch.Generator) -> Tensor:
     """Return images (N, C, S, S) moved by random affine maps."""
     return ranges.apply(images, ranges.draw(len(images), gen))
-

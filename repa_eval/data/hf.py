@@ -22,7 +22,9 @@ def load(name: str, split: str) -> Images:
         dataset = datasets.load_dataset(name, split=wanted)
     except (OSError, ValueError) as error:
         text = str(error).splitlines()[0]
-        raise Failure(f"cannot load data hf:{name} ({wanted}): {text}; without a network it must be in the cache") from error
+        raise Failure(
+            f"cannot load data hf:{name} ({wanted}): {text}; without a network it must be in the cache"
+        ) from error
     return read(dataset, name=f"hf:{name}", split=split)
 
 

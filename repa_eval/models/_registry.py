@@ -27,9 +27,7 @@ class Architecture:
         return from_dict(self.defaults, self.presets[size])
 
 
-MODELS: Registry[Architecture] = Registry(
-    "model", "repa_eval.models", group="repa_eval.models", skip=("layers",)
-)
+MODELS: Registry[Architecture] = Registry("model", "repa_eval.models", group="repa_eval.models", skip=("layers",))
 
 
 def model(name: str, *, defaults: Any, presets: Mapping[str, Mapping[str, Any]]) -> Callable[[type], type]:

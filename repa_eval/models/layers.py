@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from repa_eval.errors import UserError
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -33,9 +36,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, hidden_size: int, frequency_size: int = 256) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(frequency_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
+        self.mlp = nn.Sequential(nn.Linear(frequency_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
         self.frequency_size = frequency_size
 
     def forward(self, t: Tensor) -> Tensor:
@@ -96,3 +97,10 @@ def projector(width: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, out)
     )
+
+
+def check_taps(taps: Collection[int], depth: int) -> None:
+    """UserError unless every layer in `taps` exists in a model of `depth` blocks."""
+    for layer in taps:
+        if not 0 <= layer <= depth:
+            raise UserError(f"layer {layer}: this model has blocks 1..{depth}")

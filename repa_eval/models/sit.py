@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from repa_eval.config import option
 from repa_eval.errors import UserError
 from repa_eval.models._registry import model
-from repa_eval.models.layers import Attention, LabelEmbedder, TimestepEmbedder, modulate, projector, sincos_table
+from repa_eval.models.layers import (
+    Attention,
+    LabelEmbedder,
+    TimestepEmbedder,
+    check_taps,
+    modulate,
+    projector,
+    sincos_table,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +50,9 @@ _WIDTHS = {
     "L": {"depth": 24, "hidden_size": 1024, "num_heads": 16},
     "XL": {"depth": 28, "hidden_size": 1152, "num_heads": 16},
 }
-PRESETS = {f"SiT-{size}/{patch}": {**widths, "patch_size": patch} for size, widths in _WIDTHS.items() for patch in (2, 4, 8)}
+PRESETS = {
+    f"SiT-{size}/{patch}": {**widths, "patch_size": patch} for size, widths in _WIDTHS.items() for patch in (2, 4, 8)
+}
 PRESETS["SiT-digits/2"] = {"depth": 6, "hidden_size": 64, "num_heads": 4, "patch_size": 2, "projector_dim": 256}
 
 
@@ -55,9 +65,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(width, config.num_heads, qk_norm=config.qk_norm, fused_attn=config.fused_attn)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(
-            width, int(width * config.mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh"), drop=0.0
-        )
+        self.mlp = Mlp(width, int(width * config.mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh"), drop=0.0)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
@@ -144,19 +152,12 @@ class SiT(nn.Module):
         nn.init.xavier_uniform_(patch.weight.data.view(patch.weight.shape[0], -1))
         nn.init.zeros_(patch.bias)
         for weight in (
-            self.y_embedder.embedding_table.weight, self.t_embedder.mlp[0].weight, self.t_embedder.mlp[2].weight
+            self.y_embedder.embedding_table.weight,
+            self.t_embedder.mlp[0].weight,
+            self.t_embedder.mlp[2].weight,
         ):
             nn.init.normal_(weight, std=0.02)
         zeroed = [block.adaLN_modulation[-1] for block in self.blocks]
         for linear in (*zeroed, self.final_layer.adaLN_modulation[-1], self.final_layer.linear):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
-
-
-def check_taps(taps: Collection[int], depth: int) -> None:
-    """UserError unless every layer in `taps` exists in a model of `depth` blocks."""
-    for layer in taps:
-        if not 0 <= layer <= depth:
-            raise UserError(f"layer {layer}: this model has blocks 1..{depth}")
-
-

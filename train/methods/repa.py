@@ -55,8 +55,6 @@ class Repa(Method):
 
     def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return the velocity loss per sample and the weighted alignment."""
-        loss, hidden = velocity_loss(
-            model, batch, self.interpolant, cfg_prob=self.cfg_prob, taps=(self.encoder_depth,)
-        )
+        loss, hidden = velocity_loss(model, batch, self.interpolant, cfg_prob=self.cfg_prob, taps=(self.encoder_depth,))
         projected = [head(hidden[self.encoder_depth]) for head in model.projectors]
         return {"denoising_loss": loss, "proj_loss": self.proj_coeff * cosine_alignment(batch.teachers, projected)}

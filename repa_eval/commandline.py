@@ -1,0 +1,178 @@
+"""What both programs share: commands found in a folder, one-line errors, --json, options that every command takes."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from repa_eval.errors import UserError
+from repa_eval.results import Row, append, records_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+INTERRUPTED = 130
+
+
+class OneLine(click.Command):
+    """A command whose errors are one line on stderr: exit code 2 for wrong usage, 1 for a failure, 130 for Ctrl-C."""
+
+    def main(self, args: Sequence[str] | None = None, *positional: Any, **extra: Any) -> Any:
+        """Run, and turn what a user can cause into one line."""
+        standalone = extra.pop("standalone_mode", True)
+        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+        try:
+            result = super().main(args, *positional, standalone_mode=False, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.ctx.get_help())
+            result = 0
+        except click.ClickException as error:
+            _fail(_text(error), error.exit_code)
+        except UserError as error:
+            _fail(str(error), error.exit_code)
+        except (KeyboardInterrupt, click.Abort):
+            _fail("interrupted", INTERRUPTED)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` is no error
+            result = 0
+        except OSError as error:
+            if error.filename is None and error.errno is None:
+                raise
+            _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error), 1)
+        if standalone:
+            sys.exit(result if isinstance(result, int) else 0)
+        return result
+
+
+class Folder(OneLine, click.Group):
+    """A group whose commands are the modules of a package, each imported when it is called."""
+
+    def __init__(self, *args: Any, package: str = "repa_eval.commands", **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self.package = package
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the modules, without importing them."""
+        folder = Path(str(importlib.import_module(self.package).__file__)).parent
+        names = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
+        return sorted(name.removesuffix("_") for name in names)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of a module; UsageError with the nearest name if there is none."""
+        names = self.list_commands(ctx)
+        if cmd_name not in names:
+            near = difflib.get_close_matches(cmd_name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"unknown command {cmd_name!r}{hint} (known: {', '.join(names)})")
+        stem = f"{cmd_name}_" if cmd_name in ("list",) else cmd_name
+        command: click.Command = importlib.import_module(f"{self.package}.{stem}").command
+        return command
+
+
+def example(text: str) -> Callable[[F], F]:
+    """Return a decorator that puts a runnable example into the help."""
+
+    def attach(function: F) -> F:
+        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n\b\nExample:\n  {text}\n"
+        return function
+
+    return attach
+
+
+def computing(function: F) -> F:
+    """Add the options of every command that computes: --seed, --device, --batch-size, --quiet."""
+    for decorator in (
+        click.option("--quiet", is_flag=True, help="no progress on stderr"),
+        click.option(
+            "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="images per forward"
+        ),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N"),
+        click.option("--seed", type=int, default=0, show_default=True, help="seed of noise and labels"),
+    ):
+        function = decorator(function)
+    return function
+
+
+def measuring(function: F) -> F:
+    """Add the options of every command that measures: --rows and --json."""
+    function = click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")(function)
+    return click.option(
+        "--rows", type=click.Path(dir_okay=False, path_type=Path), help="append the rows to this table"
+    )(function)
+
+
+def opening(function: F) -> F:
+    """Add the options that open a checkpoint: --ckpt and --weights."""
+    function = click.option(
+        "--weights",
+        type=click.Choice(["ema", "online"]),
+        default="ema",
+        show_default=True,
+        help="averaged or trained weights",
+    )(function)
+    return click.option("--ckpt", required=True, help="checkpoint file")(function)
+
+
+def deliver(rows: Sequence[Row], *, to: Path | None, as_json: bool, show: Callable[[Sequence[Row]], str]) -> None:
+    """Append rows to a table if asked for, and print them: as JSON, or as `show` writes them."""
+    if to is not None:
+        append(to, rows)
+    if as_json:
+        notes = sorted({row.note for row in rows if row.note})
+        click.echo(
+            json.dumps({"rows": [asdict(row) for row in rows], "protocols": records_of(rows), "warnings": notes})
+        )
+    else:
+        click.echo(show(rows))
+
+
+def table(header: Sequence[str], body: Sequence[Sequence[object]]) -> str:
+    """Return lines with aligned columns."""
+    cells = [list(map(str, header)), *([str(cell) for cell in line] for line in body)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def parse_floats(text: str, what: str) -> list[float]:
+    """Return the numbers of "0.1,0.3"."""
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise UserError(f"{what} {text!r}: expected numbers joined by commas") from error
+
+
+def choose_device(name: str) -> str:
+    """Return the torch device for auto, cpu, cuda or cuda:N; UserError if it is not here."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
+        raise UserError(f"device {name!r}: choose auto, cpu, cuda or cuda:N")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"device {name!r}: no CUDA device is here; use --device cpu")
+    return name
+
+
+def _text(error: click.ClickException) -> str:
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        known = [name for parameter in error.ctx.command.params for name in parameter.opts]
+        near = difflib.get_close_matches(error.option_name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f" (known: {', '.join(sorted(known))})"
+        return f"no such option {error.option_name}{hint}"
+    return " ".join(error.format_message().split())
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    click.echo(f"error: {text}", err=True)
+    sys.exit(code)

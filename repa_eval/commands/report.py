@@ -1,0 +1,30 @@
+"""`repa-eval report`: one self-contained HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from repa_eval.commandline import OneLine, example
+from repa_eval.results import write_atomic
+
+
+@click.command(cls=OneLine)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="report.html", show_default=True)
+@click.option("--title", help="title of the page")
+@example("repa-eval report demo/vanilla demo/repa --out report.html")
+def command(runs: tuple[Path, ...], out: Path, title: str | None) -> None:
+    """Render the results of one or more run folders as one HTML file that opens offline."""
+    write_report(runs, out, title)
+    click.echo(str(out))
+
+
+def write_report(runs: tuple[Path, ...], out: Path, title: str | None = None) -> None:
+    """Render run folders to a file; nothing is written if that fails."""
+    from repa_eval.reports.html import collect, render
+
+    inputs = collect(runs)
+    extra = {} if title is None else {"title": title}
+    write_atomic(out, render(**inputs, **extra))

@@ -1,0 +1,56 @@
+"""The embedded judge: a small supervised classifier of digits, independent of every teacher."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from repa_eval.data._registry import to_signed
+from repa_eval.errors import Failure, UserError
+from repa_eval.extractors._registry import Extractor, Features, extractor
+from repa_eval.hashing import digest_module
+from repa_eval.models.cnn import CNN, CNNConfig
+
+WEIGHTS = "digits-judge.safetensors"
+
+
+class DigitsJudge(Extractor):
+    """64 features and 10 logits of 8x8 grey images."""
+
+    name = "digits"
+
+    def __init__(self, network: CNN) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.digest = digest_module(network)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        """Return Features of uint8 images (B, 1, 8, 8)."""
+        if images.shape[1:] != (1, 8, 8):
+            given = "x".join(map(str, images.shape[1:]))
+            raise UserError(f"extractor digits reads 1x8x8 images, not {given}; choose another --extractor")
+        device = next(self.network.parameters()).device
+        features = self.network.features(to_signed(images.to(device)))
+        return Features(features.cpu().numpy(), self.network.head(features).cpu().numpy())
+
+    def to(self, device: torch.device | str) -> DigitsJudge:
+        """Move the network."""
+        self.network.to(device)
+        return self
+
+
+@extractor("digits")
+def digits(weights: Path | None) -> Extractor:
+    """Return the judge; its weights ship with the package."""
+    network = CNN(CNNConfig())
+    path = Path(str(files("repa_eval") / "weights" / WEIGHTS)) if weights is None else weights
+    try:
+        network.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise Failure(f"extractor digits: {path} does not hold its weights ({first})") from error
+    return DigitsJudge(network)

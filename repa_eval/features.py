@@ -1,0 +1,63 @@
+"""Features of paired images: hidden states of a diffusion model per layer and time, and a teacher's patch tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from repa_eval.data._registry import ImageSource, to_signed
+from repa_eval.errors import UserError
+from repa_eval.interpolant import Interpolant
+from repa_eval.seeding import generators, normal
+from repa_eval.teachers._registry import Teacher
+
+Array = np.ndarray[Any, Any]
+
+
+@torch.no_grad()
+def hidden_features(
+    model: nn.Module,
+    images: ImageSource,
+    *,
+    layers: Sequence[int],
+    t: float,
+    interpolant: Interpolant,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> dict[int, Array]:
+    """Return {layer: (N, D) float32}: token means of the hidden states of noised images, all layers in one forward.
+
+    t: time in [0, 1], 1 = noise. The noise of image i depends on (seed, i) alone: the same for every layer, time and
+    checkpoint. The label is the null label, so that the class cannot leak into the features (REPA issues 24, 32).
+    """
+    if not 0.0 <= t <= 1.0:
+        raise UserError(f"timestep {t} is outside [0, 1] (0 = data, 1 = noise)")
+    device = next(model.parameters()).device
+    collected: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    model.eval()
+    for first in range(0, len(images), batch_size):
+        indices = range(first, min(first + batch_size, len(images)))
+        x = to_signed(images.fetch(indices)[0])
+        noise = normal(generators(seed, "align", indices), x.shape[1:])
+        times = torch.full((len(x),), t)
+        noisy = interpolant.mix(x, noise, times).to(device)
+        labels = torch.full((len(x),), model.null_label, device=device)
+        _, hidden = model(noisy, times.to(device), labels, taps=tuple(layers))
+        for layer in layers:
+            collected[layer].append(hidden[layer].float().mean(1).cpu())
+    return {layer: torch.cat(parts).numpy() for layer, parts in collected.items()}
+
+
+@torch.no_grad()
+def teacher_features(teacher: Teacher, images: ImageSource, *, batch_size: int = 256) -> Array:
+    """Return (N, D) float32: token means of the teacher's patch features of clean images."""
+    device = next(teacher.parameters()).device
+    parts = []
+    for first in range(0, len(images), batch_size):
+        pixels, _ = images.fetch(range(first, min(first + batch_size, len(images))))
+        parts.append(teacher(pixels.to(device)).patches.float().mean(1).cpu())
+    return torch.cat(parts).numpy()

@@ -1,0 +1,74 @@
+"""Checks that every metric makes of its input: arrays of finite numbers, with messages for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from repa_eval.errors import UserError
+
+Array = NDArray[Any]
+
+
+def matrix(name: str, values: ArrayLike, *, at_least: int = 1) -> Array:
+    """Return `values` as a float32 or float64 matrix (N, D) of finite numbers.
+
+    float16 becomes float32, integers become float64. UserError: not two axes, fewer than `at_least` rows, no
+    column, not real numbers, NaN or infinity.
+    """
+    array = np.asarray(values)
+    if array.ndim != 2:
+        raise UserError(f"{name} has shape {array.shape}; needed is a matrix (samples, features)")
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"{name} has dtype {array.dtype}; allowed are float32 and float64")
+    if len(array) < at_least or array.shape[1] == 0:
+        raise UserError(f"{name} has shape {array.shape}; needed are at least {at_least} rows and one column")
+    array = array.astype(_working_dtype(array.dtype), copy=False)
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
+        raise UserError(
+            f"{name} has NaN or infinity in {len(bad)} of {len(array)} rows, first in row {bad[0]}; remove these rows"
+        )
+    return array
+
+
+def paired(x: ArrayLike, y: ArrayLike, *, at_least: int) -> tuple[Array, Array]:
+    """Return x (N, D1) and y (N, D2) checked by `matrix`; UserError where their numbers of rows differ."""
+    first, second = matrix("x", x, at_least=at_least), matrix("y", y, at_least=at_least)
+    if len(first) != len(second):
+        raise UserError(f"x has {len(first)} rows and y {len(second)}; row i of both must be the same sample")
+    return first, second
+
+
+def same_width(real: ArrayLike, fake: ArrayLike, *, at_least: int) -> tuple[Array, Array]:
+    """Return real (N, D) and fake (M, D) checked by `matrix` and in one dtype; UserError where their widths differ."""
+    first, second = matrix("real", real, at_least=at_least), matrix("fake", fake, at_least=at_least)
+    if first.shape[1] != second.shape[1]:
+        raise UserError(
+            f"real has {first.shape[1]} features and fake {second.shape[1]}; extract both with the same network"
+        )
+    dtype = np.result_type(first, second)
+    return first.astype(dtype, copy=False), second.astype(dtype, copy=False)
+
+
+def neighbour_count(k: int, n: int, *, least: int = 1) -> None:
+    """Raise UserError unless `least` <= k <= n - 1: a sample has only n - 1 others."""
+    if k < least:
+        raise UserError(f"k={k}: at least {least} neighbours are needed")
+    if n <= k:
+        raise UserError(f"k={k} neighbours need more than {k} samples; given are {n}: lower k or add samples")
+
+
+def is_constant(x: Array) -> bool:
+    """Whether all rows of x (N, D) are the same up to the rounding of its dtype: no metric is defined on these."""
+    spread = float(np.ptp(x, axis=0).max())
+    return spread <= 4.0 * float(np.finfo(x.dtype).eps) * float(np.abs(x).max())
+
+
+def _working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    if dtype.kind == "f" and dtype.itemsize <= 4:
+        return np.dtype(np.float32)
+    return np.dtype(np.float64)

@@ -1,0 +1,75 @@
+"""Inception score: exp of the mean KL divergence from p(y | x) to the mean of p (Salimans et al. 2016, 1606.03498).
+
+Three published rules that differ in how the samples are cut into splits. All of them in float64 from log-probabilities,
+where a class of vanishing probability adds 0 and not NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import log_softmax, logsumexp  # type: ignore[import-untyped]
+
+from repa_eval.errors import UserError
+from repa_eval.metrics._checks import Array, matrix
+from repa_eval.metrics._registry import sample_metric
+
+
+@sample_metric("inception_score", needs="logits")
+def inception_score(real: ArrayLike | None, fake: ArrayLike) -> dict[str, float]:
+    """Return {"is": score} of the logits fake (N, K) by ADM's rule; the real ones are not used and may be None."""
+    return {"is": inception_score_adm(fake)}
+
+
+def inception_score_adm(logits: ArrayLike, *, split_size: int = 5000) -> float:
+    """Return the score of logits (N, K) as openai/guided-diffusion takes it; 1..K.
+
+    Consecutive splits of `split_size` samples in the given order, the last may be short; their mean. Samples sorted
+    by class lower it: keep their order random or balanced.
+    """
+    logits = matrix("logits", logits)
+    if split_size < 1:
+        raise UserError(f"split_size={split_size}: a split needs at least one sample")
+    edges = [*range(0, len(logits), split_size), len(logits)]
+    return _over_splits(logits, edges)[0]
+
+
+def inception_score_torch_fidelity(logits: ArrayLike, *, splits: int = 10, shuffle: bool = True) -> tuple[float, float]:
+    """Return mean and population standard deviation over the splits of logits (N, K), as torch-fidelity 0.4.0 does.
+
+    shuffle: order of RandomState(2020). Split i is [i N // splits, (i + 1) N // splits).
+    """
+    logits = _ordered(logits, splits=splits, shuffle=shuffle)
+    edges = [i * len(logits) // splits for i in range(splits + 1)]
+    return _over_splits(logits, edges)
+
+
+def inception_score_dgm(logits: ArrayLike, *, splits: int = 10) -> tuple[float, float]:
+    """Return mean and population standard deviation over the splits of logits (N, K), as layer6ai-labs/dgm-eval does.
+
+    Order of RandomState(2020); each split has N // splits samples, the rest is dropped.
+    """
+    logits = _ordered(logits, splits=splits, shuffle=True)
+    size = len(logits) // splits
+    return _over_splits(logits, [i * size for i in range(splits + 1)])
+
+
+def _ordered(logits: ArrayLike, *, splits: int, shuffle: bool) -> Array:
+    array = matrix("logits", logits)
+    if not 1 <= splits <= len(array):
+        raise UserError(f"splits={splits}: allowed are 1..{len(array)}, the number of samples")
+    return array[np.random.RandomState(2020).permutation(len(array))] if shuffle else array
+
+
+def _over_splits(logits: Array, edges: Sequence[int]) -> tuple[float, float]:
+    scores = [_score(logits[start:stop]) for start, stop in pairwise(edges)]
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def _score(logits: Array) -> float:
+    log_p = log_softmax(logits.astype(np.float64), axis=1)  # (N, K)
+    log_mean = logsumexp(log_p, axis=0) - np.log(len(log_p))  # (K,)
+    return float(np.exp((np.exp(log_p) * (log_p - log_mean)).sum(axis=1).mean()))

@@ -1,0 +1,27 @@
+"""Mutual k-NN: how many of its nearest neighbours a sample keeps from one representation to the other.
+
+platonic-rep @ dcd76ba; arXiv 2405.07987, section 3.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from repa_eval.metrics._lists import neighbour_lists
+from repa_eval.metrics._registry import alignment_metric
+
+
+@alignment_metric("mutual_knn")
+def mutual_knn(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
+    """Return the mean share (0..1) of the k neighbours in x (N, D1) that are neighbours in y (N, D2) too.
+
+    Neighbours by raw inner product, self excluded. Independent features give k / (N - 1). NaN for constant features.
+    UserError: N <= k, k < 1, unequal N, NaN or infinity.
+    """
+    lists = neighbour_lists(x, y, k=k)
+    if lists is None:
+        return float("nan")
+    first, second = lists
+    rows = np.arange(len(first))[:, None] * len(first)  # one number for each (sample, neighbour)
+    return float(np.isin(first + rows, second + rows).mean())

@@ -1,0 +1,76 @@
+"""Images from a model, one by one a function of (seed, index): the same for any batch, process count or restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from repa_eval.config import option
+from repa_eval.data._registry import to_uint8
+from repa_eval.errors import UserError
+from repa_eval.sampling.guidance import Guidance
+from repa_eval.sampling.ode import sample_ode
+from repa_eval.seeding import generators, integers, normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+    """How images are made; all of it goes into the protocol record."""
+
+    mode: str = option("ode", help="sampler", choices=("ode",))
+    num_steps: int = 50
+    heun: bool = False
+    guidance: Guidance = field(default_factory=Guidance)
+    balanced: bool = False
+    uint8: str = option("floor", help="float to uint8", choices=("floor", "round"))
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise UserError(f"num_steps {self.num_steps}: at least 1 step is needed")
+
+    def record(self) -> dict[str, object]:
+        """Return the settings as protocol entries."""
+        entries = asdict(self)
+        guidance = entries.pop("guidance")
+        balanced = entries.pop("balanced")
+        solver = "heun" if entries.pop("heun") else "euler"
+        return {
+            **{f"sampler_{key}" if key in ("mode", "seed") else key: value for key, value in entries.items()},
+            "solver": solver,
+            "cfg_scale": guidance["cfg_scale"],
+            "guidance_interval": [guidance["low"], guidance["high"]],
+            "labels": "balanced" if balanced else "random",
+        }
+
+
+def labels_of(indices: Iterable[int], num_classes: int, settings: SamplerSettings) -> Tensor:
+    """Return the class labels of sample indices, int64: index modulo classes, or uniform draws."""
+    if settings.balanced:
+        return torch.tensor([index % num_classes for index in indices])
+    return integers(generators(settings.seed, "label", indices), num_classes)
+
+
+def generate(
+    model: nn.Module, indices: Iterable[int], settings: SamplerSettings, *, batch_size: int = 256
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Yield (indices, images uint8 (B, C, H, W) on the CPU, labels (B,)) batch by batch.
+
+    The last batch is padded to batch_size, because a matrix product may round differently for another batch size.
+    """
+    wanted = list(indices)
+    config, device = model.config, next(model.parameters()).device
+    shape = (config.in_channels, config.input_size, config.input_size)
+    for first in range(0, len(wanted), batch_size):
+        batch = wanted[first : first + batch_size]
+        padded = batch + [batch[-1]] * (batch_size - len(batch))
+        noise = normal(generators(settings.seed, "noise", padded), shape).to(device)
+        labels = labels_of(padded, config.num_classes, settings).to(device)
+        latents = sample_ode(
+            model, noise, labels, num_steps=settings.num_steps, heun=settings.heun, guidance=settings.guidance
+        )
+        images = to_uint8(latents, settings.uint8).cpu()
+        yield batch, images[: len(batch)], labels[: len(batch)].cpu()

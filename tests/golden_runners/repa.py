@@ -1,0 +1,173 @@
+"""SiT and REPA: forward, losses, posterior, EMA, three training steps, names and shapes, through the code that trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from golden_runners import Arrays, Case, runner
+from golden_runners.fill import fill
+from torch import Tensor, nn
+
+from repa_eval.config import from_dict
+from repa_eval.models._registry import find_preset
+from repa_eval.models.sit import SiT, SiTConfig
+from repa_eval.train import state
+from repa_eval.train.loop import Objective, update
+from repa_eval.train.losses import posterior
+from repa_eval.train.methods.base import Batch
+from repa_eval.train.methods.repa import Repa
+from repa_eval.train.optim import Average, Optim
+from repa_eval.train.recipe import Settings
+
+# official argument -> ours; what is absent here is either ours by the same name or has no effect there
+IGNORED = {"class", "decoder_hidden_size", "encoder_depth", "path_type"}
+
+
+def network(config: dict[str, Any], case: Case) -> SiT:
+    """Return our SiT for official constructor arguments, its weights filled."""
+    unknown = set(config) - {field.name for field in dataclasses.fields(SiTConfig)} - IGNORED
+    if unknown:
+        raise AssertionError(f"arguments that our SiT does not have: {sorted(unknown)}")
+    ours = {key: value for key, value in config.items() if key not in IGNORED}
+    model = SiT(from_dict(SiTConfig(), ours))
+    fill(model, keep=case["fill"]["kept_as_initialised"])
+    return model
+
+
+@runner("repa", "forward")
+def forward(case: Case, arrays: Arrays) -> Arrays:
+    config = case["config"]
+    model = network(config, case).eval()
+    x, t, y = (torch.from_numpy(arrays[name]) for name in "xty")
+    with torch.no_grad():
+        out, hidden = model(x, t, y, taps=range(1, config["depth"] + 1))
+        projected = [head(hidden[config["encoder_depth"]]) for head in model.projectors]
+    stacked = torch.stack([hidden[layer] for layer in sorted(hidden)])
+    return {
+        "out": out.numpy(),
+        "hidden": stacked.numpy(),
+        "hidden_mean": stacked.mean(2).numpy(),
+        **{f"zs_{i}": z.numpy() for i, z in enumerate(projected)},
+    }
+
+
+@runner("repa", "state_dict")
+def state_dict(case: Case, arrays: Arrays) -> Arrays:
+    architecture, config = find_preset(case["model"])
+    with torch.device("meta"):
+        model = architecture.build(dataclasses.replace(config, z_dims=(768,)))
+    return {f"state_dict:{name}": np.array(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@runner("repa", "posterior")
+def posterior_draw(case: Case, arrays: Arrays) -> Arrays:
+    moments, eps = torch.from_numpy(arrays["moments"]), torch.from_numpy(arrays["eps"])
+    return {"z": posterior(moments, eps).numpy(), "z_t2i": posterior(moments, eps, log_variance=True).numpy()}
+
+
+@runner("repa", "ema")
+def ema(case: Case, arrays: Arrays) -> Arrays:
+    averaged, model = nn.Linear(1, 1), nn.Linear(1, 1)
+    averaged.weight = nn.Parameter(torch.from_numpy(arrays["ema_start"]), requires_grad=False)
+    after = []
+    for values in torch.from_numpy(arrays["params"]):
+        model.weight = nn.Parameter(values)
+        state.update_average(averaged, model, case["config"]["decay"])
+        after.append(averaged.weight.clone())
+    return {"ema": torch.stack(after).numpy()}
+
+
+class Recorder:
+    """Keeps what the model was given and what it answered."""
+
+    def __init__(self, model: nn.Module) -> None:
+        model.register_forward_hook(self._keep)
+        self.x = self.t = self.out = torch.empty(0)
+
+    def _keep(self, _model: nn.Module, given: tuple[Tensor, ...], answered: tuple[Tensor, Any]) -> None:
+        self.x, self.t, self.out = given[0].detach(), given[1].detach(), answered[0].detach()
+
+
+def method_of(config: dict[str, Any], model: dict[str, Any]) -> Repa:
+    """Return our method with the official options of a loss."""
+    interpolant = {key: config[key] for key in ("path_type", "prediction", "weighting") if key in config}
+    options = {
+        "encoder_depth": model["encoder_depth"],
+        "proj_coeff": config["proj_coeff"],
+        "cfg_prob": model["class_dropout_prob"],
+        "interpolant": interpolant,
+    }
+    return from_dict(Repa(), options)
+
+
+def batch_of(arrays: Arrays, training: bool) -> Batch:
+    """Return the batch with the official draws in it."""
+    x, y = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
+    # in eval mode the official model draws nothing and drops nothing
+    drop = torch.from_numpy(arrays["drop_draw"]) if training else torch.ones(len(x))
+    teachers = [torch.from_numpy(arrays[name]) for name in sorted(arrays) if name.startswith("z_")]
+    draws = {"time": torch.from_numpy(arrays["t_draw"]), "noise": torch.from_numpy(arrays["noise"]), "drop": drop}
+    return Batch(x=x, y=y, images=x, teachers=teachers, draws=draws)
+
+
+@runner("repa", "loss")
+def loss(case: Case, arrays: Arrays) -> Arrays:
+    config = case["config"]
+    training = config["mode"] == "train"
+    model = network(config["model"], case).train(training)
+    method, recorder = method_of(config["loss"], config["model"]), Recorder(model)
+    terms = method.losses(model, batch_of(arrays, training), step=0)
+    total = sum(term.mean() for term in terms.values())
+    total.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    return {
+        "t": recorder.t.numpy(),
+        "x_t": recorder.x.numpy(),
+        "model_out": recorder.out.numpy(),
+        "denoising_loss": terms["denoising_loss"].detach().numpy(),
+        "proj_loss": terms["proj_loss"].detach().numpy() / method.proj_coeff,
+        "total": total.detach().numpy(),
+        "grad_norm": norm.numpy(),
+        **{f"grad:{name}": gradient.numpy() for name, gradient in gradients.items()},
+    }
+
+
+@runner("repa", "train_steps")
+def train_steps(case: Case, arrays: Arrays) -> Arrays:
+    config = case["config"]
+    model = network(config["model"], case)
+    method = method_of(config, config["model"])
+    start = {f"{kind}:{name}": p.detach().clone() for name, p in model.named_parameters() for kind in ("param", "ema")}
+    averaged = state.average_of(model)
+    given = config["optimizer"]
+    optim = Optim(
+        learning_rate=given["lr"],
+        adam_beta1=given["betas"][0],
+        adam_beta2=given["betas"][1],
+        adam_epsilon=given["eps"],
+        weight_decay=given["weight_decay"],
+        max_grad_norm=config["max_grad_norm"],
+    )
+    settings = Settings(max_steps=config["steps"], optim=optim, ema=Average(ema_decay=config["ema_decay"]))
+    accelerator = Accelerator(cpu=True)
+    objective = Objective(model, nn.ModuleDict(), method)
+    wrapped, optimizer = accelerator.prepare(objective, optim.build(method.trainable(model, objective.extras)))
+    curves: dict[str, list[float]] = {"loss": [], "proj_loss": [], "grad_norm": []}
+    for step in range(config["steps"]):
+        batch = batch_of({name: array[step] for name, array in arrays.items()}, training=True)
+        terms, norm = update(accelerator, wrapped, [batch], step, optimizer, averaged, settings)
+        curves["loss"].append(float(terms["denoising_loss"]))
+        curves["proj_loss"].append(float(terms["proj_loss"]) / method.proj_coeff)
+        curves["grad_norm"].append(float(norm))
+    after = {f"param:{name}": p for name, p in model.named_parameters()}
+    after |= {f"ema:{name}": p for name, p in averaged.named_parameters()}
+    return {
+        **{name: np.array(values) for name, values in curves.items()},
+        **{name: p.detach().numpy() for name, p in after.items()},
+        **{f"start:{name}": p.numpy() for name, p in start.items()},
+    }

@@ -1,0 +1,171 @@
+"""`repa-train`: trains a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from repa_eval import __version__
+from repa_eval.commandline import INTERRUPTED, OneLine, choose_device, example
+from repa_eval.errors import UserError
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEFAULT_RECIPE = "digits-repa"
+
+# official flag -> key of the recipe; the value is passed on as it is
+OFFICIAL = {
+    "--encoder-depth": "encoder_depth",
+    "--proj-coeff": "proj_coeff",
+    "--enc-type": "enc_type",
+    "--path-type": "path_type",
+    "--prediction": "prediction",
+    "--weighting": "weighting",
+    "--cfg-prob": "cfg_prob",
+    "--model": "model",
+    "--data-dir": "data",
+    "--max-train-steps": "max_steps",
+    "--checkpointing-steps": "checkpoint_every",
+    "--sampling-steps": "eval_every",
+    "--batch-size": "batch_size",
+    "--learning-rate": "learning_rate",
+    "--adam-beta1": "adam_beta1",
+    "--adam-beta2": "adam_beta2",
+    "--adam-weight-decay": "weight_decay",
+    "--adam-epsilon": "adam_epsilon",
+    "--max-grad-norm": "max_grad_norm",
+    "--gradient-accumulation-steps": "gradient_accumulation",
+    "--mixed-precision": "mixed_precision",
+    "--num-workers": "num_workers",
+    "--seed": "seed",
+}
+
+
+def official(function: F) -> F:
+    """Add the flags of the official trainers."""
+    for flag, key in reversed(OFFICIAL.items()):
+        function = click.option(flag, f"flag_{key}", metavar="VALUE", help=f"the same as {key}=VALUE")(function)
+    return function
+
+
+@click.command(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("overrides", nargs=-1, metavar="[key=value ...]")
+@click.option("--recipe", "recipe_name", help=f"name of a recipe, or a YAML file; default: {DEFAULT_RECIPE}")
+@click.option("--method", "method_name", help="name of a method, or a Python file that registers one")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="run folder; default: runs/<recipe>")
+@click.option("--resume", is_flag=True, help="continue, or start where nothing is there")
+@click.option("-n", "--dry-run", is_flag=True, help="print the resolved recipe and stop")
+@click.option("--list", "show_list", is_flag=True, help="show methods and recipes")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
+@click.option("--quiet", is_flag=True, help="no progress on stderr")
+@click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
+@official
+@click.version_option(__version__, prog_name="repa-train")
+@example("repa-train --recipe digits-repa max_steps=500 --out runs/short")
+def main(
+    overrides: tuple[str, ...],
+    recipe_name: str | None,
+    method_name: str | None,
+    out: Path | None,
+    resume: bool,
+    dry_run: bool,
+    show_list: bool,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+    **flags: str | None,
+) -> None:
+    """Train a recipe: a diffusion model of the REPA family, or the embedded teacher or judge.
+
+    Without arguments: the recipe digits-repa on the embedded digits, into runs/digits-repa. key=value overrides a
+    field of the recipe; so do the official flags below.
+    """
+    import json
+
+    if show_list:
+        _list()
+        return
+    given = {key.removeprefix("flag_"): value for key, value in flags.items() if value is not None}
+    recipe = _resolve(recipe_name, method_name, overrides, given)
+    if dry_run:
+        _print_recipe(recipe.to_dict(), as_json)
+        return
+    run = out or Path("runs") / recipe.name
+    checkpoint = _train(recipe, run, resume, choose_device(device), quiet)
+    if as_json:
+        click.echo(json.dumps({"run": str(run), "checkpoint": str(checkpoint), "step": recipe.settings.max_steps}))
+    else:
+        click.echo(_next_command(recipe, run, checkpoint))
+
+
+def _resolve(recipe_name: str | None, method_name: str | None, words: tuple[str, ...], flags: dict[str, str]) -> Any:
+    """Return the recipe; an option given both as a flag and as key=value is refused."""
+    import yaml
+
+    from repa_eval.config import parse_overrides
+    from repa_eval.train.methods.base import METHODS
+    from repa_eval.train.recipe import builtin_recipes, read_recipe, resolve
+
+    overrides: dict[str, Any] = {key: yaml.safe_load(value) for key, value in flags.items()}
+    for key, value in parse_overrides(words).items():
+        if key in overrides:
+            raise UserError(f"{key} is given twice: as a flag and as key=value")
+        overrides[key] = value
+    if method_name is not None:
+        name = METHODS.load_file(method_name) if method_name.endswith(".py") else method_name
+        METHODS.get(name)
+        overrides["method"] = name
+        if recipe_name is None and f"digits-{name}" in builtin_recipes():
+            recipe_name = f"digits-{name}"
+    return resolve(read_recipe(recipe_name or DEFAULT_RECIPE), overrides)
+
+
+def _train(recipe: Any, run: Path, resume: bool, device: str, quiet: bool) -> Path:
+    """Train; after Ctrl-C say how to continue and leave with 130."""
+    from repa_eval import monitors
+    from repa_eval.train.loop import Interrupted, train
+
+    watchers = monitors.of_recipe(recipe, run, device=device)
+    try:
+        return train(recipe, run, monitors=watchers, resume=resume, device=device, progress=not quiet)
+    except Interrupted as stop:
+        click.echo(f"{stop}; continue with: repa-train --recipe {run}/recipe.yaml --out {run} --resume", err=True)
+        raise SystemExit(INTERRUPTED) from stop
+
+
+def _next_command(recipe: Any, run: Path, checkpoint: Path) -> str:
+    """Return the command that a user would type next."""
+    if not recipe.method.samples:
+        return f"repa-eval convert {checkpoint} --to converted/{run.name}"
+    layer = recipe.method.aligned_layer()
+    if layer is None:
+        return f"repa-eval report {run}"
+    return f"repa-eval align --ckpt {checkpoint} --layer {layer}"
+
+
+def _print_recipe(tree: dict[str, Any], as_json: bool) -> None:
+    import json
+
+    import yaml
+
+    click.echo(json.dumps(tree) if as_json else yaml.safe_dump(tree, sort_keys=False).rstrip())
+
+
+def _list() -> None:
+    from repa_eval.train.methods.base import METHODS
+    from repa_eval.train.recipe import builtin_recipes, read_recipe
+
+    click.echo("methods")
+    for name, cls in METHODS.items():
+        line = (cls.__doc__ or "").strip().splitlines()[0]
+        needs = "teacher" if cls().teachers() else "no teacher"
+        click.echo(f"  {name:12} {line} [{needs}{', arXiv ' + cls.paper if cls.paper else ''}]")
+    click.echo("recipes")
+    for name in builtin_recipes():
+        click.echo(f"  {name:20} {read_recipe(name).get('description', '')}")
+
+
+if __name__ == "__main__":
+    main(prog_name="repa-train")

@@ -1,4 +1,4 @@
-"""Linear probe: standardise with the training statistics, then ridge regression to the classes or logistic regression."""
+"""Linear probe: features standardised by the training statistics, then ridge or logistic regression."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ class UserError(ValueError):
     exit_code = 2
 
 
-class Failure(UserError):
+class Failure(UserError):  # noqa: N818  (what is told to people, not a bug)
     """The request was right, but the work could not be done (a damaged file, a full disk)."""
 
     exit_code = 1

@@ -62,7 +62,7 @@ def evaluate(
 
 
 def metric_name(suffix: str, extractor: str) -> str:
-    """Return the name under which a number of an extractor is stored: fid, precision, or fd_digits, precision_digits."""
+    """Return the name under which a number of an extractor is stored: fid, precision; fd_digits, precision_digits."""
     return _INCEPTION.get(suffix, suffix) if extractor == "inception" else f"{suffix}_{extractor}"
 
 

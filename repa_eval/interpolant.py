@@ -1,6 +1,6 @@
-"""The path between data and noise, in the convention used everywhere in this project: t = 0 data, t = 1 noise.
+"""The path between data and noise, in this project's one convention: t = 0 data, t = 1 noise.
 
-x_t = alpha(t) x + sigma(t) e, velocity = alpha'(t) x + sigma'(t) e (REPA, arXiv 2410.06940, section 2; SiT, 2401.08740).
+x_t = alpha(t) x + sigma(t) e, velocity = alpha'(t) x + sigma'(t) e (REPA, arXiv 2410.06940, section 2).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a trainer measures of its own model: callables (step, model) -> rows, built where training and measuring meet."""
+"""What a trainer measures of its own model: callables (step, model) -> rows. Here training and measuring meet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random numbers as a function of (seed, stream, index) alone: the same for any process count, batch size or restart."""
+"""Random numbers by (seed, stream, index) alone: the same for any process count, batch size or restart."""
 
 from __future__ import annotations
 

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import golden_runners
 import numpy as np
 import pytest
 import torch
-from golden_runners import NoRunnerError, Runner, compare, fill
 from torch import nn
+
+import golden_runners
+from golden_runners import NoRunnerError, Runner, compare, fill
 
 ONE = np.array([3.0, 4.0])
 SECOND = np.array([0.0, 1.0])

@@ -1,4 +1,4 @@
-"""From (seed, step) to the batches of one process: the same images, noise and label drops for any number of processes."""
+"""From (seed, step) to the batches of one process: the same global batch for any number of processes."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from repa_eval.train.writer import Writer
 Monitor = Callable[[int, nn.Module], Iterable[Row]]
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818  (no error: everything is saved)
     """Training was stopped by the user; everything is saved."""
 
 

@@ -15,7 +15,7 @@ from repa_eval.train.recipe import Recipe
 
 
 class Writer:
-    """Appends rows once: a resumed run repeats the steps after its last checkpoint, and their rows are there already."""
+    """Appends rows once: a resumed run repeats steps after its last checkpoint, and their rows are there already."""
 
     def __init__(self, run: Path, recipe: Recipe, record: Mapping[str, Any]) -> None:
         self.run = run

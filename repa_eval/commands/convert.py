@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from repa_eval.commandline import OneLine, example, opening
+from repa_eval.commandline import OneLine, example
 
 
 @click.command(cls=OneLine)

@@ -62,7 +62,7 @@ def _reference(given: str | None, made: dict[str, Any], samples: Path) -> Any:
     name = given or made.get("data")
     if not name:
         raise UserError(
-            f"{samples} does not say what it was trained on: add --reference DIR, --reference FILE.npz or --reference digits"
+            f"{samples} names no reference: add --reference DIR, --reference FILE.npz or --reference digits"
         )
     if Path(name).exists():
         return open_images(name)

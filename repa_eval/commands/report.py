@@ -25,6 +25,5 @@ def write_report(runs: tuple[Path, ...], out: Path, title: str | None = None) ->
     """Render run folders to a file; nothing is written if that fails."""
     from repa_eval.reports.html import collect, render
 
-    inputs = collect(runs)
     extra = {} if title is None else {"title": title}
-    write_atomic(out, render(**inputs, **extra))
+    write_atomic(out, render(**collect(runs).arguments(), **extra))

@@ -38,7 +38,7 @@ class Extractor(ABC):
     resize: str = "none"
     has_logits: bool = True
 
-    def prepare(self, reference: ImageSource) -> None:
+    def prepare(self, reference: ImageSource) -> None:  # noqa: B027  (most have nothing to fit)
         """Fit to the reference, where the extractor has something to fit. Called before any image is judged."""
 
     @abstractmethod

@@ -1,6 +1,6 @@
 """A small ViT with a convolutional stem: the network of the embedded teacher `digits-vit`.
 
-Eight by eight pixels give sixteen tokens. A linear patch embedding is hopeless at this size and budget; the stem is not.
+Eight by eight pixels give sixteen tokens. In this budget a linear patch embedding learns nothing; the stem does.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ def sample_ode(
     """
     times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64).tolist()
     x = noise.double()
-    for now, after in zip(times[:-1], times[1:], strict=True):
+    for now, after in pairwise(times):
         guided = guidance.applies(now)
         slope = guided_velocity(model, x, now, labels, guidance, guided=guided, dtype=noise.dtype)
         ahead = x + (after - now) * slope

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from golden_runners import Arrays, Case, runner
-from golden_runners.fill import fill
 from torch import Tensor, nn
 
+from golden_runners import Arrays, Case, runner
+from golden_runners.fill import fill
 from repa_eval.config import from_dict
 from repa_eval.models._registry import find_preset
 from repa_eval.models.sit import SiT, SiTConfig

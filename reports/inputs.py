@@ -1,0 +1,108 @@
+"""What a report needs, read from run folders. All reading from disk happens here; rendering is pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from repa_eval import results
+from repa_eval.errors import Failure, UserError
+from repa_eval.results import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The arguments of render(); `render(**inputs.arguments())` makes the report."""
+
+    rows: Sequence[Row]
+    curves: Sequence[Row] = ()
+    media: Mapping[str, bytes] = field(default_factory=dict)
+    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the fields as keyword arguments of render()."""
+        return dict(vars(self))
+
+
+def collect(run_dirs: Sequence[str | Path]) -> Inputs:
+    """Return what run folders hold for a report.
+
+    UserError, one line, for a path that is no run folder, for a table that is empty or not ours, and for two
+    different folders whose runs have one name.
+    """
+    folders = list(dict.fromkeys(Path(path).resolve() for path in run_dirs))
+    if not folders:
+        raise UserError("no run given: expected one run folder or more, e.g. runs/digits-repa")
+    names: dict[str, Path] = {}
+    rows: list[Row] = []
+    curves: list[Row] = []
+    media: dict[str, bytes] = {}
+    protocols: dict[str, Mapping[str, Any]] = {}
+    runs: dict[str, Mapping[str, Any]] = {}
+    for folder in folders:
+        table = _table(folder)
+        facts = _facts(folder)
+        name = str(facts.get("run") or folder.name)
+        if name in names:
+            raise UserError(
+                f"two runs are called {name!r}: {names[name]} and {folder}; rename one in its {results.RUN}"
+            )
+        names[name] = folder
+        rows += [_owned(row, name) for row in table]
+        curves += [_owned(row, name) for row in _curves(folder)]
+        protocols |= results.read_protocols(folder)
+        runs[name] = facts
+        media |= {f"{name}/{file.name}": file.read_bytes() for file in _media(folder)}
+    return Inputs(
+        rows=results.merge([rows]), curves=results.merge([curves]), media=media, protocols=protocols, runs=runs
+    )
+
+
+def _owned(row: Row, run: str) -> Row:
+    """Return the row with its run's name; reference levels (no run, no step) belong to nobody."""
+    return row if row.run is not None or row.step is None else replace(row, run=run)
+
+
+def _table(folder: Path) -> list[Row]:
+    if not folder.exists():
+        raise UserError(f"{str(folder)!r} does not exist: expected a run folder with {results.TABLE}")
+    if not folder.is_dir():
+        raise UserError(f"{str(folder)!r} is a file: expected a run folder with {results.TABLE}")
+    if not (folder / results.TABLE).is_file():
+        inside = sorted(child.name for child in folder.iterdir() if (child / results.TABLE).is_file())
+        hint = f"; the run folders inside are {', '.join(inside)}" if inside else ""
+        raise UserError(f"{str(folder)!r} is not a run folder: it holds no {results.TABLE}{hint}")
+    rows = results.read(folder)
+    if not rows:
+        raise UserError(f"{folder / results.TABLE} is empty: measure something first, e.g. repa-eval sweep {folder}")
+    return rows
+
+
+def _curves(folder: Path) -> list[Row]:
+    file = folder / results.CURVES
+    return results.read(file) if file.is_file() else []
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    file = folder / results.RUN
+    if not file.is_file():
+        return {}
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise Failure(f"{file} is damaged: {error}") from error
+    if not isinstance(facts, dict):
+        raise Failure(f"{file} is damaged: expected an object")
+    return facts
+
+
+def _media(folder: Path) -> list[Path]:
+    place = folder / "media"
+    files = sorted(place.iterdir()) if place.is_dir() else []
+    return [
+        file for file in files if file.is_file() and not file.name.startswith(".") and file.suffix in {".png", ".json"}
+    ]

@@ -1,0 +1,44 @@
+"""Pictures beside the report: the layer x timestep maps of `repa-eval align --plot` as one image file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import seaborn
+
+from repa_eval.errors import UserError
+from repa_eval.reports.arms import arms_of
+from repa_eval.reports.figures import COLOURS
+from repa_eval.reports.frames import maps_of
+from repa_eval.results import Row, records_of, write_atomic
+
+FORMATS = ("png", "svg", "pdf")
+
+
+def save_maps(rows: Sequence[Row], file: Path) -> None:
+    """Draw one annotated map per metric and teacher into a png, svg or pdf file."""
+    kind = file.suffix.lstrip(".").lower()
+    if kind not in FORMATS:
+        raise UserError(f"--plot {file}: choose a file that ends in {', '.join(FORMATS)}")
+    records = records_of(rows)
+    maps = maps_of(rows, arms_of(rows, {}))
+    figure, axes = plt.subplots(
+        1, len(maps), figsize=(0.9 + 4.6 * len(maps), 1.6 + 0.42 * max(len(m.layers) for m in maps)), squeeze=False
+    )
+    for frame, ax in zip(maps, axes[0], strict=True):
+        (step,) = frame.values
+        grid = [[float("nan") if value is None else value for value in line] for line in frame.values[step]]
+        names = [f"{t:g}" for t in frame.timesteps]
+        seaborn.heatmap(grid, ax=ax, annot=True, fmt=".2f", cmap=COLOURS, xticklabels=names, yticklabels=frame.layers)
+        ax.invert_yaxis()
+        ax.tick_params(length=0, rotation=0)
+        teacher = records.get(frame.group.protocol or "", {}).get("teacher", "")
+        ax.set(xlabel="timestep t (1 = noise)", ylabel="block", title=f"{frame.group.metric} with {teacher}, step {step}")
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=160)
+    plt.close(figure)
+    write_atomic(file, buffer.getvalue())

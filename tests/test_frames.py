@@ -1,0 +1,353 @@
+"""Rows to frames, comparisons and sentences: numbers in, numbers and words out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+import report_example as sample
+from repa_eval.reports.arms import Arm, arms_of
+from repa_eval.reports.compare import compare, crossing, headline_panel, reach
+from repa_eval.reports.control import introduction
+from repa_eval.reports.frames import (
+    SECONDS,
+    Group,
+    binned,
+    clock,
+    extent,
+    interpolate,
+    is_curve_row,
+    maps_of,
+    mean_of,
+    quality_panels,
+)
+from repa_eval.reports.profiles import alignment_choice, over_layers, over_steps
+from repa_eval.reports.protocols import difference, families, flat
+from repa_eval.reports.tables import final_table, missing, remarks
+from repa_eval.reports.verdict import Verdict, verdict
+from repa_eval.reports.words import direction, meaning, number, rank
+from repa_eval.results import Row, make_row
+
+SEEDS = ("vanilla", "repa", "repa-random", "vanilla-s1", "repa-s1")
+
+
+def summarise(inputs) -> Verdict:
+    rows, runs = inputs["rows"], inputs["runs"]
+    arms = arms_of(rows, runs)
+    timing = [row for row in inputs["curves"] if row.metric == SECONDS]
+    return verdict(rows, timing, quality_panels(rows, arms), maps_of(rows, arms), arms, inputs["protocols"])
+
+
+def words(summary: Verdict) -> str:
+    return " ".join([summary.lead, *(item.text for item in summary.items)])
+
+
+def scaled(inputs, run: str, factor: float, metric: str = "fd_digits"):
+    rows = [
+        replace(row, value=row.value * factor) if row.run == run and row.metric == metric and row.value else row
+        for row in inputs["rows"]
+    ]
+    return inputs | {"rows": rows}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.852, "0.852"),
+        (0.0921, "0.0921"),
+        (9.93, "9.93"),
+        (1.0, "1.00"),
+        (38.44, "38.4"),
+        (1500, "1500"),
+        (0, "0"),
+        (None, "—"),
+        (-0.5, "-0.5"),
+        (3e-9, "3.00e-09"),
+    ],
+)
+def test_numbers_are_written_as_people_write_them(value, text):
+    assert number(value) == text
+
+
+def test_words_know_metrics_of_any_extractor():
+    assert direction("fd_someone_else") == "lower"
+    assert direction("precision_clip") == "higher"
+    assert direction("proj_loss") == "lower"
+    assert direction("cknna") is None
+    assert "Fréchet" in meaning("fd_dinov2")
+    assert meaning("nobody_knows") == ""
+    assert sorted(["zeta", "precision", "fid", "fd_digits"], key=rank) == ["fid", "fd_digits", "precision", "zeta"]
+
+
+def test_arms_join_seeds_and_name_roles():
+    inputs = sample.example(SEEDS)
+    arms = arms_of(inputs["rows"], inputs["runs"])
+    assert [(arm.name, arm.role, arm.runs) for arm in arms] == [
+        ("vanilla", "baseline", ("vanilla", "vanilla-s1")),
+        ("repa", "treated", ("repa", "repa-s1")),
+        ("repa-random", "control", ("repa-random",)),
+    ]
+    assert len({arm.colour for arm in arms}) == 3
+
+
+def test_a_name_that_only_looks_like_a_seed_stays_a_run():
+    rows = [Row(run="wide-s2", step=1, metric="fid", value=1.0)]
+    assert [arm.name for arm in arms_of(rows, {})] == ["wide-s2"]
+
+
+def test_no_panel_mixes_protocols():
+    inputs = sample.example()
+    rows = inputs["rows"]
+    panels = quality_panels(rows, arms_of(rows, inputs["runs"]))
+    assert {panel.group.metric for panel in panels} == {
+        "fd_digits",
+        "is_digits",
+        "precision_digits",
+        "recall_digits",
+        "fd_pixel_pca",
+    }
+    assert {panel.group.n for panel in panels} == {512}
+    for panel in panels:
+        for curve in panel.curves:
+            expected = {
+                (row.step, row.value)
+                for row in rows
+                if row.run in curve.arm.runs
+                and row.metric == panel.group.metric
+                and row.protocol == panel.group.protocol
+            }
+            assert set(curve.mean) == expected
+    assert panels[0].level == 0.45
+
+
+def test_a_level_measured_with_another_count_is_not_drawn():
+    inputs = sample.example(("vanilla",))
+    rows = [replace(row, n=2000) if row.metric.endswith("_floor") else row for row in inputs["rows"]]
+    assert all(panel.level is None for panel in quality_panels(rows, arms_of(rows, inputs["runs"])))
+
+
+def test_difference_names_the_fields():
+    records = sample.protocols()
+    few, many = (sample.protocol_hash(record) for record in (sample.FREQUENT, sample.FINAL))
+    assert difference([few, many], records) == "num_samples (512 or 2000) and num_steps (16 or 25)"
+    assert "missing" in difference([few, "0" * 12], records)
+    assert flat({"a": {"b": [1, 2]}, "c": None}) == {"a.b": "1, 2", "c": "null"}
+
+
+def test_families_separate_shared_and_differing_fields():
+    inputs = sample.example()
+    found = {family.kind: family for family in families(inputs["rows"], inputs["protocols"])}
+    assert found["sample quality"].fields == ("extractor", "extractor_weights", "num_samples", "num_steps")
+    assert ("sampler", "ode-euler") in found["sample quality"].shared
+    assert "teacher" in found["alignment"].fields
+
+
+def test_interpolation_and_crossing():
+    points = ((0.0, 4.0), (10.0, 2.0), (20.0, 3.0), (30.0, 1.0))
+    assert interpolate(points, 5) == 3.0
+    assert interpolate(points, 30) == 1.0
+    assert interpolate(points, 31) is None
+    assert crossing(points, 3.0, lower=True) == 5.0
+    assert crossing(points, 0.5, lower=True) is None
+    assert crossing(points, 4.0, lower=True) == 0.0
+    assert mean_of([((1, 2.0), (2, 4.0)), ((2, 6.0), (3, 1.0))]) == ((2, 5.0),)
+    assert len(binned(tuple((float(x), 1.0) for x in range(1001)), 100)) <= 100
+
+
+def test_a_clock_that_runs_backwards_is_no_clock():
+    rows = [Row(run="a", step=step, metric=SECONDS, value=value) for step, value in ((1, 1.0), (2, 0.5))]
+    assert clock(rows, "a") == ()
+    assert clock(rows[:1], "a") == ((1.0, 1.0),)
+
+
+def test_compare_and_reach_give_the_numbers_of_the_formula():
+    inputs = sample.example()
+    rows = inputs["rows"]
+    arms = {arm.name: arm for arm in arms_of(rows, inputs["runs"])}
+    panel = headline_panel(quality_panels(rows, list(arms.values())))
+    assert panel is not None
+    assert panel.group.metric == "fd_digits"
+    result = compare(panel, rows, arms["repa"], arms["vanilla"])
+    assert result is not None
+    assert (result.points, result.better, result.seeds, result.lasting) == (15, 15, 1, 100)
+    assert result.ratio == pytest.approx(0.85)
+    timing = [row for row in inputs["curves"] if row.metric == SECONDS]
+    arrival = reach(panel, rows, timing, arms["repa"], arms["vanilla"])
+    assert arrival is not None
+    assert arrival.step is not None
+    assert 1000 < arrival.step < 1100
+    assert arrival.seconds == (pytest.approx(arrival.step * 0.035), pytest.approx(46.5))
+
+
+def test_the_summary_of_the_demo():
+    text = words(summarise(sample.example()))
+    assert "repa has lower fd_digits than vanilla at 15 of 15 evaluation points (mean ratio 0.85)." in text
+    assert "first reaches vanilla's final value (1.03) at step 1098 of 1500, 1.37 times earlier in steps" in text
+    assert "1.21 times earlier in training seconds" in text
+    assert "With 2000 samples: 0.742 and 0.873 (15 % lower)." in text
+    assert "aligned to a frozen teacher with random weights" in text
+    assert "must not be credited to what its teacher has learned" in text
+    assert "cknna with digits-vit at block 3, t = 0.1" in text
+    assert "repa 0.39, repa-random 0.12, vanilla 0.083" in text
+    assert "One training seed per run" in text
+    assert "not comparable with a published FID" in text
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected", "absent"),
+    [
+        (1.0, "must not be credited", "does not explain that gain away"),
+        (1.13, "of repa's gain (in log ratio)", "must not be credited"),
+        (1.22, "does not explain that gain away", "must not be credited"),
+    ],
+)
+def test_the_control_sentence_follows_the_numbers(factor, expected, absent):
+    text = words(summarise(scaled(sample.example(), "repa-random", factor)))
+    assert expected in text
+    assert absent not in text
+
+
+def test_a_worse_run_is_called_worse():
+    text = words(summarise(scaled(sample.example(), "repa", 1.5)))
+    assert (
+        "repa is worse than vanilla: its fd_digits is higher at 15 of 15 evaluation points (mean ratio 1.27)." in text
+    )
+    assert "repa does not reach vanilla's final value" in text
+    assert "no gain in fd_digits that would need an explanation" in text
+    assert "must not be credited" not in text
+
+
+def test_equal_runs_are_no_difference():
+    text = words(summarise(scaled(sample.example(("vanilla", "repa")), "repa", 1 / 0.85)))
+    assert "No clear difference in fd_digits" in text
+    assert "Control" not in text
+
+
+def test_a_run_that_overtakes_late_says_from_when():
+    inputs = sample.example(("vanilla", "repa"))
+    rows = [
+        replace(row, value=row.value * 2)
+        if row.run == "repa" and row.metric == "fd_digits" and row.step is not None and row.step < 700
+        else row
+        for row in inputs["rows"]
+    ]
+    text = words(summarise(inputs | {"rows": rows}))
+    assert "repa is better at every evaluation from step 700 on." in text
+    assert "at 9 of 15" in text
+
+
+def test_seeds_are_compared_in_pairs():
+    text = words(summarise(sample.example(SEEDS)))
+    assert "at 30 of 30 evaluation points (mean ratio 0.85)" in text
+    assert "repa in 2 pairs (mean ratios 0.85, 0.85); repa-random in 1 pair (mean ratios 0.82)" in text
+
+
+def test_one_run_alone_is_not_compared():
+    text = words(summarise(sample.example(("repa",))))
+    assert "Only one run, so nothing is compared." in text
+    assert "than" not in summarise(sample.example(("repa",))).lead
+
+
+def test_runs_without_a_baseline_are_not_compared():
+    assert "No comparison with a baseline" in summarise(sample.example(("repa", "repa-random"))).lead
+
+
+def test_different_protocols_are_not_compared():
+    inputs = sample.example(("vanilla", "repa"))
+    guided = sample.FREQUENT | {"cfg_scale": 1.5}
+    digest = sample.protocol_hash(guided)
+    rows = [
+        replace(row, protocol=digest) if row.run == "repa" and row.metric == "fd_digits" and row.n == 512 else row
+        for row in inputs["rows"]
+        if row.n != 2000 and row.metric in ("fd_digits", "fd_digits_floor")
+    ]
+    text = words(summarise(inputs | {"rows": rows, "protocols": inputs["protocols"] | {digest: guided}}))
+    assert "their protocols differ in cfg_scale (1.0 or 1.5)" in text
+    assert "mean ratio" not in text
+
+
+def test_maps_hold_every_cell_and_share_a_scale():
+    inputs = sample.example()
+    arms = arms_of(inputs["rows"], inputs["runs"])
+    maps = maps_of(inputs["rows"], arms)
+    assert [one.arm.name for one in maps if one.group.metric == "cknna"].count("repa-random") == 2
+    repa = next(one for one in maps if one.arm.name == "repa" and one.group.metric == "cknna")
+    assert (repa.layers, repa.timesteps, tuple(repa.values)) == (sample.LAYERS, sample.TIMES, sample.MAP_STEPS)
+    assert repa.at(1500, 3, 0.1) == pytest.approx(0.39)
+    assert repa.at(1400, 3, 0.1) is None
+    assert extent([repa])[0] == 0
+    assert over_steps([repa], 3, 0.1).curves[0].mean[-1] == (1500, pytest.approx(0.39))
+    assert max(over_layers([repa], 0.1).curves[0].mean, key=lambda point: point[1])[0] == 3
+
+
+def test_the_alignment_sentence_favours_no_arm():
+    inputs = sample.example()
+    arms = arms_of(inputs["rows"], inputs["runs"])
+    chosen = alignment_choice(maps_of(inputs["rows"], arms), arms)
+    assert chosen is not None
+    assert (chosen[1], chosen[2]) == (3, 0.1)
+    assert {one.arm.name for one in chosen[0]} == {"vanilla", "repa", "repa-random"}
+
+
+def test_final_values_mark_the_best_and_give_reasons():
+    inputs = sample.example(("vanilla", "repa"))
+    rows = [row for row in inputs["rows"] if not (row.run == "repa" and row.metric == "is_digits")]
+    note = "value is nan"
+    rows = [
+        replace(row, value=None, note=note)
+        if row.run == "repa" and row.metric == "recall_digits" and row.n == 2000
+        else row
+        for row in rows
+    ]
+    arms = arms_of(rows, inputs["runs"])
+    lines = {(line.metric, line.n): line for line in final_table(rows, arms, inputs["curves"])}
+    vanilla, repa = lines["fd_digits", 2000].cells
+    assert (repa.best, repa.detail, vanilla.detail) == (True, "\N{MINUS SIGN}15.0 %", "")
+    assert lines["is_digits", 512].cells[1].reason == "not measured"
+    assert lines["recall_digits", 2000].cells[1].reason == note
+    assert lines[SECONDS, None].cells[0].text == "46.5"
+    found = dict(missing(rows, inputs["curves"], arms, inputs["runs"]))
+    assert found["is_digits"] == "no rows for repa"
+    assert found["recall_digits of repa at step 1500"] == note
+    assert "probe_accuracy" in found
+
+
+def test_seeds_in_the_final_table_have_a_spread():
+    inputs = sample.example(SEEDS)
+    arms = arms_of(inputs["rows"], inputs["runs"])
+    line = final_table(inputs["rows"], arms, inputs["curves"])[0]
+    assert "over 2 seeds" in line.cells[0].detail
+    assert "over" not in line.cells[2].detail
+
+
+def test_nan_rows_leave_gaps_not_crashes():
+    rows = [make_row(run="a", method="vanilla", step=step, metric="fid", value=math.nan) for step in (1, 2)]
+    arms = arms_of(rows, {})
+    assert quality_panels(rows, arms) == []
+    assert final_table(rows, arms, [])[0].cells[0].reason == "value is nan"
+    assert dict(missing(rows, [], arms, {}))["fid of a at 2 steps"] == "value is nan"
+    assert Group.of(rows[0]).metric == "fid"
+    assert is_curve_row(rows[0])
+
+
+def test_many_arms_share_one_sentence_and_keep_their_items():
+    inputs = sample.example(("vanilla",))
+    for name, factor in (("repa", 0.8), ("haste", 0.9), ("reg", 1.2)):
+        own = [
+            replace(row, run=name, method=name, value=(row.value or 0) * factor)
+            for row in sample.quality_rows("vanilla")
+        ]
+        inputs["rows"] += own
+    summary = summarise(inputs)
+    assert summary.lead == "Compared with vanilla in fd_digits: better: repa and haste; worse: reg."
+    assert "haste: by how much" in [item.label for item in summary.items]
+
+
+def test_remarks_are_counted_and_the_control_is_introduced_in_its_own_words():
+    rows = [Row(run="a", metric="fid", step=step, value=1.0, note="n is small") for step in (1, 2)]
+    assert remarks(rows) == [("fid, 2 values", "n is small")]
+    arm = Arm("repa-random", "control", ("repa-random",), "k1", description="the control of repa, random weights")
+    assert introduction(arm) == "repa-random is the control of repa, random weights."
+    assert introduction(replace(arm, description="")) == "repa-random is the control."

@@ -1,0 +1,273 @@
+"""The report as a file: same bytes, nothing from outside, escaped, and alive in a browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import report_example as sample
+from repa_eval.errors import Failure, UserError
+from repa_eval.reports.html import collect, render
+from repa_eval.reports.media import strips, thinned
+from repa_eval.results import Row
+
+LIMIT = 3_000_000
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+)
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render(**sample.example())
+
+
+def small(runs=("vanilla", "repa"), metrics=("fd_digits",)):
+    """Return a table of one metric, which renders in no time."""
+    inputs = sample.example(runs)
+    return inputs | {"rows": [row for row in inputs["rows"] if row.metric in metrics], "curves": [], "media": {}}
+
+
+def test_two_processes_give_the_same_bytes(page, tmp_path):
+    command = (
+        "import sys, pathlib, report_example as s; from repa_eval.reports.html import render; "
+        "pathlib.Path(sys.argv[1]).write_text(render(**s.example()), encoding='utf-8')"
+    )
+    root = Path(__file__).resolve().parents[1]
+    search = os.pathsep.join([str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {
+        "PYTHONPATH": search,
+        "PYTHONHASHSEED": "7",
+        "TZ": "Asia/Tokyo",
+        "SOURCE_DATE_EPOCH": "1",
+    }
+    subprocess.run([sys.executable, "-c", command, str(tmp_path / "other.html")], check=True, env=environment)
+    assert (tmp_path / "other.html").read_bytes() == page.encode()
+
+
+def test_the_file_is_small_and_asks_for_nothing(page):
+    assert len(page.encode()) < LIMIT
+    assert set(re.findall(r"https?://[^\"'\s<)]+", page)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    assert not re.search(r"(src|href)=\"(?!#|data:)", page)
+    assert "default-src 'none'" in page
+
+
+def test_every_section_is_there(page):
+    for section in ("finals", "quality", "maps", "samples", "training", "protocols", "missing"):
+        assert f'<section id="{section}">' in page
+    assert "num_samples (2000 or 512) and num_steps (25 or 16)" in page
+    assert len(re.findall(r'data-map="map\d+"', page)) == 12
+    assert page.count("data:image/png;base64,") == 45
+
+
+def test_every_string_is_escaped():
+    evil = '</script><script>alert("x")</script><img src=x onerror=y>'
+    inputs = sample.example(("vanilla",))
+    rows = [replace(row, run=evil, note=evil, value=None if row.step == 300 else row.value) for row in inputs["rows"]]
+    rows += [Row(run=evil, metric=evil, step=step, value=1.0, n=5, protocol="p") for step in (1, 2)]
+    rows += [Row(run=evil, metric=evil, step=2, layer=layer, timestep=0.1, value=0.3) for layer in (1, 2)]
+    text = render(
+        rows,
+        protocols={"p": {"kind": evil, evil: evil}},
+        runs={evil: {"method": "vanilla", "description": evil, "status": evil, evil: evil}},
+        media={f"{evil}/samples-0000001.png": sample.strip("vanilla", 1), f"{evil}/odd.json": b"{}"},
+        title=evil,
+    )
+    assert "<script>alert" not in text
+    assert "<img src=x" not in text
+    assert text.count("</script>") == 2
+
+
+def test_collect_reads_what_a_demo_leaves(page, tmp_path):
+    inputs = collect(sample.write(tmp_path))
+    assert len(inputs.rows) == len(sample.example()["rows"])
+    assert render(**inputs.arguments()) == page
+
+
+def test_a_torn_last_line_is_ignored(tmp_path):
+    run = sample.write(tmp_path, ("vanilla",))[0]
+    with open(run / "results.jsonl", "a") as table:
+        table.write('{"run": "vanilla", "metr')
+    assert len(collect([run]).rows) == len(sample.example(("vanilla",))["rows"])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "is not a run folder: it holds no results.jsonl"),
+        ("", "is empty: measure something first"),
+        ("hello\n", "line 1: not JSON"),
+        ('{"epoch": 3}\n', "line 1: not a row of results"),
+        ('{"metric": "fid", "fid50k": 3}\n', "line 1: unknown columns fid50k"),
+    ],
+)
+def test_what_is_no_table_is_refused_in_one_line(tmp_path, content, expected):
+    if content is not None:
+        (tmp_path / "results.jsonl").write_text(content)
+    with pytest.raises(UserError, match=re.escape(expected)) as caught:
+        collect([tmp_path])
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_paths_are_refused(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        collect([tmp_path / "nothing"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        collect([tmp_path / "file"])
+    with pytest.raises(UserError, match="no run given"):
+        collect([])
+    sample.write(tmp_path / "demo", ("vanilla",))
+    with pytest.raises(UserError, match="the run folders inside are vanilla"):
+        collect([tmp_path / "demo"])
+
+
+def test_two_runs_of_one_name_are_refused_and_one_run_twice_is_one(tmp_path):
+    first, second = (sample.write(tmp_path / name, ("vanilla",))[0] for name in "ab")
+    with pytest.raises(UserError, match="two runs are called 'vanilla'"):
+        collect([first, second])
+    assert list(collect([first, first]).runs) == ["vanilla"]
+
+
+def test_a_damaged_run_file_is_a_failure(tmp_path):
+    run = sample.write(tmp_path, ("vanilla",))[0]
+    (run / "run.json").write_text("{")
+    with pytest.raises(Failure, match="damaged"):
+        collect([run])
+
+
+def test_an_empty_table_is_refused():
+    with pytest.raises(UserError, match="nothing to report"):
+        render([])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [Row(metric="fd_digits_floor", value=0.4, n=512)],
+        [Row(run="a", metric="fid", step=1, value=3.0)],
+        [Row(run="a", metric="fid", step=step, value=None, note="no samples") for step in (1, 2)],
+        [Row(run="a", metric="fid", step=step, value=2.0) for step in (1, 2)],
+        [Row(run="a", metric="cka", step=1, layer=2, timestep=0.5, value=None, note="constant features")],
+        [Row(run="a", metric="cka", step=1, layer=2, timestep=0.5, value=0.2)],
+        [Row(run="a", metric="fid", step=step, value=-0.1) for step in (1, 2)],
+        [Row(metric="fid", step=step, value=1.0) for step in (1, 2)],
+    ],
+)
+def test_little_or_odd_tables_render(rows):
+    assert "</html>" in render(rows)
+
+
+def test_a_missing_metric_has_its_reason():
+    inputs = small(metrics=("fd_digits", "is_digits"))
+    rows = [row for row in inputs["rows"] if not (row.run == "repa" and row.metric == "is_digits")]
+    text = render(**inputs | {"rows": rows})
+    assert "no rows for repa" in text
+    assert '<small class="none">not measured</small>' in text
+
+
+def test_one_run_and_many_seeds_render():
+    assert "Only one run, so nothing is compared." in render(**small(("repa",)))
+    assert "at 30 of 30" in render(**small(("vanilla", "repa", "vanilla-s1", "repa-s1")))
+
+
+def test_the_verdict_changes_with_the_numbers():
+    inputs = small()
+    worse = [replace(row, value=row.value * 2) if row.run == "repa" else row for row in inputs["rows"]]
+    assert "<h1>repa has lower fd_digits than vanilla at 15 of 15" in render(**inputs)
+    assert "<h1>repa is worse than vanilla" in render(**inputs | {"rows": worse})
+
+
+def test_pictures_keep_to_their_budget_and_bad_ones_are_named():
+    steps = {step: bytes(100) for step in range(1, 11)}
+    assert list(thinned(steps, 0.3)) == [3, 7, 10]
+    assert list(thinned(steps, 0.0)) == [10]
+    shown, left = strips({"a/samples-1.png": b"not a png", "b/samples-0000001.png": sample.strip("repa", 1)}, [], 9)
+    assert shown == []
+    assert dict(left) == {"a/samples-1.png": "not a readable PNG", "b/samples": "the results name no such run"}
+
+
+def test_large_pictures_make_way_for_the_rest():
+    inputs = small(("vanilla",))
+    heavy = sample.strip("vanilla", 1)
+    heavy = heavy[:-12] + b"\x00" * 400_000 + heavy[-12:]
+    text = render(**inputs | {"media": {f"vanilla/samples-{step:07d}.png": heavy for step in range(100, 1600, 100)}})
+    assert len(text.encode()) < LIMIT
+    assert text.count("data:image/png;base64,") == 5
+    assert "10 of 15 steps left out to keep the file small" in text
+
+
+def test_nothing_of_ours_but_floor_0_is_imported():
+    code = "import sys, repa_eval.reports.html; print(*sys.modules)"
+    root = str(Path(__file__).resolve().parents[1])
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": root}
+    )
+    modules = found.stdout.split()
+    assert "torch" not in modules
+    ours = {name.split(".")[1] for name in modules if name.startswith("repa_eval.")}
+    assert ours <= {"reports", "errors", "results", "registry", "config"}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here (chromium, chromium-browser or google-chrome on PATH)")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.browser
+def test_in_a_browser(browser, page, tmp_path):
+    file = tmp_path / "report.html"
+    file.write_text(page, encoding="utf-8")
+    tab = browser.new_page(viewport={"width": 1280, "height": 800})
+    complaints, requests = [], []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto(file.as_uri())
+
+    cell = tab.locator('[data-map="map1"] .cell').nth(11)  # block 3, t = 0.1 of repa
+    before = cell.evaluate("node => getComputedStyle(node).fill")
+    cell.scroll_into_view_if_needed()
+    tab.evaluate(
+        "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    )  # scrolling hides the tip
+    cell.hover()
+    tip = tab.locator("#tip")
+    assert tip.is_visible()
+    assert tip.inner_text() == "cknna 0.39\nrepa, step 1500, block 3, t = 0.1"
+    tab.locator("#step").focus()
+    tab.keyboard.press("Home")
+    assert tab.locator("#step-value").inner_text() == "500"
+    assert cell.evaluate("node => getComputedStyle(node).fill") != before
+    tab.mouse.move(0, 0)
+    cell.hover()
+    assert "step 500" in tip.inner_text()
+    assert "0.39" not in tip.inner_text()
+
+    for width, scheme in ((390, "light"), (390, "dark"), (320, "light")):
+        tab.set_viewport_size({"width": width, "height": 844})
+        tab.emulate_media(color_scheme=scheme)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert requests.count(file.as_uri()) == 1
+    tab.close()

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from repa_eval.data._registry import Images
 from repa_eval.errors import UserError
@@ -14,7 +13,7 @@ from repa_eval.features import Array, hidden_features, teacher_features
 from repa_eval.interpolant import Interpolant
 from repa_eval.metrics._kernels import normalise_rows
 from repa_eval.metrics._registry import ALIGNMENT
-from repa_eval.models.layers import check_taps
+from repa_eval.models.layers import DiffusionModel, check_taps
 from repa_eval.results import Row, make_row
 from repa_eval.teachers._registry import Teacher
 
@@ -23,7 +22,7 @@ METRICS = ("cknna", "cka")
 
 
 def align(
-    model: nn.Module,
+    model: DiffusionModel,
     teacher: Teacher,
     images: Images,
     *,

@@ -32,7 +32,7 @@ class OneLine(click.Command):
         standalone = extra.pop("standalone_mode", True)
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         try:
-            result = super().main(args, *positional, standalone_mode=False, **extra)
+            result: Any = super().main(args, *positional, standalone_mode=False, **extra)  # type: ignore[call-overload]
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.ctx.get_help())
             result = 0

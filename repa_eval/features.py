@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repa_eval.data._registry import ImageSource, to_signed
 from repa_eval.errors import UserError
 from repa_eval.interpolant import Interpolant
+from repa_eval.models.layers import DiffusionModel
 from repa_eval.seeding import generators, normal
 from repa_eval.teachers._registry import Teacher
 
@@ -20,7 +21,7 @@ Array = np.ndarray[Any, Any]
 
 @torch.no_grad()
 def hidden_features(
-    model: nn.Module,
+    model: DiffusionModel,
     images: ImageSource,
     *,
     layers: Sequence[int],

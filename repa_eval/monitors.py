@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from repa_eval.align import METRICS, TIMESTEPS, align
 from repa_eval.data._registry import Images, load_data
 from repa_eval.extractors._registry import load_extractor
 from repa_eval.fidelity import evaluate
 from repa_eval.interpolant import Interpolant
+from repa_eval.models.layers import DiffusionModel
 from repa_eval.results import Row, write_atomic
 from repa_eval.sampling.generate import SamplerSettings, generate
 from repa_eval.teachers._registry import Teacher, load_teacher
+from repa_eval.train.loop import Monitor
 from repa_eval.train.recipe import Recipe
 
-Monitor = Callable[[int, nn.Module], Iterable[Row]]
-STRIP = 20  # images of a preview: two of every digit, always from the same noise
+STRIP = 10  # images of a preview, always from the same noise and of the first ten classes
+GAP = 1  # pixels between them
 MAP_IMAGES = 600
 
 
@@ -48,7 +48,7 @@ def quality_monitor(recipe: Recipe, run: Path, *, device: str = "cpu") -> Monito
     reference = load_data(recipe.settings.data, "reference")
     judge, second = load_extractor(settings.extractor).to(device), load_extractor("pixel_pca")
 
-    def measure(step: int, model: nn.Module) -> Iterable[Row]:
+    def measure(step: int, model: DiffusionModel) -> Iterable[Row]:
         last = step >= recipe.settings.max_steps
         rounds = [(settings.num_samples, settings.num_steps)]
         if last and settings.final_samples:
@@ -73,7 +73,7 @@ def floor_monitor(recipe: Recipe, run: Path, *, device: str = "cpu") -> Monitor:
     judge = load_extractor(settings.extractor).to(device)
     columns = {"run": run.name, "train_seed": recipe.settings.seed}
 
-    def measure(step: int, model: nn.Module) -> Iterable[Row]:
+    def measure(step: int, model: DiffusionModel) -> Iterable[Row]:
         if step < recipe.settings.max_steps:
             return []
         rows: list[Row] = []
@@ -91,7 +91,7 @@ def floor_monitor(recipe: Recipe, run: Path, *, device: str = "cpu") -> Monitor:
 def preview_monitor(run: Path) -> Monitor:
     """Return a monitor that leaves media/samples-<step>.png: the same noise at every step, in every run."""
 
-    def draw_strip(step: int, model: nn.Module) -> Iterable[Row]:
+    def draw_strip(step: int, model: DiffusionModel) -> Iterable[Row]:
         images = draw(model, STRIP, SamplerSettings(num_steps=25, seed=1, balanced=True)).images
         write_atomic(run / "media" / f"samples-{step:07d}.png", strip(images))
         return ()
@@ -115,7 +115,7 @@ def map_monitor(
     loaded: list[Teacher] = [load_teacher(name).to(device) for name in teachers]
     interpolant = getattr(recipe.method, "interpolant", Interpolant())
 
-    def measure(step: int, model: nn.Module) -> Iterable[Row]:
+    def measure(step: int, model: DiffusionModel) -> Iterable[Row]:
         if step not in at:
             return []
         layers = range(1, model.config.depth + 1)
@@ -137,7 +137,7 @@ def map_monitor(
     return measure
 
 
-def draw(model: nn.Module, count: int, sampler: SamplerSettings) -> Images:
+def draw(model: DiffusionModel, count: int, sampler: SamplerSettings) -> Images:
     """Return `count` samples of a model, held in memory."""
     parts = list(generate(model, range(count), sampler))
     images = torch.cat([images for _, images, _ in parts]).numpy()
@@ -145,16 +145,12 @@ def draw(model: nn.Module, count: int, sampler: SamplerSettings) -> Images:
     return Images("samples", "all", images, labels, model.config.num_classes)
 
 
-def strip(images: np.ndarray[Any, Any], *, rows: int = 2) -> bytes:
-    """Return a PNG with images uint8 (N, C, H, W) tiled in `rows` rows."""
-    from PIL import Image
+def strip(images: np.ndarray[Any, Any]) -> bytes:
+    """Return a PNG with images uint8 (N, C, H, W) side by side."""
+    from repa_eval.samples import png
 
-    count, channels, height, width = images.shape
-    grid = images.reshape(rows, count // rows, channels, height, width).transpose(0, 3, 1, 4, 2)
-    pixels = grid.reshape(rows * height, -1, channels)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
+    framed = np.pad(images, ((0, 0), (0, 0), (GAP, GAP), (GAP, GAP)), constant_values=96)
+    return png(np.concatenate(list(framed), axis=-1))
 
 
 def of_recipe(recipe: Recipe, run: Path, *, device: str = "cpu") -> list[Monitor]:

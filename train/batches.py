@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -87,5 +88,5 @@ def _move(batch: Batch, method: Method, step: int, teachers: Sequence[Teacher], 
     return batch
 
 
-def _as_it_is(fetched: Fetched) -> Fetched:
+def _as_it_is(fetched: Any) -> Any:
     return fetched

@@ -29,9 +29,9 @@ from repa_eval.teachers._registry import Teacher, load_teacher
 from repa_eval.train import batches, state
 from repa_eval.train.methods.base import Batch, Method, name_of
 from repa_eval.train.recipe import Recipe, Settings
-from repa_eval.train.writer import Writer
+from repa_eval.train.writer import Writer, environment
 
-Monitor = Callable[[int, nn.Module], Iterable[Row]]
+Monitor = Callable[[int, Any], Iterable[Row]]  # (step, averaged model) -> rows
 
 
 class Interrupted(Exception):  # noqa: N818  (no error: everything is saved)
@@ -230,6 +230,7 @@ def _record(recipe: Recipe, run: Path, labels: Mapping[str, Any] | None) -> dict
         "max_steps": recipe.settings.max_steps,
         "seed": recipe.settings.seed,
         "train_seed": recipe.settings.seed,
+        "environment": environment(),
         **(labels or {}),
     }
 

@@ -6,9 +6,10 @@ from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from repa_eval.interpolant import Interpolant
+from repa_eval.models.layers import DiffusionModel
 from repa_eval.seeding import normal, uniform
 from repa_eval.train.methods.base import Batch
 
@@ -42,7 +43,7 @@ def drop_labels(y: Tensor, draw: Tensor, prob: float, null_label: int) -> Tensor
 
 
 def velocity_loss(
-    model: nn.Module, batch: Batch, interpolant: Interpolant, *, cfg_prob: float, taps: Collection[int] = ()
+    model: DiffusionModel, batch: Batch, interpolant: Interpolant, *, cfg_prob: float, taps: Collection[int] = ()
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Return (squared velocity error per sample (B,), {layer: hidden (B, N, D)}) (REPA, section 2)."""
     t = interpolant.times(batch.draws["time"].flatten())

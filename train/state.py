@@ -27,7 +27,7 @@ def average_of(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def update_average(ema: nn.Module, model: nn.Module, decay: float) -> None:
     """ema <- decay ema + (1 - decay) model over every named parameter; buffers are copied (REPA, update_ema)."""
-    averaged = list(ema.parameters())
+    averaged: list[Tensor] = list(ema.parameters())
     # multiply, then add: a lerp of float32 loses 26 to 45 % of a change at decay 0.9999
     torch._foreach_mul_(averaged, decay)
     torch._foreach_add_(averaged, [p.detach() for p in model.parameters()], alpha=1 - decay)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
+import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from repa_eval import results
+from repa_eval import __version__, results
 from repa_eval.results import CURVES, Row, make_row
 from repa_eval.train import state
 from repa_eval.train.recipe import Recipe
@@ -54,6 +58,34 @@ class Writer:
         new = [row for row in rows if row.key() not in known]
         results.append(self.run / table, new)
         known.update({row.key(): row for row in new})
+
+
+def environment() -> dict[str, str]:
+    """Return the versions and the machine behind a run's numbers, as far as they can matter."""
+    names = ("repa-eval", "torch", "timm", "accelerate", "numpy", "scipy", "scikit-learn")
+    found = {name: _version(name) for name in names}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    threads = str(torch.get_num_threads())
+    return {"python": platform.python_version(), **found, "device": device, "threads": threads, "commit": _commit()}
+
+
+def _commit() -> str:
+    """Return the commit of the checkout that the code lies in, "none" for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return "none"
+    command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return __version__ if name == "repa-eval" else "unknown"
 
 
 def _read(run: Path, table: str) -> dict[tuple[Any, ...], Row]:

@@ -25,5 +25,7 @@ def write_report(runs: tuple[Path, ...], out: Path, title: str | None = None) ->
     """Render run folders to a file; nothing is written if that fails."""
     from repa_eval.reports.html import collect, render
 
-    extra = {} if title is None else {"title": title}
-    write_atomic(out, render(**collect(runs).arguments(), **extra))
+    arguments = collect(runs).arguments()
+    if title is not None:
+        arguments["title"] = title
+    write_atomic(out, render(**arguments))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import sparse  # type: ignore[import-untyped]
+from scipy import sparse
 
 from repa_eval.errors import UserError
 from repa_eval.metrics import _kernels

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import linalg  # type: ignore[import-untyped]
+from scipy import linalg
 
 from repa_eval.errors import UserError
 from repa_eval.metrics._checks import Array, matrix, same_width

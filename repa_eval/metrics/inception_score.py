@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import log_softmax, logsumexp  # type: ignore[import-untyped]
+from scipy.special import log_softmax, logsumexp
 
 from repa_eval.errors import UserError
 from repa_eval.metrics._checks import Array, matrix

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repa_eval.errors import UserError
+
+
+class DiffusionModel(nn.Module):
+    """What every diffusion model of ours has, beside `forward(x, t, y, *, taps)`.
+
+    config: its arguments (depth, in_channels, input_size, num_classes, ...). projectors: heads to teacher features.
+    """
+
+    config: Any
+    projectors: nn.ModuleList
+
+    @property
+    def null_label(self) -> int:
+        """The label that means "no class"."""
+        return int(self.config.num_classes)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -45,7 +61,7 @@ class TimestepEmbedder(nn.Module):
         exponents = torch.arange(half, dtype=torch.float32, device=t.device)
         angles = t[:, None].float() * torch.exp(-math.log(10000) * exponents / half)
         code = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        embedding: Tensor = self.mlp(code.to(self.mlp[0].weight.dtype))
+        embedding: Tensor = self.mlp(code.to(next(self.mlp.parameters()).dtype))
         return embedding
 
 
@@ -90,6 +106,20 @@ class Attention(nn.Module):
             mixed = ((q * head_width**-0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
         return out
+
+
+def xavier(linear: nn.Module) -> None:
+    """Initialise a linear layer as MAE and DiT do: xavier weights, zero bias."""
+    assert isinstance(linear, nn.Linear)
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)
+
+
+def zero(layer: nn.Module, *, only: str = "") -> None:
+    """Set a layer's parameters to zero, or only those of one name."""
+    for name, parameter in layer.named_parameters():
+        if only in ("", name):
+            nn.init.zeros_(parameter)
 
 
 def projector(width: int, hidden: int, out: int) -> nn.Sequential:

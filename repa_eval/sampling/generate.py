@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repa_eval.config import option
 from repa_eval.data._registry import to_uint8
 from repa_eval.errors import UserError
+from repa_eval.models.layers import DiffusionModel
 from repa_eval.sampling.guidance import Guidance
 from repa_eval.sampling.ode import sample_ode
 from repa_eval.seeding import generators, integers, normal
@@ -55,7 +56,7 @@ def labels_of(indices: Iterable[int], num_classes: int, settings: SamplerSetting
 
 
 def generate(
-    model: nn.Module, indices: Iterable[int], settings: SamplerSettings, *, batch_size: int = 256
+    model: DiffusionModel, indices: Iterable[int], settings: SamplerSettings, *, batch_size: int = 256
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Yield (indices, images uint8 (B, C, H, W) on the CPU, labels (B,)) batch by batch.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from repa_eval.models.layers import DiffusionModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,7 @@ class Guidance:
 
 
 def guided_velocity(
-    model: nn.Module, x: Tensor, t: float, labels: Tensor, guidance: Guidance, *, guided: bool, dtype: torch.dtype
+    model: DiffusionModel, x: Tensor, t: float, labels: Tensor, guidance: Guidance, *, guided: bool, dtype: torch.dtype
 ) -> Tensor:
     """Return the velocity (B, C, H, W), float64, at state x (float64) and time t: u + cfg_scale (c - u) if guided."""
     count = len(x)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from repa_eval.models.layers import DiffusionModel
 from repa_eval.sampling.guidance import Guidance, guided_velocity
 
 
 @torch.no_grad()
 def sample_ode(
-    model: nn.Module, noise: Tensor, labels: Tensor, *, num_steps: int, heun: bool = False, guidance: Guidance
+    model: DiffusionModel, noise: Tensor, labels: Tensor, *, num_steps: int, heun: bool = False, guidance: Guidance
 ) -> Tensor:
     """Return latents (B, C, H, W), float64, for noise (B, C, H, W) and labels (B,).
 

@@ -1,4 +1,4 @@
-"""SiT and REPA: forward, losses, posterior, EMA, three training steps, names and shapes, through the code that trains."""
+"""SiT and REPA: forward, losses, posterior, EMA, training steps, names and shapes, by the code that trains."""
 
 from __future__ import annotations
 

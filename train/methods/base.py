@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from repa_eval.registry import Registry
 
-C = TypeVar("C", bound=type)
+C = TypeVar("C", bound=type["Method"])
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Method(ABC):
         """Return the number of the block whose output is aligned with a teacher, if one is."""
         return None
 
-    def modules(self, model: nn.Module) -> nn.ModuleDict:
+    def modules(self, model: Any) -> nn.ModuleDict:
         """Return the trainable extras beside the model; they are saved with the checkpoint."""
         return nn.ModuleDict()
 
@@ -74,7 +74,7 @@ class Method(ABC):
         """Return every random tensor of a step, row i from generator i; nothing random happens elsewhere."""
 
     @abstractmethod
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, model: Any, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return named, weighted terms, a scalar or one value per sample; the sum of their means is optimised."""
 
 
@@ -85,7 +85,12 @@ METHODS: Registry[type[Method]] = Registry(
 
 def method(name: str) -> Callable[[C], C]:
     """Register a Method class; it is returned unchanged."""
-    return METHODS.register(name)
+
+    def record(cls: C) -> C:
+        METHODS.register(name)(cls)
+        return cls
+
+    return record
 
 
 def name_of(chosen: Method) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from repa_eval.config import option
 from repa_eval.train.methods.base import Batch, Method, method
@@ -29,7 +30,7 @@ class Classifier(Method):
         """Return the draws of one view per image."""
         return view_draws(generators, batch.x.shape[1:])
 
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, model: Any, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return the cross-entropy per sample."""
         logits, _ = model(view(batch.x, batch.draws, brightness=self.brightness, noise=self.noise))
         return {"cross_entropy": F.cross_entropy(logits, batch.y, reduction="none")}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repa_eval.config import option
 from repa_eval.errors import UserError
@@ -53,7 +53,7 @@ class Repa(Method):
         """Return time, noise and label drops."""
         return denoising_draws(batch, generators, self.interpolant)
 
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, model: Any, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return the velocity loss per sample and the weighted alignment."""
         loss, hidden = velocity_loss(model, batch, self.interpolant, cfg_prob=self.cfg_prob, taps=(self.encoder_depth,))
         projected = [head(hidden[self.encoder_depth]) for head in model.projectors]

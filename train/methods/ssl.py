@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class SSL(Method):
     head_size: int = option(192, help="hidden width of SimCLR's head")
     embed_size: int = option(64, help="width of SimCLR's embedding")
 
-    def modules(self, model: nn.Module) -> nn.ModuleDict:
+    def modules(self, model: Any) -> nn.ModuleDict:
         """Return SimCLR's head and the predictor of masked tokens."""
         width = model.config.hidden_size
         head = nn.Sequential(nn.Linear(width, self.head_size), nn.ReLU(), nn.Linear(self.head_size, self.embed_size))
@@ -52,7 +53,7 @@ class SSL(Method):
             draws.update({f"{side}.{name}": value for name, value in made.items()})
         return draws
 
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, model: Any, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return the contrastive loss and the weighted masked prediction."""
         sides = [{k[2:]: v for k, v in batch.draws.items() if k.startswith(side)} for side in ("a.", "b.")]
         views = torch.cat([view(batch.x, draws) for draws in sides])  # (2B, C, S, S)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repa_eval.config import option
 from repa_eval.interpolant import Interpolant
@@ -35,7 +35,7 @@ class Vanilla(Method):
         """Return time, noise and label drops."""
         return denoising_draws(batch, generators, self.interpolant)
 
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, model: Any, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return the velocity loss per sample."""
         loss, _ = velocity_loss(model, batch, self.interpolant, cfg_prob=self.cfg_prob)
         return {"denoising_loss": loss}

@@ -1,0 +1,497 @@
+"""The trainer: exact order and draws, schedules, checkpoints, run folder, a user's method, several processes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from torch import nn
+
+from helpers import (
+    CPU,
+    batches_of,
+    digits,
+    environment,
+    equal_trees,
+    files_of,
+    finish,
+    run,
+    save_small_data,
+    steps_of,
+    tiny,
+)
+from repa_eval import checkpoints, results
+from repa_eval.errors import Failure, UserError
+from repa_eval.monitors import of_recipe
+from repa_eval.results import Row, make_row
+from repa_eval.train import batches, loop, state
+from repa_eval.train.cli import main
+from repa_eval.train.methods.base import METHODS
+from repa_eval.train.optim import Average, Optim
+from repa_eval.train.recipe import Recipe
+
+# the whole contract, as a user would write it beside their own project
+MY_LOSS = '''
+"""A method of a user's own: velocity loss in Huber's form, and hidden states of small norm."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from repa_eval.config import option
+from repa_eval.interpolant import Interpolant
+from repa_eval.train.losses import denoising_draws, drop_labels
+from repa_eval.train.methods.base import Batch, Method, method
+
+
+@method("my-huber")
+@dataclass(frozen=True, kw_only=True)
+class MyHuber(Method):
+    """Huber loss of the velocity."""
+
+    interpolant: Interpolant = Interpolant()
+    cfg_prob: float = option(0.1, help="probability of dropping the label in training")
+    norm_coeff: float = option(0.01, help="weight of the norm of the last block's output")
+
+    def architecture(self, config: Any, widths: Sequence[int]) -> Any:
+        return dataclasses.replace(config, class_dropout_prob=self.cfg_prob, z_dims=())
+
+    def modules(self, model: nn.Module) -> nn.ModuleDict:
+        return nn.ModuleDict({"scale": nn.Linear(model.config.hidden_size, 1)})
+
+    def draws(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        return denoising_draws(batch, generators, self.interpolant)
+
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        t, noise = batch.draws["time"], batch.draws["noise"]
+        y = drop_labels(batch.y, batch.draws["drop"], self.cfg_prob, model.null_label)
+        last = model.config.depth
+        v, hidden = model(self.interpolant.mix(batch.x, noise, t), t, y, taps=(last,))
+        huber = F.huber_loss(v, self.interpolant.velocity(batch.x, noise, t), reduction="none").flatten(1).mean(1)
+        return {"huber_loss": huber, "norm_loss": self.norm_coeff * batch.modules["scale"](hidden[last]).square().mean()}
+'''
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
+    """A run of REPA with measurements, six steps long."""
+    recipe = tiny("repa", eval_every=2, num_samples=40, num_steps=2)
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run(recipe, out, monitors=of_recipe(recipe, out), labels={"control": False})
+    return recipe, out
+
+
+@pytest.fixture
+def own_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test registers is forgotten after it."""
+    METHODS.names()
+    monkeypatch.setattr(METHODS, "_objects", dict(METHODS._objects))
+    monkeypatch.setattr(METHODS, "_origins", dict(METHODS._origins))
+
+
+def curve(out: Path, metric: str = "loss") -> list[float]:
+    """The values of one training curve, in order of the steps."""
+    rows = sorted((row for row in results.read(out / "log.jsonl") if row.metric == metric), key=lambda row: row.step)
+    return [row.value for row in rows]
+
+
+# --- order
+
+
+class Share:
+    """What share_of needs to know of an Accelerator."""
+
+    def __init__(self, processes: int, index: int) -> None:
+        self.num_processes, self.process_index = processes, index
+
+
+def order(size: int, recipe: Recipe, *, start: int = 0, processes: int = 1) -> list[list[int]]:
+    """The image indices of every step, shares of the processes joined."""
+    shares = [batches.share_of(recipe.settings.batch_size, Share(processes, i), 1) for i in range(processes)]
+    parts = zip(*(batches.Order(size, recipe, start, share) for share in shares), strict=True)
+    return [list(itertools.chain(*step)) for step in parts]
+
+
+def test_an_epoch_is_a_permutation() -> None:
+    seen = list(itertools.chain(*order(20, tiny(max_steps=10))))  # 80 images: four epochs, cut across batches
+    epochs = [seen[first : first + 20] for first in range(0, 80, 20)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_the_order_follows_from_the_seed() -> None:
+    assert order(20, tiny()) == order(20, tiny())
+    assert order(20, tiny()) != order(20, tiny(seed=1))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_shares_of_processes_make_the_same_global_batch(processes: int) -> None:
+    assert order(20, tiny(), processes=processes) == order(20, tiny())
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 5, 6])
+def test_starting_later_equals_skipping(start: int) -> None:
+    assert order(20, tiny(), start=start) == order(20, tiny())[start:]
+
+
+def test_batches_larger_than_the_data() -> None:
+    [first, second] = order(5, tiny(max_steps=2))
+    assert sorted(first[:5]) == list(range(5))
+    assert sorted(first[5:] + second[:2]) == list(range(5))
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(UserError, match="batch_size 8 does not divide into 3 processes x 1 parts"):
+        batches.share_of(8, Share(3, 0), 1)
+    with pytest.raises(UserError, match="batch_size 8 does not divide into 2 processes x 3 parts"):
+        batches.share_of(8, Share(2, 0), 3)
+
+
+def test_readers_give_the_same_batches() -> None:
+    loaded = [list(batches.loader(digits("val"), tiny(num_workers=workers), 1, range(8))) for workers in (0, 2)]
+    assert len(loaded[0]) == 5
+    assert equal_trees(*[[list(batch) for batch in run] for run in loaded])
+
+
+def test_a_part_is_what_its_positions_say() -> None:
+    recipe, _, images, _ = steps_of(tiny(gradient_accumulation=2))
+    parts = batches_of(recipe, images, [])
+    [whole] = batches_of(tiny(), images, [])
+    assert [len(part.x) for part in parts] == [4, 4]
+    for name in ("x", "y", "images"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+    assert whole.x.min() >= -1
+    assert whole.x.max() <= 1
+    assert whole.images.dtype == torch.uint8
+
+
+# --- the same numbers
+
+
+def test_two_runs_give_the_same_numbers(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, first = finished
+    run(recipe, tmp_path / "run")
+    for metric in ("loss", "denoising_loss", "proj_loss", "grad_norm", "learning_rate"):
+        assert curve(first, metric) == curve(tmp_path / "run", metric), metric
+    assert len(curve(first)) == 6
+    last = "checkpoints/0000006.pt"
+    assert (first / last).read_bytes() == (tmp_path / "run" / last).read_bytes()
+
+
+def test_another_seed_gives_other_numbers(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    run(tiny("repa", seed=1), tmp_path / "run")
+    assert curve(finished[1]) != curve(tmp_path / "run")
+
+
+def test_arms_of_one_seed_start_alike() -> None:
+    # paired: the same weights, images, noise and times, whatever the method adds
+    (_, plain, images, _), (_, aligned, _, teachers) = steps_of(tiny("vanilla")), steps_of(tiny("repa"))
+    theirs = aligned.model.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in plain.model.state_dict().items())
+    [one], [other] = batches_of(tiny("vanilla"), images, []), batches_of(tiny("repa"), images, teachers)
+    assert equal_trees(one.draws, other.draws)
+    assert torch.equal(one.x, other.x)
+
+
+@pytest.mark.parametrize("method", ["vanilla", "repa"])
+def test_accumulating_gradients_changes_nothing_but_rounding(method: str, tmp_path: Path) -> None:
+    # warm: a fresh SiT outputs 0, its losses would be equal for any gradient in the first steps
+    runs = {parts: tiny(method, gradient_accumulation=parts, max_steps=8, warmup_steps=0) for parts in (1, 2, 4)}
+    for parts, recipe in runs.items():
+        run(recipe, tmp_path / str(parts))
+    for metric in ("loss", "grad_norm"):
+        once = curve(tmp_path / "1", metric)
+        assert once[0] != once[-1]
+        for parts in ("2", "4"):
+            assert curve(tmp_path / parts, metric) == pytest.approx(once, rel=3e-6, abs=1e-6)
+
+
+def test_updates_are_clipped(tmp_path: Path) -> None:
+    recipe, objective, images, _ = steps_of(tiny(max_grad_norm=1e-3, warmup_steps=0))
+    from accelerate import Accelerator
+
+    seen = []
+    optimizer = recipe.settings.optim.build(objective.parameters())
+    optimizer.register_step_pre_hook(
+        lambda chosen, *_: seen.append(
+            math.sqrt(sum(float(p.grad.square().sum()) for p in chosen.param_groups[0]["params"] if p.grad is not None))
+        )
+    )
+    parts = batches_of(recipe, images, [])
+    ema = state.average_of(objective.model)
+    _, norm = loop.update(Accelerator(cpu=True), objective, parts, 0, optimizer, ema, recipe.settings)
+    assert float(norm) > 1e-2  # the reported one is that before clipping
+    assert seen == [pytest.approx(1e-3, rel=1e-3)]
+
+
+# --- schedules
+
+
+def test_learning_rates() -> None:
+    constant = Optim(learning_rate=2.0, warmup_steps=4)
+    assert [constant.rate(step, 100) for step in (0, 1, 3, 4, 50, 99)] == [0.5, 1.0, 2.0, 2.0, 2.0, 2.0]
+    cosine = Optim(learning_rate=2.0, warmup_steps=4, schedule="cosine")
+    assert [cosine.rate(step, 104) for step in (0, 3, 4, 29, 54, 79)] == pytest.approx(
+        [0.5, 2.0, 2.0, 1 + math.sqrt(0.5), 1.0, 1 - math.sqrt(0.5)]
+    )
+    assert 0 < cosine.rate(103, 104) < 1e-3
+    assert Optim(learning_rate=2.0).rate(0, 10) == 2.0
+
+
+def test_the_rate_of_the_schedule_is_used(tmp_path: Path) -> None:
+    run(tiny(learning_rate=1e-3, warmup_steps=4), tmp_path / "run")
+    assert curve(tmp_path / "run", "learning_rate") == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
+
+
+def test_decays_of_the_average() -> None:
+    assert [Average(ema_decay=0.9, ema_schedule="ramp").decay(step, 99) for step in (0, 1, 8, 79, 80, 1000)] == [
+        pytest.approx(value) for value in (0.1, 2 / 11, 0.5, 80 / 89, 0.9, 0.9)
+    ]
+    assert [Average(ema_decay=0.9, ema_schedule="cosine").decay(step, 100) for step in (0, 50, 100)] == [
+        pytest.approx(value) for value in (0.9, 0.95, 1.0)
+    ]
+    assert [Average(ema_decay=0.9).decay(step, 100) for step in (0, 50, 100)] == [0.9] * 3
+
+
+def test_the_average_is_taken_of_parameters_and_buffers_are_copied() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    ema = state.average_of(model)
+    before = {key: value.clone() for key, value in ema.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    model[1].running_mean.fill_(7.0)
+    model[1].num_batches_tracked.fill_(3)
+    state.update_average(ema, model, 0.75)
+    for key, parameter in ema.named_parameters():
+        torch.testing.assert_close(parameter, before[key] + 0.25)
+    assert ema[1].running_mean.tolist() == [7.0, 7.0]
+    assert int(ema[1].num_batches_tracked) == 3
+
+
+def test_the_average_of_a_run_follows_its_schedule(tmp_path: Path) -> None:
+    recipe = tiny(max_steps=1, warmup_steps=0, learning_rate=1e-2, ema_decay=0.99)  # ramp: the first decay is 0.1
+    _, fresh, _, _ = steps_of(recipe)
+    saved = state.load_checkpoint(run(recipe, tmp_path / "run"))
+    for key, parameter in fresh.model.named_parameters():
+        torch.testing.assert_close(saved["ema"][key], 0.1 * parameter.detach() + 0.9 * saved["model"][key])
+
+
+# --- checkpoints and run folder
+
+
+def test_a_checkpoint_is_tensors_and_plain_values(finished: tuple[Recipe, Path]) -> None:
+    recipe, out = finished
+    file = out / "checkpoints" / "0000006.pt"
+    saved = torch.load(file, weights_only=True)
+    assert list(saved) == ["model", "ema", "method", "opt", "step", "rng", "recipe"]
+    assert saved["step"] == 6
+    assert saved["recipe"] == yaml.safe_load((out / "recipe.yaml").read_text())
+    assert saved["rng"]["seed"] == recipe.settings.seed
+    leaves = [saved]
+    while leaves:
+        leaf = leaves.pop()
+        if isinstance(leaf, dict):
+            leaves += leaf.values()
+        elif isinstance(leaf, list):
+            leaves += leaf
+        else:
+            assert isinstance(leaf, (torch.Tensor, int, float, str, bool, type(None))), type(leaf)
+
+
+def test_the_same_state_gives_the_same_bytes(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    file = finished[1] / "checkpoints" / "0000006.pt"
+    for name in ("a.pt", "b.pt"):
+        state.save_checkpoint(tmp_path / name, torch.load(file, weights_only=True))
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes() == file.read_bytes()
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = dict.fromkeys(state.KEYS, 0)
+    state.save_checkpoint(tmp_path / "a.pt", content)
+    before = (tmp_path / "a.pt").read_bytes()
+    seen = []
+
+    def watch(self: Path, target: Path) -> None:
+        seen.append((self.parent, Path(target)))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", watch)
+    with pytest.raises(OSError, match="No space"):
+        state.save_checkpoint(tmp_path / "a.pt", {**content, "step": 1})
+    assert seen == [(tmp_path, tmp_path / "a.pt")]  # renamed within the folder, hence at once
+    assert (tmp_path / "a.pt").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.pt"]
+
+
+def test_the_run_folder(finished: tuple[Recipe, Path]) -> None:
+    recipe, out = finished
+    pictures = {f"media/samples-{step:07d}.png" for step in (2, 4, 6)}
+    tables = {"recipe.yaml", "run.json", "results.jsonl", "log.jsonl", "protocols.json"}
+    assert set(files_of(out)) == {*tables, *pictures, "checkpoints/0000003.pt", "checkpoints/0000006.pt"}
+    record = json.loads((out / "run.json").read_text())
+    expected = {"run": "run", "method": "repa", "systems": ["REPA", "HASTE"], "seed": 0, "status": "done"}
+    assert record | expected | {"step": 6, "aligned_layer": 1, "teacher": "digits-vit", "control": False} == record
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["architecture"]["z_dims"] == [96]
+
+
+def test_the_tables_of_a_run(finished: tuple[Recipe, Path]) -> None:
+    _, out = finished
+    rows, curves = results.read(out), results.read(out / "log.jsonl")
+    records = results.read_protocols(out)
+    assert {row.metric for row in rows} >= {"fd_digits", "is_digits", "precision_digits", "recall_digits", "fd_pixel_pca"}
+    assert {row.step for row in rows} == {2, 4, 6}
+    assert {row.metric for row in curves} == {
+        "loss", "denoising_loss", "proj_loss", "grad_norm", "learning_rate", "train_seconds",
+    }  # fmt: skip
+    assert {(row.run, row.system, row.method, row.train_seed) for row in (*rows, *curves)} == {("run", "REPA", "repa", 0)}
+    for row in rows:
+        assert row.weights == "ema"
+        assert records[row.protocol]["num_samples"] == row.n == 40
+        assert results.protocol_hash(records[row.protocol]) == row.protocol
+    seconds = curve(out, "train_seconds")
+    assert seconds == sorted(seconds)
+    assert curve(out) == pytest.approx([a + b for a, b in zip(curve(out, "denoising_loss"), curve(out, "proj_loss"), strict=True)])
+
+
+def test_curves_are_thinned(tmp_path: Path) -> None:
+    run(tiny(log_every=4), tmp_path / "run")
+    assert [row.step for row in results.read(tmp_path / "run" / "log.jsonl") if row.metric == "loss"] == [4, 6]
+
+
+def test_monitors_see_the_averaged_model(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def monitor(step: int, model: nn.Module) -> Iterator[Row]:
+        seen.append(step)
+        assert not model.training
+        yield make_row(metric="norm", value=float(model.blocks[0].mlp.fc1.weight.norm()), step=step)
+
+    last = run(tiny(eval_every=4), tmp_path / "run", monitors=[monitor])
+    assert seen == [4, 6]
+    averaged = state.load_checkpoint(last)["ema"]["blocks.0.mlp.fc1.weight"]
+    assert results.read(tmp_path / "run")[-1].value == float(averaged.norm())
+
+
+def test_measuring_changes_nothing(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    def meddle(step: int, model: nn.Module) -> Iterator[Row]:
+        torch.rand(step)  # a monitor that draws from torch's own generator
+        return iter(())
+
+    plain = run(tiny("repa", eval_every=2), tmp_path / "a", monitors=[meddle])
+    other = run(tiny("repa", eval_every=0), tmp_path / "b")
+    a, b = (state.load_checkpoint(path) for path in (plain, other))
+    assert equal_trees([a[key] for key in state.KEYS[:5]], [b[key] for key in state.KEYS[:5]])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match=r"step \d: a loss is not finite"):
+        run(tiny(learning_rate=1e30, max_grad_norm=1e30, warmup_steps=0, checkpoint_every=1), tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints").glob("*.pt"):
+        assert all(bool(tensor.isfinite().all()) for tensor in state.load_checkpoint(file)["model"].values()), file
+
+
+# --- a user's own method
+
+
+def write_my_loss(folder: Path) -> Path:
+    (folder / "my_loss.py").write_text(MY_LOSS)
+    return folder / "my_loss.py"
+
+
+@pytest.mark.usefixtures("own_methods")
+def test_a_method_of_the_users_own_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_my_loss(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    words = ["depth=2", "hidden_size=32", "num_heads=2", "max_steps=8", "batch_size=8", "split=val", "eval_every=0"]
+    words += ["log_every=1", "checkpoint_every=4", "warmup_steps=0", "norm_coeff=0.02"]
+    done = CliRunner().invoke(main, ["--method", "./my_loss.py", "--out", "mine", "--device", "cpu", "--quiet", *words])
+    assert done.exit_code == 0, done.stderr
+    losses = curve(tmp_path / "mine", "huber_loss")
+    assert losses[-1] < losses[0]
+    assert curve(tmp_path / "mine", "norm_loss") != [0.0] * 8
+    opened = checkpoints.load(tmp_path / "mine" / "checkpoints" / "0000008.pt")
+    assert opened.recipe["method"] == "my-huber"
+    assert opened.option("norm_coeff") == 0.02
+    assert opened.model_name == "SiT-digits/2"
+    saved = state.load_checkpoint(opened.path)
+    assert sorted(saved["method"]) == ["scale.bias", "scale.weight"]
+    assert done.stdout.strip().splitlines()[-1].startswith("repa-eval ")
+
+
+@pytest.mark.usefixtures("own_methods")
+def test_a_file_that_is_no_method(tmp_path: Path) -> None:
+    (tmp_path / "none.py").write_text("x = 1\n")
+    (tmp_path / "taken.py").write_text(MY_LOSS.replace("my-huber", "repa"))
+    for words, text in {
+        "none.py": "must register exactly one method; it registers nothing",
+        "taken.py": "method 'repa' is registered twice",
+        "missing.py": "does not exist",
+    }.items():
+        done = CliRunner().invoke(main, ["--method", str(tmp_path / words), "--dry-run"])
+        assert done.exit_code == 2
+        assert text in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert done.stdout == ""
+
+
+# --- more than one process
+
+
+def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
+    settings = {"eval_every": 0, "data": save_small_data(tmp_path / "small.npz"), "split": "train"}
+    recipe = tiny("repa", **settings)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    words = ["--recipe", "recipe.yaml", "--device", "cpu", "--quiet", "--out", "two"]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    accelerate += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(
+        [*accelerate, "--module", "repa_eval.train.cli", *words], cwd=tmp_path, env=environment(), **pipes
+    )
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert out.count("repa-eval align") == 1
+    run(recipe, tmp_path / "one")
+    for metric in ("loss", "denoising_loss", "proj_loss", "grad_norm"):
+        assert curve(tmp_path / "two", metric) == pytest.approx(curve(tmp_path / "one", metric), rel=1e-5), metric
+    assert len(curve(tmp_path / "two")) == 6
+    assert set(files_of(tmp_path / "two")) == set(files_of(tmp_path / "one"))
+    a, b = (state.load_checkpoint(tmp_path / name / "checkpoints" / "0000006.pt") for name in ("one", "two"))
+    for key, value in a["ema"].items():
+        torch.testing.assert_close(b["ema"][key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_trainer_is_kept_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    held = state.lock_run(tmp_path / "run")
+    with pytest.raises(Failure, match="another repa-train is writing this run"):
+        run(tiny(), tmp_path / "run")
+    held.close()
+    run(tiny(max_steps=1), tmp_path / "run")
+
+
+def test_images_must_be_square(tmp_path: Path) -> None:
+    import numpy as np
+
+    np.savez(tmp_path / "flat.npz", arr_0=np.zeros((8, 8, 6, 1), np.uint8))
+    with pytest.raises(UserError, match="images of 8x6; the models take square ones"):
+        run(tiny(data=f"folder:{tmp_path / 'flat.npz'}"), tmp_path / "run")
+    assert CPU.type == "cpu"

@@ -24,3 +24,8 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return UserError(f"unknown {kind} {given!r}{hint} (known: {', '.join(names) or 'none'})")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its kind where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
-import seaborn 
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure

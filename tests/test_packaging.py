@@ -32,7 +32,8 @@ def test_packages_are_the_folders() -> None:
 
 def test_package_data_covers_every_other_file() -> None:
     data = {key: lines(value.replace(",", "\n")) for key, value in setup_cfg()["options.package_data"].items()}
-    folders = {"repa_eval": ROOT / "repa_eval", "repa_eval.reports": ROOT / "reports", "repa_eval.train": ROOT / "train"}
+    folders = {"repa_eval": ROOT / "repa_eval"}
+    folders |= {f"repa_eval.{name}": ROOT / name for name in ("reports", "train")}
     covered = {file for key, globs in data.items() for glob in globs for file in folders[key].glob(glob)}
     for top in ("repa_eval", "probes", "reports", "train"):
         for file in (ROOT / top).rglob("*"):

@@ -23,7 +23,7 @@ from repa_eval.train import state
 from repa_eval.train.recipe import Recipe
 
 TRAIN = "repa_eval.train.cli"
-MEASURED = {"eval_every": 5, "num_samples": 16, "num_steps": 2}
+MEASURED = {"eval_every": 30, "num_samples": 16, "num_steps": 2}
 
 
 class Killed(BaseException):

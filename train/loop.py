@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from repa_eval import seeding
+from repa_eval.config import flatten
 from repa_eval.data._registry import Images, load_data
-from repa_eval.errors import Failure, UserError
+from repa_eval.errors import Failure, UserError, first_line
 from repa_eval.models._registry import find_preset
 from repa_eval.results import Row
 from repa_eval.teachers._registry import Teacher, load_teacher
@@ -30,6 +31,9 @@ from repa_eval.train import batches, state
 from repa_eval.train.methods.base import Batch, Method, name_of
 from repa_eval.train.recipe import Recipe, Settings
 from repa_eval.train.writer import Writer, environment
+
+# what a resumed run may change without becoming another run
+FREE_ON_RESUME = frozenset({"max_steps", "checkpoint_every", "log_every", "num_workers", "description", "name"})
 
 Monitor = Callable[[int, Any], Iterable[Row]]  # (step, averaged model) -> rows
 
@@ -73,6 +77,7 @@ def train(
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=device == "cpu")
     share = batches.share_of(settings.batch_size, accelerator, settings.gradient_accumulation)
     previous = _open_run(run, recipe, resume)
+    accelerator.wait_for_everyone()  # every process has looked before one of them writes
     lock = state.lock_run(run) if accelerator.is_main_process else contextlib.nullcontext()
 
     images = load_data(settings.data, settings.split)
@@ -80,15 +85,20 @@ def train(
     recipe, objective = build(recipe, images, teachers)
     ema = state.average_of(objective.model)
     optimizer = settings.optim.build(recipe.method.trainable(objective.model, objective.extras))
-    step = 0 if previous is None else _restore(previous, objective, ema, optimizer)
+    step = 0 if previous is None else _restore(previous, recipe, objective, ema, optimizer)
     ema.to(accelerator.device)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     writer = Writer(run, recipe, _record(recipe, run, labels)) if accelerator.is_main_process else None
     seconds = writer.seconds(step) if writer else 0.0
     torch.manual_seed(seeding.derive(settings.seed, "torch", step))  # nothing of ours draws from it; a plug-in might
 
-    if writer:
-        writer.start()
+    def measure(at: int) -> None:
+        if writer and at and (at == settings.max_steps or _due(at, settings.evaluation.eval_every)):
+            for monitor in monitors:
+                writer.rows(monitor(at, ema.eval()))
+
+    if writer and writer.start() != "done":
+        measure(step)  # a run killed between a checkpoint and its measurement
     bar = _bar(recipe, step, shown=progress and writer is not None)
     with lock, bar, _interruptible() as interrupted:
         for fetched in batches.loader(images, recipe, step, share):
@@ -99,7 +109,7 @@ def train(
             seconds += time.perf_counter() - began
 
             done = step == settings.max_steps
-            stopped = interrupted() and not done
+            stopped = _anywhere(accelerator, interrupted()) and not done
             if writer and (done or step % settings.log_every == 0):
                 values = _curve_values(terms, norm, optimizer, seconds, step)
                 writer.curves(step, values)
@@ -108,9 +118,7 @@ def train(
                 _save(run, accelerator, wrapped, ema, optimizer, step, recipe)
             if stopped:
                 break
-            if writer and (done or _due(step, settings.evaluation.eval_every)):
-                for monitor in monitors:
-                    writer.rows(monitor(step, ema.eval()))
+            measure(step)
             bar.update()
     accelerator.wait_for_everyone()
     finished = step >= settings.max_steps
@@ -188,16 +196,20 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> Path | None:
     return state.latest_checkpoint(run)
 
 
-def _restore(path: Path, objective: Objective, ema: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _restore(path: Path, recipe: Recipe, objective: Objective, ema: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Put a checkpoint's state into the fresh objects and return its step."""
     saved = state.load_checkpoint(path)
+    before, now = flatten(saved["recipe"]), flatten(recipe.to_dict())
+    changed = sorted(key for key in {*before, *now} - FREE_ON_RESUME if before.get(key) != now.get(key))
+    if changed := [key for key in changed if not key.startswith("evaluation.")]:
+        raise UserError(f"{path} was trained with other settings: {', '.join(changed)}; choose another --out")
     try:
         objective.model.load_state_dict(saved["model"])
         ema.load_state_dict(saved["ema"])
         objective.extras.load_state_dict(saved["method"])
         optimizer.load_state_dict(saved["opt"])
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"{path} belongs to other settings: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} belongs to other settings: {first_line(error)}") from error
     return int(saved["step"])
 
 
@@ -250,6 +262,13 @@ def _bar(recipe: Recipe, step: int, *, shown: bool) -> tqdm[Any]:
     return tqdm(
         total=recipe.settings.max_steps, initial=step, desc=recipe.name, disable=quiet, leave=False, mininterval=0.5
     )
+
+
+def _anywhere(accelerator: Accelerator, flag: bool) -> bool:
+    """Return whether the flag is set in any process, so that all of them stop at the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum"))
 
 
 def _due(step: int, every: int) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from repa_eval.config import from_dict, full_key, nest, option, to_dict
-from repa_eval.errors import UserError, unknown
+from repa_eval.errors import UserError, first_line, unknown
 from repa_eval.models._registry import find_preset
 from repa_eval.train.methods.base import METHODS, Method, name_of
 from repa_eval.train.optim import Average, Optim
@@ -81,7 +81,7 @@ def read_recipe(name_or_file: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {name_or_file!r} is not YAML: {str(error).splitlines()[0]}") from error
+        raise UserError(f"recipe {name_or_file!r} is not YAML: {first_line(error)}") from error
     if not isinstance(tree, dict):
         raise UserError(f"recipe {name_or_file!r} holds no keys")
     return {"name": path.stem, **tree}

@@ -6,6 +6,7 @@ import copy
 import fcntl
 import io
 import json
+import pickle
 import sys
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +14,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from repa_eval.errors import Failure, UserError
+from repa_eval.errors import Failure, UserError, first_line
 from repa_eval.results import RUN, write_atomic
 
 KEYS = ("model", "ema", "method", "opt", "step", "rng", "recipe")
@@ -62,8 +63,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return what save_checkpoint wrote; Failure if the file is damaged or another program's."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise Failure(f"cannot read checkpoint {path}: {str(error).splitlines()[0]}") from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise Failure(f"cannot read checkpoint {path}: {first_line(error)}") from error
     if not isinstance(state, dict) or not set(KEYS) <= set(state):
         raise UserError(f"{path} is not a checkpoint of repa-train: expected the keys {', '.join(KEYS)}")
     return state

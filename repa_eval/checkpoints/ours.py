@@ -7,7 +7,7 @@ from typing import Any
 
 from repa_eval.checkpoints.recognise import Checkpoint, layout
 from repa_eval.config import from_dict
-from repa_eval.errors import Failure
+from repa_eval.errors import Failure, first_line
 from repa_eval.models._registry import find_preset
 
 KEYS = frozenset({"model", "ema", "method", "opt", "step", "rng", "recipe"})
@@ -25,7 +25,7 @@ def read(path: Path, content: Any, weights: str) -> Checkpoint | None:
         model.load_state_dict(content["ema" if weights == "ema" else "model"])
     except RuntimeError as error:
         raise Failure(
-            f"{path}: the weights do not fit the recorded architecture ({str(error).splitlines()[0]})"
+            f"{path}: the weights do not fit the recorded architecture ({first_line(error)})"
         ) from error
     return Checkpoint(
         path=path,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from repa_eval.errors import Failure, UserError
+from repa_eval.errors import Failure, UserError, first_line
 from repa_eval.registry import Registry
 
 
@@ -96,7 +96,7 @@ def _read(file: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise Failure(f"{file} is not a checkpoint, or one that asks to run code; it was not opened") from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise Failure(f"{file} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
+        raise Failure(f"{file} is not a readable checkpoint: {first_line(error)}") from error
 
 
 def _example(folder: Path) -> str:

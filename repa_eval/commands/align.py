@@ -34,7 +34,7 @@ TIMESTEPS = "0.05,0.1,0.2,0.3,0.5"
 @click.option("--teacher-weights", type=click.Path(path_type=Path), help="file that replaces the teacher's own weights")
 @click.option("--data", "data_name", help="default: the data that the checkpoint was trained on")
 @click.option("--split", help="default: test images that training never saw")
-@click.option("--num-images", type=click.IntRange(min=4), default=600, show_default=True)
+@click.option("--num-images", type=click.IntRange(min=4), default=600, show_default=True, help="images")
 @click.option("--raw", is_flag=True, help="do not L2-normalise the features first")
 @click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="draw the map to this file (png, svg, pdf)"
@@ -77,7 +77,7 @@ def _measure(opened: Any, layers: list[int], times: list[float], **given: Any) -
     path = from_dict(Interpolant(), opened.option("interpolant") or {})
     columns = {
         "run": opened.run,
-        "system": "/".join(opened.systems) or None,
+        "system": opened.systems[0] if opened.systems else None,
         "method": opened.recipe.get("method"),
         "step": opened.step,
         "weights": opened.weights,

@@ -14,7 +14,9 @@ from repa_eval.commandline import OneLine, example
 @click.argument("ckpt")
 @click.option("--to", "folder", required=True, type=click.Path(file_okay=False, path_type=Path), help="folder to write")
 @click.option("--name", help="stem of the files; default: the name of the run")
-@click.option("--weights", type=click.Choice(["ema", "online"]), default="ema", show_default=True)
+@click.option(
+    "--weights", type=click.Choice(["ema", "online"]), default="ema", show_default=True, help="averaged or trained"
+)
 @example("repa-eval convert runs/digits-vit/checkpoints/0000800.pt --to converted/digits-vit")
 def command(ckpt: str, folder: Path, name: str | None, weights: str) -> None:
     """Write a checkpoint as NAME.safetensors, NAME.json (architecture and recipe) and NAME.md (a card).

@@ -18,7 +18,9 @@ MIN_STEPS = 20
 
 
 @click.command(cls=OneLine)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="demo", show_default=True)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default="demo", show_default=True, help="folder"
+)
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="repeat with seeds 0..N-1")
 @click.option(
     "--steps", type=click.IntRange(min=MIN_STEPS), default=FULL_STEPS, show_default=True, help="fewer: a smoke test"

@@ -46,7 +46,8 @@ def command(samples: Path, rows: Path | None, as_json: bool, **given: Any) -> No
     metrics = [metric.strip() for metric in given["metrics"].split(",")]
     names = ("run", "system", "method", "step", "weights", "train_seed")
     columns = {**{key: made.get(key) for key in names}, "seed": made.get("sampler_seed")}
-    left_out = {*names, "extractor", "data"} - {"weights"}
+    # what tells one checkpoint from another stands in the columns: a protocol is the same along a whole curve
+    left_out = {*names, "extractor", "data", "weights_hash", "batch_size"} - {"weights"}
     protocol = {key: value for key, value in made.items() if key not in left_out}
     measured = evaluate(
         fake, reference, judge, metrics=metrics, protocol=protocol, columns=columns, batch_size=given["batch_size"]

@@ -11,7 +11,9 @@ from repa_eval.commandline import OneLine, example
 
 @click.command(cls=OneLine)
 @click.argument("ckpt")
-@click.option("--weights", type=click.Choice(["ema", "online"]), default="ema", show_default=True)
+@click.option(
+    "--weights", type=click.Choice(["ema", "online"]), default="ema", show_default=True, help="averaged or trained"
+)
 @click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
 @example("repa-eval inspect runs/digits-repa/checkpoints/0001500.pt")
 def command(ckpt: str, weights: str, as_json: bool) -> None:

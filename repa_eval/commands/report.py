@@ -12,7 +12,9 @@ from repa_eval.results import write_atomic
 
 @click.command(cls=OneLine)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="report.html", show_default=True)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), default="report.html", show_default=True, help="file"
+)
 @click.option("--title", help="title of the page")
 @example("repa-eval report demo/vanilla demo/repa --out report.html")
 def command(runs: tuple[Path, ...], out: Path, title: str | None) -> None:

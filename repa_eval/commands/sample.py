@@ -16,7 +16,7 @@ from repa_eval.errors import UserError
 @click.option("--num", type=click.IntRange(min=1), default=50_000, show_default=True, help="images")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="folder of PNG files, or FILE.npz")
 @click.option("--mode", type=click.Choice(["ode"]), default="ode", show_default=True, help="sampler")
-@click.option("--num-steps", type=click.IntRange(min=1), default=50, show_default=True)
+@click.option("--num-steps", type=click.IntRange(min=1), default=50, show_default=True, help="steps from noise to data")
 @click.option("--heun", is_flag=True, help="Heun instead of Euler steps")
 @click.option("--cfg-scale", type=float, default=1.0, show_default=True, help="guidance; 1 = none")
 @click.option("--guidance-low", type=float, default=0.0, show_default=True, help="guided from this t ...")
@@ -61,7 +61,7 @@ def _origin(opened: Any) -> dict[str, Any]:
     evaluation = opened.recipe.get("evaluation", {})
     return {
         **recorded,
-        "system": "/".join(opened.systems) or None,
+        "system": opened.systems[0] if opened.systems else None,
         "weights": opened.weights,
         "weights_hash": digest_module(opened.model),
         "data": opened.recipe.get("data"),

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from repa_eval.data._registry import Images, data
-from repa_eval.errors import Failure, UserError
+from repa_eval.errors import Failure, UserError, first_line
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 
@@ -95,7 +95,7 @@ def _npz(path: Path) -> Images:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in ("arr_0", "arr_1") if key in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise Failure(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise Failure(f"{path} cannot be read: {first_line(error)}") from error
     pixels = arrays.get("arr_0")
     if pixels is None or pixels.ndim != 4 or pixels.dtype != np.uint8:
         raise UserError(f"{path}: expected arr_0 of uint8 (N, H, W, C)")

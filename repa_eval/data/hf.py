@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from repa_eval.data._registry import Images, data
-from repa_eval.errors import Failure, UserError
+from repa_eval.errors import Failure, UserError, first_line
 
 
 @data("hf")
@@ -21,7 +21,7 @@ def load(name: str, split: str) -> Images:
     try:
         dataset = datasets.load_dataset(name, split=wanted)
     except (OSError, ValueError) as error:
-        text = str(error).splitlines()[0]
+        text = first_line(error)
         raise Failure(
             f"cannot load data hf:{name} ({wanted}): {text}; without a network it must be in the cache"
         ) from error

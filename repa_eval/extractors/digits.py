@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from repa_eval.data._registry import to_signed
-from repa_eval.errors import Failure, UserError
+from repa_eval.errors import Failure, UserError, first_line
 from repa_eval.extractors._registry import Extractor, Features, extractor
 from repa_eval.hashing import digest_module
 from repa_eval.models.cnn import CNN, CNNConfig
@@ -51,6 +51,6 @@ def digits(weights: Path | None) -> Extractor:
     try:
         network.load_state_dict(load_file(path))
     except (OSError, RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         raise Failure(f"extractor digits: {path} does not hold its weights ({first})") from error
     return DigitsJudge(network)

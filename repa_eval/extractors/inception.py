@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repa_eval.errors import Failure
+from repa_eval.errors import Failure, first_line
 from repa_eval.extractors._registry import Extractor, Features, extractor
 from repa_eval.hashing import digest_module
 
@@ -53,7 +53,7 @@ def inception(weights: Path | None) -> Extractor:
             "inception-v3-compat", LAYERS, cuda=False, feature_extractor_weights_path=path, verbose=False
         )
     except (OSError, RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         raise Failure(
             f"extractor inception has no weights here ({first}): fetch weights-inception-2015-12-05-6726825d.pth "
             "from torch-fidelity's release page and name it with --extractor-weights"

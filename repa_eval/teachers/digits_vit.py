@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from repa_eval.data._registry import load_data, to_signed
-from repa_eval.errors import Failure, UserError
+from repa_eval.errors import Failure, UserError, first_line
 from repa_eval.hashing import digest_module
 from repa_eval.models.conv_vit import ConvViT, ConvViTConfig
 from repa_eval.teachers._registry import Teacher, Tokens, teacher
@@ -51,7 +51,7 @@ def digits_vit(name: str, weights: Path | None) -> Teacher:
     try:
         network.load_state_dict(load_file(path))
     except (OSError, RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         raise Failure(f"teacher {name}: {path} does not hold its weights ({first})") from error
     return DigitsViT(name, network)
 

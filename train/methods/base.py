@@ -40,7 +40,7 @@ class Batch:
 class Method(ABC):
     """A training method. Its options are the fields of the dataclass."""
 
-    systems: ClassVar[tuple[str, ...]] = ()  # names under which checkpoints of it are known
+    systems: ClassVar[tuple[str, ...]] = ()  # what its checkpoints are; the first is the name in tables
     paper: ClassVar[str] = ""  # arXiv number
     needs: ClassVar[frozenset[str]] = frozenset({"labels"})  # of "labels", "ema"
     samples: ClassVar[bool] = True  # whether images can be generated from its model

@@ -23,7 +23,7 @@ from repa_eval.train.methods.base import Batch, Method, method
 class Repa(Method):
     """Velocity loss + proj_coeff x cosine alignment of block `encoder_depth` (equations 8 and 9)."""
 
-    systems = ("REPA", "HASTE")  # their weights are alike in names and shapes
+    systems = ("REPA",)
     paper = "2410.06940"
 
     enc_type: str = option("dinov2-vit-b", help="teachers, joined by commas")

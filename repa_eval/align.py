@@ -46,6 +46,7 @@ def align(
     path = interpolant or Interpolant()
     target = _prepared(teacher_features(teacher, images, batch_size=batch_size), f"teacher {teacher.name}", normalise)
     record = protocol(teacher, images, path, normalise=normalise, seed=seed)
+    record["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     rows = []
     for t in timesteps:
         hidden = hidden_features(model, images, layers=layers, t=t, interpolant=path, seed=seed, batch_size=batch_size)

@@ -22,6 +22,7 @@ from repa_eval.results import Row, append, records_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 class OneLine(click.Command):
@@ -112,7 +113,10 @@ def measuring(function: F) -> F:
 
 
 def opening(function: F) -> F:
-    """Add the options that open a checkpoint: --ckpt and --weights."""
+    """Add the options that open a checkpoint: --ckpt, --weights and --dtype."""
+    function = click.option(
+        "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="in which the model computes"
+    )(function)
     function = click.option(
         "--weights",
         type=click.Choice(["ema", "online"]),

@@ -37,7 +37,7 @@ def hidden_features(
     """
     if not 0.0 <= t <= 1.0:
         raise UserError(f"timestep {t} is outside [0, 1] (0 = data, 1 = noise)")
-    device = next(model.parameters()).device
+    like = next(model.parameters())
     collected: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     model.eval()
     for first in range(0, len(images), batch_size):
@@ -45,9 +45,9 @@ def hidden_features(
         x = to_signed(images.fetch(indices)[0])
         noise = normal(generators(seed, "align", indices), x.shape[1:])
         times = torch.full((len(x),), t)
-        noisy = interpolant.mix(x, noise, times).to(device)
-        labels = torch.full((len(x),), model.null_label, device=device)
-        _, hidden = model(noisy, times.to(device), labels, taps=tuple(layers))
+        noisy = interpolant.mix(x, noise, times).to(like)
+        labels = torch.full((len(x),), model.null_label, device=like.device)
+        _, hidden = model(noisy, times.to(like.device), labels, taps=tuple(layers))
         for layer in layers:
             collected[layer].append(hidden[layer].float().mean(1).cpu())
     return {layer: torch.cat(parts).numpy() for layer, parts in collected.items()}

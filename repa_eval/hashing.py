@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import torch
 from torch import nn
 
 
@@ -13,7 +14,7 @@ def digest_module(module: nn.Module) -> str:
     content = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         content.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        content.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return content.hexdigest()[:12]
 
 

@@ -58,7 +58,7 @@ def quality_monitor(recipe: Recipe, run: Path, *, device: str = "cpu") -> Monito
             sampler = SamplerSettings(num_steps=num_steps, seed=0)
             samples = draw(model, count, sampler)
             columns = {**columns_of(recipe, run, step), "seed": sampler.seed}
-            record = {**sampler.record(), "weights": "ema"}
+            record = {**sampler.record(), "weights": "ema", "dtype": "float32"}
             rows += evaluate(samples, reference, judge, protocol=record, columns=columns)
             rows += evaluate(samples, reference, second, metrics=("fd",), protocol=record, columns=columns)
         return rows
@@ -139,7 +139,7 @@ def map_monitor(
 
 def draw(model: DiffusionModel, count: int, sampler: SamplerSettings) -> Images:
     """Return `count` samples of a model, held in memory."""
-    parts = list(generate(model, range(count), sampler))
+    parts = list(generate(model, range(count), sampler, batch_size=min(count, 256)))
     images = torch.cat([images for _, images, _ in parts]).numpy()
     labels = torch.cat([labels for _, _, labels in parts]).numpy()
     return Images("samples", "all", images, labels, model.config.num_classes)

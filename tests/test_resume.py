@@ -15,15 +15,16 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner, Result
 from helpers import files_of, finish, launch, run, save_small_data, tiny
 
 from repa_eval.errors import Failure, UserError
-from repa_eval.monitors import of_recipe
+from repa_eval.results import Row, make_row, write_atomic
 from repa_eval.train import state
-from repa_eval.train.recipe import Recipe
+from repa_eval.train.cli import main
+from repa_eval.train.recipe import Recipe, resolve
 
 TRAIN = "repa_eval.train.cli"
-MEASURED = {"eval_every": 30, "num_samples": 16, "num_steps": 2}
 
 
 class Killed(BaseException):
@@ -37,17 +38,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, data: str) -> Path:
-    """The run that never stopped, trained by the command line in a process of its own."""
+    """A recipe, and the run of it that never stopped."""
     folder = tmp_path_factory.mktemp("whole")
-    recipe = tiny("repa", data=data, split="train", max_steps=150, checkpoint_every=10, **MEASURED)
+    measured = {"eval_every": 50, "num_samples": 16, "num_steps": 2}
+    recipe = tiny("repa", data=data, split="train", max_steps=150, checkpoint_every=10, **measured)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
-    code, _, err = finish(start(folder / "recipe.yaml", folder / "run"))
-    assert code == 0, err
+    assert here("--recipe", folder / "recipe.yaml", "--out", folder / "run").exit_code == 0
     return folder
 
 
 def start(recipe: Path, out: Path, *more: str) -> Any:
+    """`repa-train` in a process of its own."""
     return launch(TRAIN, "--recipe", recipe, "--out", out, "--device", "cpu", "--quiet", *more, cwd=recipe.parent)
+
+
+def here(*words: str | Path) -> Result:
+    """`repa-train` in this process."""
+    return CliRunner().invoke(main, [*map(str, words), "--device", "cpu", "--quiet"])
 
 
 def wait_for(process: Any, log: Path, size: int) -> None:
@@ -65,13 +72,20 @@ def rows_of(table: bytes) -> list[dict[str, Any]]:
     return [{**row, "value": None} if row["metric"] == "train_seconds" else row for row in rows]
 
 
+def record_of(content: bytes) -> dict[str, Any]:
+    """run.json without the environment: somebody may commit between two runs."""
+    return {key: value for key, value in json.loads(content).items() if key != "environment"}
+
+
 def assert_same_run(a: Path, b: Path) -> None:
-    """The same files with the same bytes, but for seconds; no row twice."""
+    """The same files with the same bytes, but for seconds and the commit; no row twice."""
     mine, theirs = files_of(a), files_of(b)
     assert sorted(mine) == sorted(theirs)
     for name, content in mine.items():
         if name == "log.jsonl":
             assert rows_of(content) == rows_of(theirs[name])
+        elif name == "run.json":
+            assert record_of(content) == record_of(theirs[name])
         else:
             assert content == theirs[name], name
     for name in ("log.jsonl", "results.jsonl"):
@@ -91,8 +105,8 @@ def test_killed_three_times(whole: Path, tmp_path: Path) -> None:
         code, _, _ = finish(process)
         assert code == -signal.SIGKILL, "it was too fast to be killed"
     assert json.loads((out / "run.json").read_text())["status"] == "running"
-    code, _, err = finish(start(whole / "recipe.yaml", out, "--resume"))
-    assert code == 0, err
+    done = here("--recipe", whole / "recipe.yaml", "--out", out, "--resume")
+    assert done.exit_code == 0, done.stderr
     assert_same_run(out, whole / "run")
 
 
@@ -110,8 +124,8 @@ def test_ctrl_c_saves_and_says_how_to_continue(whole: Path, tmp_path: Path) -> N
     assert stopped["status"] == "interrupted"
     assert state.latest_checkpoint(out) == state.checkpoint_path(out, stopped["step"])
     words = line.partition("repa-train ")[2].split()
-    code, _, err = finish(launch(TRAIN, *words, "--device", "cpu", "--quiet", cwd=tmp_path))
-    assert code == 0, err
+    done = here(*words)
+    assert done.exit_code == 0, done.stderr
     if stopped["step"] % 10:  # where it was stopped lies one checkpoint more
         state.checkpoint_path(out, stopped["step"]).unlink()
     assert_same_run(out, whole / "run")
@@ -120,33 +134,45 @@ def test_ctrl_c_saves_and_says_how_to_continue(whole: Path, tmp_path: Path) -> N
 # --- in this process, at every single moment that leaves a trace on the disk
 
 
-def writes(monkeypatch: pytest.MonkeyPatch, die_at: int, *, after: bool) -> list[str]:
-    """Count renames and appended lines; the one numbered `die_at` is the last thing that this trainer does."""
-    done: list[str] = []
+def writes(monkeypatch: pytest.MonkeyPatch, die_at: int = 0) -> list[str]:
+    """Note renames and appended rows; number `die_at` (1-based) no longer happens, nor does anything after it."""
+    seen: list[str] = []
     replace, write = Path.replace, os.write
 
-    def dying(what: str, act: Any) -> Any:
-        done.append(what)
-        if len(done) < die_at:
-            return act()
-        if len(done) == die_at and after:
-            act()
-        raise Killed
+    def note(what: str) -> None:
+        seen.append(what)
+        if die_at and len(seen) >= die_at:
+            raise Killed
+
+    def dying_replace(self: Path, target: Path) -> Path:
+        note(Path(target).name)
+        return replace(self, target)
 
     def dying_write(handle: int, line: bytes) -> int:
-        if len(done) == die_at - 1 and not after:
+        if len(seen) == die_at - 1 and die_at % 2:
             write(handle, line[: len(line) // 2])  # killed within the line
-        return dying("row", lambda: write(handle, line))
+        note("row")
+        return write(handle, line)
 
-    monkeypatch.setattr(Path, "replace", lambda self, target: dying(Path(target).name, lambda: replace(self, target)))
+    monkeypatch.setattr(Path, "replace", dying_replace)
     monkeypatch.setattr(os, "write", dying_write)
-    return done
+    return seen
 
 
 def attempt(recipe: Recipe, out: Path, **more: Any) -> bool:
     """Train; whether it ended without being killed."""
+
+    def rows(step: int, model: Any) -> Iterator[Row]:
+        norms = [(name, float(parameter.norm())) for name, parameter in model.named_parameters()]
+        for name, norm in norms[:3]:
+            yield make_row(metric=name, value=norm, step=step, protocol={"of": name, "step": step})
+
+    def picture(step: int, model: Any) -> list[Row]:
+        write_atomic(out / "media" / f"norm-{step:07d}.json", str(float(model.blocks[0].mlp.fc1.weight.norm())))
+        return []
+
     try:
-        run(recipe, out, monitors=of_recipe(recipe, out), **more)
+        run(recipe, out, monitors=[rows, picture, rows], **more)
     except Killed:
         gc.collect()  # closes the lock, as the end of a process does
         return False
@@ -155,44 +181,32 @@ def attempt(recipe: Recipe, out: Path, **more: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory, data: str) -> tuple[Recipe, Path]:
-    recipe = tiny(
-        "repa", data=data, split="train", max_steps=5, checkpoint_every=2, log_every=3, eval_every=2,
-        num_samples=16, num_steps=1,
-    )  # fmt: skip
+    recipe = tiny("repa", data=data, split="train", max_steps=5, checkpoint_every=2, log_every=3, eval_every=2)
     out = tmp_path_factory.mktemp("short") / "run"
     assert attempt(recipe, out)
     return recipe, out
 
 
-def moments() -> Iterator[Any]:
-    for number in range(1, 60):
-        # the first files are each a moment of its own; rows within one table are much alike
-        if number < 10 or number % 3 == 0:
-            yield number
-
-
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_killed_at_every_write(
-    short: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+    short: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, expected = short
-    seen = []
-    for number in moments():
+    with monkeypatch.context() as patch:
+        names = writes(patch)
+        assert attempt(recipe, tmp_path / "all" / "run")
+    assert {"run.json", "recipe.yaml", "0000002.pt", "protocols.json", "row", "norm-0000004.json"} <= set(names)
+    # every file, and the first two and the last of rows that follow each other
+    middle = {i for i in range(2, len(names) - 1) if set(names[i - 2 : i + 2]) == {"row"}}
+    for number in [i + 1 for i in range(len(names)) if i not in middle]:
         out = tmp_path / str(number) / "run"
         with monkeypatch.context() as patch:
-            done = writes(patch, number, after=after)
-            ended = attempt(recipe, out)
-        seen.append(done[-1])
-        if ended:
-            break
+            writes(patch, number)
+            assert not attempt(recipe, out)
         assert attempt(recipe, out, resume=True)
         try:
             assert_same_run(out, expected)
         except AssertionError as error:
-            raise AssertionError(f"killed {'after' if after else 'at'} write {number}, {done[-1]}: {error}") from error
-        shutil.rmtree(out.parent)
-    assert ended, "more moments are needed"
-    assert {"run.json", "recipe.yaml", "0000002.pt", "protocols.json", "row"} <= set(seen)
+            raise AssertionError(f"killed at write {number}, {names[number - 1]}: {error}") from error
 
 
 def test_a_second_kill_while_resuming(
@@ -202,7 +216,7 @@ def test_a_second_kill_while_resuming(
     out = tmp_path / "run"
     for number in (20, 3, 5, 8, 4, 12):
         with monkeypatch.context() as patch:
-            writes(patch, number, after=bool(number % 2))
+            writes(patch, number)
             attempt(recipe, out, resume=True)
     assert attempt(recipe, out, resume=True)
     assert_same_run(out, expected)
@@ -215,6 +229,17 @@ def test_resuming_a_finished_run_changes_nothing(short: tuple[Recipe, Path], tmp
     assert files_of(tmp_path / "run") == files_of(expected)
 
 
+def test_what_a_kill_left_of_a_checkpoint_is_removed(short: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, expected = short
+    shutil.copytree(expected, tmp_path / "run")
+    state.checkpoint_path(tmp_path / "run", 5).unlink()
+    half = tmp_path / "run" / "checkpoints" / ".0000005.pt.1234.tmp"
+    half.write_bytes(b"half")
+    assert attempt(recipe, tmp_path / "run", resume=True)
+    assert not half.exists()
+    assert_same_run(tmp_path / "run", expected)
+
+
 def test_resuming_nothing_starts(short: tuple[Recipe, Path], tmp_path: Path) -> None:
     recipe, expected = short
     assert attempt(recipe, tmp_path / "run", resume=True)
@@ -225,8 +250,6 @@ def test_a_run_can_be_made_longer(short: tuple[Recipe, Path], tmp_path: Path, da
     recipe, expected = short
     shutil.copytree(expected, tmp_path / "run")
     tree = {**recipe.to_dict(), "max_steps": 8}
-    from repa_eval.train.recipe import resolve
-
     run(resolve(tree), tmp_path / "run", resume=True)
     run(resolve(tree), tmp_path / "direct")
     last = "checkpoints/0000008.pt"
@@ -253,8 +276,6 @@ def test_a_folder_that_holds_another_run_is_refused(short: tuple[Recipe, Path]) 
 
 @pytest.mark.parametrize("key", ["seed", "batch_size", "learning_rate", "proj_coeff", "depth"])
 def test_a_run_with_other_settings_is_refused(short: tuple[Recipe, Path], tmp_path: Path, key: str) -> None:
-    from repa_eval.train.recipe import resolve
-
     recipe, expected = short
     shutil.copytree(expected, tmp_path / "run")
     other = resolve(recipe.to_dict(), {key: 16 if key == "batch_size" else 3})

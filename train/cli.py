@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,7 +87,7 @@ def main(
     import json
 
     if show_list:
-        _list()
+        _list(as_json)
         return
     given = {key.removeprefix("flag_"): value for key, value in flags.items() if value is not None}
     recipe = _resolve(recipe_name, method_name, overrides, given)
@@ -93,7 +95,9 @@ def main(
         _print_recipe(recipe.to_dict(), as_json)
         return
     run = out or Path("runs") / recipe.name
-    checkpoint = _train(recipe, run, resume, choose_device(device), quiet)
+    checkpoint = _train(recipe, run, resume, choose_device(device), quiet, method_name)
+    if not _speaks():
+        return
     if as_json:
         click.echo(json.dumps({"run": str(run), "checkpoint": str(checkpoint), "step": recipe.settings.max_steps}))
     else:
@@ -122,7 +126,7 @@ def _resolve(recipe_name: str | None, method_name: str | None, words: tuple[str,
     return resolve(read_recipe(recipe_name or DEFAULT_RECIPE), overrides)
 
 
-def _train(recipe: Any, run: Path, resume: bool, device: str, quiet: bool) -> Path:
+def _train(recipe: Any, run: Path, resume: bool, device: str, quiet: bool, method_name: str | None) -> Path:
     """Train; after Ctrl-C say how to continue and leave with 130."""
     from repa_eval import monitors
     from repa_eval.train.loop import Interrupted, train
@@ -131,8 +135,17 @@ def _train(recipe: Any, run: Path, resume: bool, device: str, quiet: bool) -> Pa
     try:
         return train(recipe, run, monitors=watchers, resume=resume, device=device, progress=not quiet)
     except Interrupted as stop:
-        click.echo(f"{stop}; continue with: repa-train --recipe {run}/recipe.yaml --out {run} --resume", err=True)
+        words = ["repa-train", "--recipe", str(run / "recipe.yaml"), "--out", str(run), "--resume"]
+        if method_name is not None and method_name.endswith(".py"):
+            words += ["--method", method_name]  # a file of the user's, which the recipe cannot name
+        if _speaks():
+            click.echo(f"{stop}; continue with: {shlex.join(words)}", err=True)
         raise SystemExit(INTERRUPTED) from stop
+
+
+def _speaks() -> bool:
+    """Return whether this process is the one of several that prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _next_command(recipe: Any, run: Path, checkpoint: Path) -> str:

@@ -86,6 +86,8 @@ def train(
     ema = state.average_of(objective.model)
     optimizer = settings.optim.build(recipe.method.trainable(objective.model, objective.extras))
     step = 0 if previous is None else _restore(previous, recipe, objective, ema, optimizer)
+    if previous is not None and step >= settings.max_steps and (state.read_run(run) or {}).get("status") == "done":
+        return previous  # complete: nothing is touched
     ema.to(accelerator.device)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     writer = Writer(run, recipe, _record(recipe, run, labels)) if accelerator.is_main_process else None

@@ -24,9 +24,7 @@ def read(path: Path, content: Any, weights: str) -> Checkpoint | None:
     try:
         model.load_state_dict(content["ema" if weights == "ema" else "model"])
     except RuntimeError as error:
-        raise Failure(
-            f"{path}: the weights do not fit the recorded architecture ({first_line(error)})"
-        ) from error
+        raise Failure(f"{path}: the weights do not fit the recorded architecture ({first_line(error)})") from error
     return Checkpoint(
         path=path,
         layout="repa-eval",

@@ -60,6 +60,8 @@ def command(
 
 
 def _measure(opened: Any, layers: list[int], times: list[float], **given: Any) -> list[Row]:
+    import torch
+
     from repa_eval.align import align
     from repa_eval.config import from_dict
     from repa_eval.data._registry import load_data
@@ -87,7 +89,7 @@ def _measure(opened: Any, layers: list[int], times: list[float], **given: Any) -
     for name in names:
         teacher = load_teacher(name, given["teacher_weights"]).to(device)
         rows += align(
-            opened.model.to(device),
+            opened.model.to(device=device, dtype=getattr(torch, given["dtype"])),
             teacher,
             images,
             layers=layers,

@@ -32,6 +32,8 @@ def command(
 
     An image depends on the seed and its index alone, not on how many are made at once.
     """
+    import torch
+
     from repa_eval import checkpoints
     from repa_eval.sampling.generate import SamplerSettings
     from repa_eval.sampling.guidance import Guidance
@@ -42,8 +44,8 @@ def command(
     guidance = Guidance(cfg_scale=given["cfg_scale"], low=given["guidance_low"], high=given["guidance_high"])
     names = ("mode", "num_steps", "heun", "balanced", "uint8", "seed")
     settings = SamplerSettings(guidance=guidance, **{name: given[name] for name in names})
-    model = opened.model.to(choose_device(device))
-    record = {**_origin(opened), **settings.record(), "batch_size": batch_size}
+    record = {**_origin(opened), **settings.record(), "dtype": given["dtype"], "batch_size": batch_size}
+    model = opened.model.to(device=choose_device(device), dtype=getattr(torch, given["dtype"]))
     write = _write_npz if out.suffix == ".npz" else _write_folder
     write(model, num, out, settings, batch_size, record, quiet)
     click.echo(str(out))

@@ -26,15 +26,21 @@ SPLITS = ("train", "reference", "val", "test", "trainval", "test-large")
 
 @data("digits")
 def load(rest: str, split: str) -> Images:
-    """Return a split: train (12,000 augmented), reference (its first 4,000), val (240), test (360 untouched, as taken),
+    """Return a split of the embedded digits; nothing follows the colon.
 
-    trainval (the 1,437 untouched digits that the embedded teacher and judge learn from), test-large (the test digits,
-    then fixed augmentations of them: for measures that need more than 360 images).
+    train: 12,000 augmented images; reference: the first 4,000 of them. val (240), test (360) and trainval (the 1,437
+    that the embedded teacher and judge learn from) are untouched digits. test-large: the test digits, then fixed
+    augmentations of them, for measures that need more than 360 images.
     """
-    from repa_eval.data.hf import read
-
     if rest:
         raise UserError(f"data 'digits' takes no name after the colon (given: {rest!r})")
+    return _load(split)
+
+
+@functools.cache
+def _load(split: str) -> Images:
+    from repa_eval.data.hf import read
+
     return read(as_dataset(split), name="digits", split=split)
 
 

@@ -63,13 +63,13 @@ def generate(
     The last batch is padded to batch_size, because a matrix product may round differently for another batch size.
     """
     wanted = list(indices)
-    config, device = model.config, next(model.parameters()).device
+    config, like = model.config, next(model.parameters())
     shape = (config.in_channels, config.input_size, config.input_size)
     for first in range(0, len(wanted), batch_size):
         batch = wanted[first : first + batch_size]
         padded = batch + [batch[-1]] * (batch_size - len(batch))
-        noise = normal(generators(settings.seed, "noise", padded), shape).to(device)
-        labels = labels_of(padded, config.num_classes, settings).to(device)
+        noise = normal(generators(settings.seed, "noise", padded), shape).to(like)
+        labels = labels_of(padded, config.num_classes, settings).to(like.device)
         latents = sample_ode(
             model, noise, labels, num_steps=settings.num_steps, heun=settings.heun, guidance=settings.guidance
         )

@@ -200,7 +200,8 @@ def profile(panel: Panel, ax: Axes, *, xlabel: str, mark: int | None = None) -> 
     xs = sorted({x for curve in panel.curves for x, _ in curve.mean})
     if len(xs) <= 12:
         ax.set_xticks(xs, [f"{x:g}" for x in xs])
-    ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+    bottom, top = min(0.0, ax.get_ylim()[0]), ax.get_ylim()[1]
+    ax.set_ylim(bottom, top + 0.03 * (top - bottom))  # a flat curve far from 0 must not lie on the frame
     return ax
 
 

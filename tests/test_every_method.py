@@ -42,7 +42,9 @@ def test_the_files_are_the_names() -> None:
 def test_it_says_what_it_is(name: str) -> None:
     cls = METHODS.get(name)
     assert (cls.__doc__ or "").strip().split("\n")[0].endswith(".")
-    assert all(field.metadata.get("help") or dataclasses.is_dataclass(field.default) for field in dataclasses.fields(cls))
+    assert all(
+        field.metadata.get("help") or dataclasses.is_dataclass(field.default) for field in dataclasses.fields(cls)
+    )
     assert cls.systems
     assert name_of(cls()) == name
     assert recipe_of(name)
@@ -105,9 +107,7 @@ def test_resuming_is_bit_equal(name: str, trained: dict[str, Path], tmp_path: Pa
 @every_method
 def test_the_second_half_matters(name: str, trained: dict[str, Path]) -> None:
     # else the test above would pass for a trainer that does nothing after step 3
-    middle, last = (
-        state.load_checkpoint(trained[name] / "checkpoints" / f) for f in ("0000003.pt", "0000006.pt")
-    )
+    middle, last = (state.load_checkpoint(trained[name] / "checkpoints" / f) for f in ("0000003.pt", "0000006.pt"))
     for part in ("model", "ema", "opt"):
         assert not equal_trees(middle[part], last[part]), part
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from helpers import files_of, finish, launch, run, save_small_data, tiny
 
+from helpers import files_of, finish, launch, run, save_small_data, tiny
 from repa_eval.errors import Failure, UserError
 from repa_eval.results import Row, make_row, write_atomic
 from repa_eval.train import state
@@ -187,9 +187,7 @@ def short(tmp_path_factory: pytest.TempPathFactory, data: str) -> tuple[Recipe, 
     return recipe, out
 
 
-def test_killed_at_every_write(
-    short: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_at_every_write(short: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, expected = short
     with monkeypatch.context() as patch:
         names = writes(patch)

@@ -6,11 +6,8 @@ import itertools
 import json
 import logging
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,13 +16,12 @@ from click.testing import CliRunner
 from torch import nn
 
 from helpers import (
-    CPU,
     batches_of,
     digits,
-    environment,
     equal_trees,
     files_of,
     finish,
+    launch,
     run,
     save_small_data,
     steps_of,
@@ -49,7 +45,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -356,19 +351,29 @@ def test_the_tables_of_a_run(finished: tuple[Recipe, Path]) -> None:
     _, out = finished
     rows, curves = results.read(out), results.read(out / "log.jsonl")
     records = results.read_protocols(out)
-    assert {row.metric for row in rows} >= {"fd_digits", "is_digits", "precision_digits", "recall_digits", "fd_pixel_pca"}
+    assert {row.metric for row in rows} >= {
+        "fd_digits",
+        "is_digits",
+        "precision_digits",
+        "recall_digits",
+        "fd_pixel_pca",
+    }
     assert {row.step for row in rows} == {2, 4, 6}
     assert {row.metric for row in curves} == {
         "loss", "denoising_loss", "proj_loss", "grad_norm", "learning_rate", "train_seconds",
     }  # fmt: skip
-    assert {(row.run, row.system, row.method, row.train_seed) for row in (*rows, *curves)} == {("run", "REPA", "repa", 0)}
+    assert {(row.run, row.system, row.method, row.train_seed) for row in (*rows, *curves)} == {
+        ("run", "REPA", "repa", 0)
+    }
     for row in rows:
         assert row.weights == "ema"
         assert records[row.protocol]["num_samples"] == row.n == 40
         assert results.protocol_hash(records[row.protocol]) == row.protocol
     seconds = curve(out, "train_seconds")
     assert seconds == sorted(seconds)
-    assert curve(out) == pytest.approx([a + b for a, b in zip(curve(out, "denoising_loss"), curve(out, "proj_loss"), strict=True)])
+    assert curve(out) == pytest.approx(
+        [a + b for a, b in zip(curve(out, "denoising_loss"), curve(out, "proj_loss"), strict=True)]
+    )
 
 
 def test_curves_are_thinned(tmp_path: Path) -> None:
@@ -456,19 +461,16 @@ def test_a_file_that_is_no_method(tmp_path: Path) -> None:
 
 
 def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
-    settings = {"eval_every": 0, "data": save_small_data(tmp_path / "small.npz"), "split": "train"}
-    recipe = tiny("repa", **settings)
+    recipe = tiny("repa", data=save_small_data(tmp_path / "small.npz"), split="train")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    # `accelerate launch --cpu --num_processes 2` starts ONE process unless there is an mpirun
+    torchrun = ["--standalone", "--nproc_per_node", "2", "--redirects", "3", "--log-dir", "logs"]
     words = ["--recipe", "recipe.yaml", "--device", "cpu", "--quiet", "--out", "two"]
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    accelerate += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(
-        [*accelerate, "--module", "repa_eval.train.cli", *words], cwd=tmp_path, env=environment(), **pipes
-    )
-    code, out, err = finish(process)
-    assert code == 0, err
-    assert out.count("repa-eval align") == 1
+    process = launch("torch.distributed.run", *torchrun, "-m", "repa_eval.train.cli", *words, cwd=tmp_path)
+    code, _, err = finish(process)
+    said = {path.parent.name: path.read_text() for path in (tmp_path / "logs").rglob("stdout.log")}
+    assert code == 0, [err, *(path.read_text() for path in (tmp_path / "logs").rglob("stderr.log"))]
+    assert said == {"0": "repa-eval align --ckpt two/checkpoints/0000006.pt --layer 1\n", "1": ""}
     run(recipe, tmp_path / "one")
     for metric in ("loss", "denoising_loss", "proj_loss", "grad_norm"):
         assert curve(tmp_path / "two", metric) == pytest.approx(curve(tmp_path / "one", metric), rel=1e-5), metric
@@ -494,4 +496,3 @@ def test_images_must_be_square(tmp_path: Path) -> None:
     np.savez(tmp_path / "flat.npz", arr_0=np.zeros((8, 8, 6, 1), np.uint8))
     with pytest.raises(UserError, match="images of 8x6; the models take square ones"):
         run(tiny(data=f"folder:{tmp_path / 'flat.npz'}"), tmp_path / "run")
-    assert CPU.type == "cpu"

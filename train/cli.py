@@ -166,18 +166,25 @@ def _print_recipe(tree: dict[str, Any], as_json: bool) -> None:
     click.echo(json.dumps(tree) if as_json else yaml.safe_dump(tree, sort_keys=False).rstrip())
 
 
-def _list() -> None:
+def _list(as_json: bool) -> None:
+    import json
+
     from repa_eval.train.methods.base import METHODS
     from repa_eval.train.recipe import builtin_recipes, read_recipe
 
-    click.echo("methods")
+    methods = {}
     for name, cls in METHODS.items():
-        line = (cls.__doc__ or "").strip().splitlines()[0]
         needs = "teacher" if cls().teachers() else "no teacher"
-        click.echo(f"  {name:12} {line} [{needs}{', arXiv ' + cls.paper if cls.paper else ''}]")
-    click.echo("recipes")
-    for name in builtin_recipes():
-        click.echo(f"  {name:20} {read_recipe(name).get('description', '')}")
+        line = (cls.__doc__ or "").strip().partition("\n")[0]
+        methods[name] = f"{line} [{needs}{', arXiv ' + cls.paper if cls.paper else ''}]"
+    recipes = {name: str(read_recipe(name).get("description", "")) for name in builtin_recipes()}
+    if as_json:
+        click.echo(json.dumps({"methods": methods, "recipes": recipes}))
+        return
+    for title, entries in {"methods": methods, "recipes": recipes}.items():
+        click.echo(title)
+        for name, text in entries.items():
+            click.echo(f"  {name:20} {text}")
 
 
 if __name__ == "__main__":

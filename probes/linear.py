@@ -20,13 +20,14 @@ def fit(features: Array, labels: Array, *, strength: float = 1.0, kind: str = "r
     if kind not in ("ridge", "logistic"):
         raise UserError(f"probe {kind!r} is not known; choose ridge or logistic")
     model = RidgeClassifier(alpha=strength) if kind == "ridge" else LogisticRegression(C=1 / strength, max_iter=1000)
-    probe: Pipeline = make_pipeline(StandardScaler(), model).fit(features, labels)
+    # float64: in float32 the normal equations of a small penalty are ill-conditioned
+    probe: Pipeline = make_pipeline(StandardScaler(), model).fit(features.astype(np.float64), labels)
     return probe
 
 
 def score(probe: Pipeline, features: Array, labels: Array) -> float:
     """Return the accuracy of a probe on features (M, D) and labels (M,)."""
-    return float(probe.score(features, labels))
+    return float(probe.score(features.astype(np.float64), labels))
 
 
 def fit_best(

@@ -45,8 +45,8 @@ def align(
     check_taps(layers, model.config.depth)
     path = interpolant or Interpolant()
     target = _prepared(teacher_features(teacher, images, batch_size=batch_size), f"teacher {teacher.name}", normalise)
-    record = protocol(teacher, images, path, normalise=normalise, seed=seed)
-    record["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    record = protocol(teacher, images, path, normalise=normalise, seed=seed, dtype=dtype)
     rows = []
     for t in timesteps:
         hidden = hidden_features(model, images, layers=layers, t=t, interpolant=path, seed=seed, batch_size=batch_size)
@@ -59,7 +59,13 @@ def align(
 
 
 def protocol(
-    teacher: Teacher, images: Images, interpolant: Interpolant, *, normalise: bool, seed: int
+    teacher: Teacher,
+    images: Images,
+    interpolant: Interpolant,
+    *,
+    normalise: bool = True,
+    seed: int = 0,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Return the record that stands beside alignment rows."""
     return {
@@ -75,6 +81,7 @@ def protocol(
         "t_convention": "t=1 noise",
         "path_type": interpolant.path_type,
         "rows_normalised": normalise,
+        "dtype": dtype,
         "seed": seed,
     }
 

@@ -22,6 +22,7 @@ from repa_eval.results import Row, append, records_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
+TIMESTEPS = "0.05,0.1,0.2,0.3,0.5"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -145,6 +146,67 @@ def table(header: Sequence[str], body: Sequence[Sequence[object]]) -> str:
     cells = [list(map(str, header)), *([str(cell) for cell in line] for line in body)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def block_numbers(text: str, opened: Any) -> list[int]:
+    """Return the block numbers meant by "all" or "3,4"; UserError if the checkpoint's model does not have one."""
+    if not hasattr(opened.model, "null_label"):
+        raise UserError(
+            f"{opened.path} holds {opened.model_name}, which is no diffusion model: it has no blocks to measure"
+        )
+    depth = opened.model.config.depth
+    if text == "all":
+        return list(range(1, depth + 1))
+    try:
+        layers = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--layer {text!r}: expected block numbers joined by commas, or all") from error
+    aligned = opened.option("encoder_depth")
+    for layer in layers:
+        if not 1 <= layer <= depth:
+            hint = f"; its aligned block is {aligned}" if aligned else ""
+            raise UserError(f"layer {layer}: this model has blocks 1..{depth}{hint}")
+    return layers
+
+
+def run_columns(opened: Any) -> dict[str, Any]:
+    """Return the columns that say which checkpoint a row speaks of."""
+    return {
+        "run": opened.run,
+        "system": opened.systems[0] if opened.systems else None,
+        "method": opened.recipe.get("method"),
+        "step": opened.step,
+        "weights": opened.weights,
+        "train_seed": opened.recipe.get("seed"),
+    }
+
+
+def layer_table(rows: Sequence[Row], aligned: int | None) -> str:
+    """Return a table per metric: a line per timestep, a column per layer, the best layer of a line marked."""
+    records = records_of(rows)
+    groups: dict[tuple[str, str | None], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.metric, row.protocol), []).append(row)
+    blocks = []
+    for (metric, protocol), members in groups.items():
+        teacher = records.get(protocol or "", {}).get("teacher")
+        layers = sorted({row.layer for row in members if row.layer is not None})
+        body = []
+        for t in sorted({row.timestep for row in members if row.timestep is not None}):
+            values = {row.layer: row.value for row in members if row.timestep == t}
+            finite = [value for value in values.values() if value is not None]
+            best = max(finite) if finite and len(layers) > 1 else None
+            body.append([f"{t:g}", *(_cell(values.get(layer), best) for layer in layers)])
+        header = ["t", *(f"block {layer}{'*' if layer == aligned else ''}" for layer in layers)]
+        title = f"{metric}{f' with {teacher}' if teacher else ''}, n={members[0].n}, t=1 is noise"
+        blocks.append(f"{title}{', * aligned block' if aligned else ''}\n{table(header, body)}")
+    return "\n\n".join(blocks)
+
+
+def _cell(value: float | None, best: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}{'<' if best is not None and value == best else ' '}"
 
 
 def parse_floats(text: str, what: str) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -15,9 +16,9 @@ from repa_eval.errors import UserError, unknown
 D = TypeVar("D")
 
 
-def option(default: Any, *, help: str, choices: Iterable[str] | None = None) -> Any:
-    """Return a dataclass field with a help text and, where only some values make sense, the list of them."""
-    metadata = {"help": help, "choices": tuple(choices) if choices is not None else None}
+def option(default: Any, *, help: str, choices: Iterable[str] | None = None, least: float | None = None) -> Any:
+    """Return a dataclass field with a help text and, where only some values make sense, their list or the least one."""
+    metadata = {"help": help, "choices": tuple(choices) if choices is not None else None, "least": least}
     if isinstance(default, (list, dict)):
         raise TypeError("a default must be immutable: use a tuple")
     return dataclasses.field(default=default, metadata=metadata)
@@ -42,7 +43,7 @@ def from_dict(base: D, values: Mapping[str, Any], *, where: str = "") -> D:
             changed[key] = from_dict(current, value, where=full)
         else:
             changed[key] = _convert(value, hints[key], full)
-            _check_choice(changed[key], known[key].metadata.get("choices"), full)
+            _check_range(changed[key], known[key].metadata, full)
     return dataclasses.replace(base, **changed)  # type: ignore[type-var]
 
 
@@ -116,9 +117,12 @@ def describe(base: Any, *, where: str = "") -> Iterable[tuple[str, Any, str]]:
             yield full, value, field.metadata.get("help", "")
 
 
-def _check_choice(value: Any, choices: tuple[str, ...] | None, key: str) -> None:
+def _check_range(value: Any, metadata: Mapping[str, Any], key: str) -> None:
+    choices, least = metadata.get("choices"), metadata.get("least")
     if choices is not None and value not in choices:
         raise UserError(f"{key}: {value!r} is not allowed; choose one of {', '.join(map(str, choices))}")
+    if least is not None and value < least:
+        raise UserError(f"{key}: {value!r} is not allowed; it is at least {least}")
 
 
 def _convert(value: Any, hint: Any, key: str) -> Any:
@@ -151,10 +155,12 @@ def _scalar(value: Any, hint: Any) -> Any:
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
     if isinstance(value, bool) or value is None:
         return None
+    if hint is int and isinstance(value, int):
+        return value  # a float would round a large seed
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if hint is int:
-        return int(number) if number == int(number) else None
-    return number
+        return int(number) if number.is_integer() else None
+    return None if math.isnan(number) else number

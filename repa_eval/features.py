@@ -28,29 +28,46 @@ def hidden_features(
     t: float,
     interpolant: Interpolant,
     seed: int = 0,
+    stream: str = "align",
     batch_size: int = 256,
 ) -> dict[int, Array]:
     """Return {layer: (N, D) float32}: token means of the hidden states of noised images, all layers in one forward.
 
-    t: time in [0, 1], 1 = noise. The noise of image i depends on (seed, i) alone: the same for every layer, time and
-    checkpoint. The label is the null label, so that the class cannot leak into the features (REPA issues 24, 32).
+    t: time in [0, 1], 1 = noise. The noise of image i depends on (seed, stream, i) alone: the same for every layer,
+    time and checkpoint. The label is the null label: the class must not leak into the features (REPA
+    issues 24, 32).
     """
     if not 0.0 <= t <= 1.0:
         raise UserError(f"timestep {t} is outside [0, 1] (0 = data, 1 = noise)")
-    like = next(model.parameters())
     collected: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     model.eval()
     for first in range(0, len(images), batch_size):
         indices = range(first, min(first + batch_size, len(images)))
-        x = to_signed(images.fetch(indices)[0])
-        noise = normal(generators(seed, "align", indices), x.shape[1:])
-        times = torch.full((len(x),), t)
-        noisy = interpolant.mix(x, noise, times).to(like)
-        labels = torch.full((len(x),), model.null_label, device=like.device)
-        _, hidden = model(noisy, times.to(like.device), labels, taps=tuple(layers))
+        pixels, _ = images.fetch(indices)
+        x, times, labels = noised(model, pixels, indices, t=t, interpolant=interpolant, seed=seed, stream=stream)
+        _, hidden = model(x, times, labels, taps=tuple(layers))
         for layer in layers:
             collected[layer].append(hidden[layer].float().mean(1).cpu())
     return {layer: torch.cat(parts).numpy() for layer, parts in collected.items()}
+
+
+def noised(
+    model: DiffusionModel,
+    pixels: Tensor,
+    indices: Sequence[int],
+    *,
+    t: float,
+    interpolant: Interpolant,
+    seed: int,
+    stream: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the model is given for images uint8 (B, C, H, W): x_t, t (B,) and null labels (B,), on its device."""
+    like = next(model.parameters())
+    x = to_signed(pixels)
+    noise = normal(generators(seed, stream, indices), x.shape[1:])
+    times = torch.full((len(x),), t)
+    labels = torch.full((len(x),), model.null_label, device=like.device)
+    return interpolant.mix(x, noise, times).to(like), times.to(like.device), labels
 
 
 @torch.no_grad()

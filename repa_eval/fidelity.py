@@ -34,24 +34,14 @@ def evaluate(
     Features are extracted once for all metrics. Metrics that need class logits are left out for a judge without any.
     protocol: how the samples were made; columns: further entries of every row.
     """
+    chosen = [SAMPLE.get(name) for name in metrics]
     judge.prepare(reference)
     real = reference_features(reference, judge, batch_size)
     made = extract(fake, judge, batch_size=batch_size)
-    record = {
-        "kind": "sample quality",
-        "extractor": judge.name,
-        "extractor_hash": judge.digest,
-        "resize": judge.resize,
-        "reference": reference.name,
-        "reference_hash": reference.digest(),
-        "reference_n": len(reference),
-        "num_samples": len(made),
-        **(protocol or {}),
-    }
+    record = record_of(judge, reference, len(made), protocol)
     note = _too_few(len(made), made.features.shape[1])
     rows = []
-    for name in metrics:
-        metric = SAMPLE.get(name)
+    for metric in chosen:
         if metric.needs == "logits" and not judge.has_logits:
             continue
         values = metric.function(_inputs(real, metric.needs), _inputs(made, metric.needs))
@@ -59,6 +49,30 @@ def evaluate(
             named = metric_name(suffix, judge.name)
             rows.append(make_row(metric=named, value=value, n=len(made), protocol=record, note=note, **(columns or {})))
     return rows
+
+
+def record_of(
+    judge: Extractor, reference: ImageSource, num_samples: int, protocol: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the record beside the rows of `num_samples` samples; the judge must have been prepared."""
+    return {
+        "kind": "sample quality",
+        "extractor": judge.name,
+        "extractor_hash": judge.digest,
+        "resize": judge.resize,
+        "reference": reference.name,
+        "reference_hash": reference.digest(),
+        "reference_n": len(reference),
+        "num_samples": num_samples,
+        **(protocol or {}),
+    }
+
+
+def names_of(metrics: Sequence[str], judge: Extractor) -> list[str]:
+    """Return the metric names of the rows that `evaluate` would make."""
+    chosen = [SAMPLE.get(name) for name in metrics]
+    usable = [metric for metric in chosen if judge.has_logits or metric.needs != "logits"]
+    return [metric_name(suffix, judge.name) for metric in usable for suffix in metric.gives]
 
 
 def metric_name(suffix: str, extractor: str) -> str:

@@ -1,140 +1,325 @@
-"""What a trainer measures of its own model: callables (step, model) -> rows. Here training and measuring meet."""
+"""What is measured of a training run, by the trainer itself, by `sweep` and by the demo. Here training meets measuring.
+
+A measure is a callable (step, averaged model) -> rows that can tell from a table whether it was taken already.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from repa_eval.align import METRICS, TIMESTEPS, align
+from repa_eval.align import protocol as alignment_record
 from repa_eval.data._registry import Images, load_data
-from repa_eval.extractors._registry import load_extractor
-from repa_eval.fidelity import evaluate
+from repa_eval.extractors._registry import Extractor, load_extractor
+from repa_eval.fidelity import evaluate, names_of, record_of
 from repa_eval.interpolant import Interpolant
 from repa_eval.models.layers import DiffusionModel
-from repa_eval.results import Row, write_atomic
+from repa_eval.pictures import side_by_side, token_colours
+from repa_eval.probes import grid
+from repa_eval.results import Row, protocol_hash, write_atomic
 from repa_eval.sampling.generate import SamplerSettings, generate
 from repa_eval.teachers._registry import Teacher, load_teacher
-from repa_eval.train.loop import Monitor
+from repa_eval.train.methods.base import name_of
 from repa_eval.train.recipe import Recipe
 
 STRIP = 10  # images of a preview, always from the same noise and of the first ten classes
-GAP = 1  # pixels between them
+PREVIEW_STEPS = 25
 MAP_IMAGES = 600
+PROBE_TRAIN, PROBE_TEST = 1500, 600
+PCA_IMAGES, PCA_FIT, PCA_TIME = 8, 256, 0.1
 
 
-def columns_of(recipe: Recipe, run: Path, step: int) -> dict[str, Any]:
-    """Return the columns that say which model a row speaks of."""
-    from repa_eval.train.methods.base import name_of
+@dataclass(frozen=True)
+class Subject:
+    """The run that is measured: its recipe, its folder, and where to compute."""
 
-    systems = recipe.method.systems
-    return {
-        "run": run.name,
-        "system": systems[0] if systems else None,
-        "method": name_of(recipe.method),
-        "step": step,
-        "weights": "ema",
-        "train_seed": recipe.settings.seed,
-    }
+    recipe: Recipe
+    run: Path
+    device: str = "cpu"
+    weights: str = "ema"
+
+    def columns(self, step: int | None) -> dict[str, Any]:
+        """Return the columns that say which model a row speaks of."""
+        systems = self.recipe.method.systems
+        return {
+            "run": self.run.resolve().name,
+            "system": systems[0] if systems else None,
+            "method": name_of(self.recipe.method),
+            "step": step,
+            "weights": self.weights,
+            "train_seed": self.recipe.settings.seed,
+        }
+
+    @property
+    def interpolant(self) -> Interpolant:
+        """The path that the model was trained on."""
+        path: Interpolant = getattr(self.recipe.method, "interpolant", Interpolant())
+        return path
+
+    @property
+    def data(self) -> str:
+        """The data that the model was trained on."""
+        return self.recipe.settings.data
+
+    def is_last(self, step: int) -> bool:
+        """Return whether this is the last step of the recipe."""
+        return step >= self.recipe.settings.max_steps
 
 
-def quality_monitor(recipe: Recipe, run: Path, *, device: str = "cpu") -> Monitor:
-    """Return a monitor of sample quality by the recipe's extractor, and by pixels as a second opinion."""
-    settings = recipe.settings.evaluation
-    reference = load_data(recipe.settings.data, "reference")
-    judge, second = load_extractor(settings.extractor).to(device), load_extractor("pixel_pca")
+class Measure(ABC):
+    """Something that is measured of a model at a step."""
 
-    def measure(step: int, model: DiffusionModel) -> Iterable[Row]:
-        last = step >= recipe.settings.max_steps
-        rounds = [(settings.num_samples, settings.num_steps)]
-        if last and settings.final_samples:
-            rounds.append((settings.final_samples, settings.final_num_steps))
+    @abstractmethod
+    def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
+        """Return the rows; files are written beside the run."""
+
+    @abstractmethod
+    def done(self, step: int, rows: Collection[Row]) -> bool:
+        """Return whether `rows` (those of the run) or the files of the run hold this measure at `step` already."""
+
+
+@dataclass(frozen=True)
+class Only(Measure):
+    """A measure that is taken at some steps only."""
+
+    measure: Measure
+    at: Collection[int]
+
+    def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
+        """Return the rows, none at other steps."""
+        return self.measure(step, model) if step in self.at else ()
+
+    def done(self, step: int, rows: Collection[Row]) -> bool:
+        """Return whether there is nothing to do."""
+        return step not in self.at or self.measure.done(step, rows)
+
+
+class Quality(Measure):
+    """Sample quality by the recipe's extractor, and by pixels as a second opinion."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        settings = subject.recipe.settings.evaluation
+        self.reference = load_data(subject.data, "reference")
+        self.judges: list[tuple[Extractor, Sequence[str]]] = [
+            (load_extractor(settings.extractor).to(subject.device), ("fd", "inception_score", "precision_recall")),
+            (load_extractor("pixel_pca"), ("fd",)),
+        ]
+        for judge, _ in self.judges:
+            judge.prepare(self.reference)
+
+    def rounds(self, step: int) -> list[SamplerSettings]:
+        """Return the sampler of every round; a round's number of samples is `count_of` it."""
+        settings = self.subject.recipe.settings.evaluation
+        steps = [settings.num_steps]
+        if self.subject.is_last(step) and settings.final_samples:
+            steps.append(settings.final_num_steps)
+        return [SamplerSettings(num_steps=count, interpolant=self.subject.interpolant) for count in steps]
+
+    def count_of(self, place: int) -> int:
+        """Return how many samples a round makes: the regular one is the first."""
+        settings = self.subject.recipe.settings.evaluation
+        return settings.num_samples if place == 0 else settings.final_samples
+
+    def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
+        """Return the rows of every round and judge."""
         rows = []
-        for count, num_steps in rounds:
-            sampler = SamplerSettings(num_steps=num_steps, seed=0)
-            samples = draw(model, count, sampler)
-            columns = {**columns_of(recipe, run, step), "seed": sampler.seed}
-            record = {**sampler.record(), "weights": "ema", "dtype": "float32"}
-            rows += evaluate(samples, reference, judge, protocol=record, columns=columns)
-            rows += evaluate(samples, reference, second, metrics=("fd",), protocol=record, columns=columns)
+        for place, sampler in enumerate(self.rounds(step)):
+            samples = draw(model, self.count_of(place), sampler)
+            columns = {**self.subject.columns(step), "seed": sampler.seed}
+            for judge, metrics in self.judges:
+                rows += evaluate(
+                    samples, self.reference, judge, metrics=metrics, protocol=self._made(sampler), columns=columns
+                )
         return rows
 
-    return measure
+    def done(self, step: int, rows: Collection[Row]) -> bool:
+        """Return whether every number of every round is there."""
+        known = {(row.metric, row.protocol) for row in rows if row.step == step}
+        wanted = {
+            (name, protocol_hash(record_of(judge, self.reference, self.count_of(place), self._made(sampler))))
+            for place, sampler in enumerate(self.rounds(step))
+            for judge, metrics in self.judges
+            for name in names_of(metrics, judge)
+        }
+        return wanted <= known
+
+    def _made(self, sampler: SamplerSettings) -> dict[str, Any]:
+        return {**sampler.record(), "weights": self.subject.weights, "dtype": "float32"}
 
 
-def floor_monitor(recipe: Recipe, run: Path, *, device: str = "cpu") -> Monitor:
-    """Return a monitor that measures, once, real training images against the reference: the level samples can reach."""
-    settings = recipe.settings.evaluation
-    train, reference = load_data(recipe.settings.data, "train"), load_data(recipe.settings.data, "reference")
-    judge = load_extractor(settings.extractor).to(device)
-    columns = {"run": run.name, "train_seed": recipe.settings.seed}
+class Floor(Measure):
+    """Once, after the last step: real training images against the reference, the level that samples can reach."""
 
-    def measure(step: int, model: DiffusionModel) -> Iterable[Row]:
-        if step < recipe.settings.max_steps:
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.train, self.reference = (load_data(subject.data, split) for split in ("train", "reference"))
+        self.judge = load_extractor(subject.recipe.settings.evaluation.extractor).to(subject.device)
+
+    def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
+        """Return the rows, named `<metric>_floor`, without a step."""
+        if not self.subject.is_last(step):
             return []
-        rows: list[Row] = []
-        for count in (settings.num_samples, settings.final_samples):
+        rows = []
+        for count in self._counts():
             # the reference is the head of the training images: take others
-            others = train.part(len(reference), len(reference) + count)
+            others = self.train.part(len(self.reference), len(self.reference) + count)
+            columns = {"run": self.subject.run.resolve().name}
             record = {"samples": "real training images outside the reference"}
-            measured = evaluate(others, reference, judge, metrics=("fd",), protocol=record, columns=columns)
+            measured = evaluate(others, self.reference, self.judge, metrics=("fd",), protocol=record, columns=columns)
             rows += [dataclasses.replace(row, metric=f"{row.metric}_floor") for row in measured]
         return rows
 
-    return measure
+    def done(self, step: int, rows: Collection[Row]) -> bool:
+        """Return whether the level was measured for every number of samples."""
+        known = {row.n for row in rows if row.metric.endswith("_floor")}
+        return not self.subject.is_last(step) or known >= set(self._counts())
+
+    def _counts(self) -> list[int]:
+        settings = self.subject.recipe.settings.evaluation
+        return [count for count in (settings.num_samples, settings.final_samples) if count]
 
 
-def preview_monitor(run: Path) -> Monitor:
-    """Return a monitor that leaves media/samples-<step>.png: the same noise at every step, in every run."""
+class AlignmentMap(Measure):
+    """The whole layer x timestep map against each teacher."""
 
-    def draw_strip(step: int, model: DiffusionModel) -> Iterable[Row]:
-        images = draw(model, STRIP, SamplerSettings(num_steps=25, seed=1, balanced=True)).images
-        write_atomic(run / "media" / f"samples-{step:07d}.png", strip(images))
-        return ()
+    def __init__(
+        self,
+        subject: Subject,
+        teachers: Sequence[str],
+        *,
+        timesteps: Sequence[float] = TIMESTEPS,
+        metrics: Sequence[str] = METRICS,
+        num_images: int = MAP_IMAGES,
+    ) -> None:
+        self.subject, self.timesteps, self.metrics = subject, timesteps, metrics
+        self.images = unseen_images(subject.data, num_images)
+        self.teachers: list[Teacher] = [load_teacher(name).to(subject.device) for name in teachers]
 
-    return draw_strip
-
-
-def map_monitor(
-    recipe: Recipe,
-    run: Path,
-    *,
-    teachers: Sequence[str],
-    at: Collection[int],
-    timesteps: Sequence[float] = TIMESTEPS,
-    metrics: Sequence[str] = METRICS,
-    num_images: int = MAP_IMAGES,
-    device: str = "cpu",
-) -> Monitor:
-    """Return a monitor of the whole layer x timestep map against each teacher, at the steps in `at`."""
-    images = load_data(recipe.settings.data, "test-large").head(num_images)
-    loaded: list[Teacher] = [load_teacher(name).to(device) for name in teachers]
-    interpolant = getattr(recipe.method, "interpolant", Interpolant())
-
-    def measure(step: int, model: DiffusionModel) -> Iterable[Row]:
-        if step not in at:
-            return []
-        layers = range(1, model.config.depth + 1)
-        columns = columns_of(recipe, run, step)
+    def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
+        """Return a row per teacher, timestep, layer and metric."""
         rows: list[Row] = []
-        for teacher in loaded:
+        for teacher in self.teachers:
             rows += align(
                 model,
                 teacher,
-                images,
-                layers=layers,
-                timesteps=timesteps,
-                metrics=metrics,
-                interpolant=interpolant,
-                columns=columns,
+                self.images,
+                layers=_all_layers(model),
+                timesteps=self.timesteps,
+                metrics=self.metrics,
+                interpolant=self.subject.interpolant,
+                columns=self.subject.columns(step),
             )
         return rows
 
-    return measure
+    def done(self, step: int, rows: Collection[Row]) -> bool:
+        """Return whether the maps against all teachers are complete."""
+        records = [alignment_record(teacher, self.images, self.subject.interpolant) for teacher in self.teachers]
+        layers = range(1, self.subject.recipe.architecture.depth + 1)
+        return _complete(step, rows, records, self.metrics, layers, self.timesteps)
+
+
+class Probes(Measure):
+    """Linear and k-NN probes over layers and timesteps, and the teachers' own level."""
+
+    def __init__(self, subject: Subject, teachers: Sequence[str], *, timesteps: Sequence[float] = TIMESTEPS) -> None:
+        self.subject, self.timesteps = subject, timesteps
+        self.splits = probe_splits(subject.data)
+        self.teachers = [load_teacher(name).to(subject.device) for name in teachers]
+
+    def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
+        """Return the rows of the model, and those of the teachers, which have no step."""
+        rows = grid.probe(
+            model,
+            self.splits,
+            layers=_all_layers(model),
+            timesteps=self.timesteps,
+            interpolant=self.subject.interpolant,
+            columns=self.subject.columns(step),
+        )
+        for teacher in self.teachers:
+            rows += grid.teacher_level(teacher, self.splits, columns={"run": self.subject.run.resolve().name})
+        return rows
+
+    def done(self, step: int, rows: Collection[Row]) -> bool:
+        """Return whether the grid is complete and every teacher's level is known."""
+        record = grid.protocol(self.splits, self.subject.interpolant, kinds=grid.KINDS, seed=0)
+        layers = range(1, self.subject.recipe.architecture.depth + 1)
+        names = [grid.NAMES[kind] for kind in grid.KINDS]
+        levels = [row for row in rows if row.metric == f"{names[-1]}_teacher"]
+        complete = _complete(step, rows, [record], names, layers, self.timesteps)
+        return complete and len(levels) >= len(self.teachers)
+
+
+class Preview(Measure):
+    """media/samples-<step>.png: the same noise at every step, in every run."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+
+    def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
+        """Write the picture; there are no rows."""
+        sampler = SamplerSettings(num_steps=PREVIEW_STEPS, seed=1, balanced=True, interpolant=self.subject.interpolant)
+        write_atomic(self._file(step), side_by_side(draw(model, STRIP, sampler).images))
+        return ()
+
+    def done(self, step: int, rows: Collection[Row]) -> bool:
+        """Return whether the picture is there."""
+        return self._file(step).is_file()
+
+    def _file(self, step: int) -> Path:
+        return self.subject.run / "media" / f"samples-{step:07d}.png"
+
+
+class TokenPictures(Measure):
+    """media/pca-<step>.png: the first three principal components of hidden states and of the teacher, as colours."""
+
+    def __init__(self, subject: Subject, teacher: str) -> None:
+        self.subject = subject
+        self.images = unseen_images(subject.data, PCA_FIT)
+        self.teacher = load_teacher(teacher).to(subject.device)
+
+    def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
+        """Write the picture and the words beside it; there are no rows."""
+        png, words = token_colours(
+            model, self.teacher, self.images, count=PCA_IMAGES, t=PCA_TIME, interpolant=self.subject.interpolant
+        )
+        write_atomic(self._file(step).with_suffix(".json"), json.dumps(words, indent=1) + "\n")
+        write_atomic(self._file(step), png)
+        return ()
+
+    def done(self, step: int, rows: Collection[Row]) -> bool:
+        """Return whether the picture is there."""
+        return self._file(step).is_file()
+
+    def _file(self, step: int) -> Path:
+        return self.subject.run / "media" / f"pca-{step:07d}.png"
+
+
+def of_recipe(subject: Subject) -> list[Measure]:
+    """Return what the trainer measures of itself, as the recipe asks for."""
+    recipe = subject.recipe
+    if not recipe.settings.evaluation.eval_every or not recipe.method.samples:
+        return []
+    return [Quality(subject), Preview(subject)]
+
+
+def everything(subject: Subject, teachers: Sequence[str] = ()) -> list[Measure]:
+    """Return every measure of a run; teachers: beside those that the run was trained with."""
+    names = list(dict.fromkeys([*teachers, *subject.recipe.method.teachers()]))
+    measures: list[Measure] = [Quality(subject), Floor(subject), Preview(subject)]
+    measures.append(Probes(subject, names))
+    if names:
+        measures += [AlignmentMap(subject, names, metrics=(*METRICS, "mutual_knn")), TokenPictures(subject, names[0])]
+    return measures
 
 
 def draw(model: DiffusionModel, count: int, sampler: SamplerSettings) -> Images:
@@ -145,16 +330,38 @@ def draw(model: DiffusionModel, count: int, sampler: SamplerSettings) -> Images:
     return Images("samples", "all", images, labels, model.config.num_classes)
 
 
-def strip(images: np.ndarray[Any, Any]) -> bytes:
-    """Return a PNG with images uint8 (N, C, H, W) side by side."""
-    from repa_eval.samples import png
-
-    framed = np.pad(images, ((0, 0), (0, 0), (GAP, GAP), (GAP, GAP)), constant_values=96)
-    return png(np.concatenate(list(framed), axis=-1))
+def unseen_images(data: str, count: int) -> Images:
+    """Return images that training never saw."""
+    return load_data(data, unseen_split(data)).head(count)
 
 
-def of_recipe(recipe: Recipe, run: Path, *, device: str = "cpu") -> list[Monitor]:
-    """Return the monitors that a recipe asks for."""
-    if not recipe.settings.evaluation.eval_every or not recipe.method.samples:
-        return []
-    return [quality_monitor(recipe, run, device=device), preview_monitor(run)]
+def unseen_split(data: str) -> str:
+    """Return the split of images that training never saw: the embedded one has a large version."""
+    return "test-large" if data == "digits" else "test"
+
+
+def probe_splits(data: str) -> grid.Splits:
+    """Return the parts of a probe, as many images as there are up to the usual numbers."""
+    train, test = load_data(data, "train"), load_data(data, unseen_split(data))
+    return grid.Splits(
+        train.head(min(PROBE_TRAIN, len(train))), load_data(data, "val"), test.head(min(PROBE_TEST, len(test)))
+    )
+
+
+def _all_layers(model: DiffusionModel) -> range:
+    return range(1, model.config.depth + 1)
+
+
+def _complete(
+    step: int,
+    rows: Collection[Row],
+    records: Iterable[dict[str, Any]],
+    metrics: Sequence[str],
+    layers: Sequence[int],
+    timesteps: Sequence[float],
+) -> bool:
+    """Return whether rows hold every metric, layer and timestep under every protocol at a step."""
+    known = {(row.metric, row.layer, row.timestep, row.protocol) for row in rows if row.step == step}
+    hashes = [protocol_hash(record) for record in records]
+    wanted = {(m, layer, t, p) for m in metrics for layer in layers for t in timesteps for p in hashes}
+    return wanted <= known

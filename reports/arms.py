@@ -59,6 +59,11 @@ def arms_of(rows: Sequence[Row], runs: Mapping[str, Mapping[str, Any]]) -> list[
     return result
 
 
+def aligned_block(arms: Sequence[Arm]) -> int | None:
+    """Return the block at which the first treated arm that says so is aligned."""
+    return next((arm.aligned_layer for arm in arms if arm.role == "treated" and arm.aligned_layer), None)
+
+
 def _arm_name(run: str, names: Sequence[str]) -> str:
     found = _SEED.match(run)
     if not found:

@@ -6,6 +6,7 @@ Colours are drawn as stand-ins and replaced by CSS variables in the text, so tha
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from repa_eval.reports.frames import Curve, Map, Panel, Points
+from repa_eval.reports.frames import Curve, Group, Level, Map, Panel, Points, Trace
 from repa_eval.reports.words import axis
 
 PAINTS = {
@@ -27,6 +28,7 @@ PAINTS = {
     "k1": "#a10007", "k2": "#a10008",
 }  # fmt: skip
 COLOURS = "viridis"
+NEAR = 0.11  # share of the height that a level's name takes
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "repa-eval",
     "svg.fonttype": "none",
@@ -98,8 +100,7 @@ def lines(
         _log_axis(ax, panel)
     else:
         ax.yaxis.set_major_locator(MaxNLocator(5))
-    if panel.level is not None:
-        _level(panel.level, ax)
+    _levels(panel.levels, ax)
     ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.set_xlabel(xlabel)
     ax.set_ylabel(axis(panel.group.metric) if ylabel is None else ylabel)
@@ -145,12 +146,34 @@ def _log_axis(ax: Axes, panel: Panel) -> None:
     ax.tick_params(axis="y", which="minor", length=0)
 
 
-def _level(level: float, ax: Axes) -> None:
-    ax.axhline(level, color=PAINTS["muted"], linewidth=0.9, linestyle=(0, (1, 1.8)), zorder=2)
-    ax.annotate(
-        "real images", (1, level), xycoords=("axes fraction", "data"), xytext=(0, 2.5), textcoords="offset points",
-        ha="right", va="bottom", color=PAINTS["muted"], fontsize=7,
-    )  # fmt: skip
+def _levels(levels: Sequence[Level], ax: Axes) -> None:
+    """Draw reference levels, always inside the axes; of two that lie close together the lower one is named below."""
+    levels = [level for level in levels if level.value > 0 or ax.get_yscale() != "log"]
+    for level in levels:
+        ax.axhline(level.value, color=PAINTS["muted"], linewidth=0.9, linestyle=(0, (1, 1.8)), zorder=2)
+    if not levels:
+        return
+    _make_room(ax, [level.value for level in levels])
+    places = [float(ax.transAxes.inverted().transform(ax.transData.transform((0, level.value)))[1]) for level in levels]
+    for order, (level, place) in enumerate(zip(levels, places, strict=True)):
+        crowded = any(0 <= other - place < NEAR for later, other in enumerate(places) if later > order)
+        ax.annotate(
+            level.label, (1, level.value), xycoords=("axes fraction", "data"), xytext=(0, -2.5 if crowded else 2.5),
+            textcoords="offset points", ha="right", va="top" if crowded else "bottom", color=PAINTS["muted"],
+            fontsize=7,
+        )  # fmt: skip
+
+
+def _make_room(ax: Axes, values: Sequence[float]) -> None:
+    """Extend the axis so that every level lies inside it, with room for its name above and below."""
+    log = ax.get_yscale() == "log"
+    to, back = (math.log10, lambda value: 10**value) if log else (float, float)
+    bottom, top = (to(limit) for limit in ax.get_ylim())
+    heights = [to(value) for value in values if not log or value > 0]
+    if heights:
+        bottom, top = min(bottom, min(heights)), max(top, max(heights))
+        top = max(top, max(heights) + NEAR * (top - bottom))
+        ax.set_ylim(back(bottom), back(top))
 
 
 def heatmap(frame: Map, step: int, ax: Axes, *, scale: tuple[float, float]) -> Axes:
@@ -203,6 +226,34 @@ def profile(panel: Panel, ax: Axes, *, xlabel: str, mark: int | None = None) -> 
     bottom, top = min(0.0, ax.get_ylim()[0]), ax.get_ylim()[1]
     ax.set_ylim(bottom, top + 0.03 * (top - bottom))  # a flat curve far from 0 must not lie on the frame
     return ax
+
+
+def traces(ways: Sequence[Trace], ax: Axes, *, xlabel: str, ylabel: str) -> Axes:
+    """Draw two metrics against each other, joined along training; the first and the last step are named."""
+    for order, way in enumerate(ways):
+        line = Curve(way.arm, way.mean, way.seeds)
+        _curve(line, ax, dots=True, zorder=3 + order)
+    panel = Panel(Group(ylabel, None), tuple(Curve(way.arm, way.mean, way.seeds) for way in ways))
+    if _positive(panel):
+        _log_axis(ax, panel)
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+    ax.margins(x=0.09, y=0.1)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    for way in ways:
+        _name_ends(way, ax)
+    seaborn.despine(ax=ax)
+    return ax
+
+
+def _name_ends(way: Trace, ax: Axes) -> None:
+    ends = {0: ("center", "bottom", (0, 4)), -1: ("center", "top", (0, -4))}
+    for place in (0, -1) if len(way.steps) > 1 else (-1,):
+        across, up, offset = ends[place]
+        ax.annotate(
+            str(way.steps[place]), way.mean[place], xytext=offset, textcoords="offset points", ha=across, va=up,
+            fontsize=7, color=PAINTS[way.arm.colour], annotation_clip=False,
+        )  # fmt: skip
 
 
 def svg(figure: Figure, *, prefix: str = "") -> str:

@@ -9,14 +9,15 @@ import bisect
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from repa_eval.reports.arms import Arm, run_name
 from repa_eval.reports.words import rank
 from repa_eval.results import Row
 
 SECONDS = "train_seconds"
-FLOOR = "_floor"
+FLOOR = "_floor"  # ending of a metric: the same number for other real images
+TEACHER = "_teacher"  # ending of a metric: the same number for the teacher's own features
 Points = tuple[tuple[float, float], ...]
 
 
@@ -49,13 +50,31 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Level:
+    """A reference level: a number that no run produced, measured like the curves beside it."""
+
+    value: float
+    label: str
+    n: int | None = None
+
+
+@dataclass(frozen=True)
 class Panel:
     """One pair of axes: curves of one group."""
 
     group: Group
     curves: tuple[Curve, ...]
-    level: float | None = None  # reference level, e.g. the distance of other real images
-    level_n: int | None = None
+    levels: tuple[Level, ...] = ()  # e.g. the distance of other real images, the accuracy of a teacher
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One arm's way through two metrics along training: (x, y) at every step that has both."""
+
+    arm: Arm
+    steps: tuple[int, ...]
+    mean: Points  # at the steps that all seeds have
+    seeds: tuple[Points, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,8 +85,18 @@ class Map:
     group: Group
     layers: tuple[int, ...]
     timesteps: tuple[float, ...]
-    values: Mapping[int, tuple[tuple[float | None, ...], ...]]  # step -> rows of layers
-    seeds: int = 1
+    values: Mapping[int, tuple[tuple[float | None, ...], ...]]  # step -> rows of layers; means over the seeds
+    singles: Mapping[str, Map] = field(default_factory=dict)  # run -> its own map
+
+    @property
+    def seeds(self) -> int:
+        """Return how many runs stand behind the map."""
+        return max(1, len(self.singles))
+
+    @property
+    def last(self) -> int:
+        """Return the last step at which something was measured."""
+        return max(self.values)
 
     def at(self, step: int, layer: int, timestep: float) -> float | None:
         """Return one value, or None where nothing was measured."""
@@ -78,7 +107,13 @@ class Map:
 
 def is_curve_row(row: Row) -> bool:
     """Return whether the row is a number of a whole checkpoint (sample quality), not of a layer or a timestep."""
-    return row.step is not None and row.layer is None and row.timestep is None and row.metric != SECONDS
+    whole = row.step is not None and row.layer is None and row.timestep is None
+    return whole and row.metric != SECONDS and not is_level_row(row)
+
+
+def is_level_row(row: Row) -> bool:
+    """Return whether the row is a reference level, which no run produced."""
+    return row.metric.endswith((FLOOR, TEACHER))
 
 
 def is_map_row(row: Row) -> bool:
@@ -111,14 +146,13 @@ def mean_of(seeds: Sequence[Points]) -> Points:
 
 def quality_panels(rows: Sequence[Row], arms: Sequence[Arm], *, points: int = 2) -> list[Panel]:
     """Return a panel for every group in which some run was measured at `points` steps or more."""
-    chosen = [row for row in rows if is_curve_row(row) and not row.metric.endswith(FLOOR)]
-    by_group = split(chosen)
+    by_group = split(row for row in rows if is_curve_row(row))
     floors = [row for row in rows if row.metric.endswith(FLOOR) and row.value is not None]
     panels = []
     for group in sorted(by_group, key=Group.order):
         curves = curves_of(by_group[group], group, arms)
         if any(len(seed) >= points for curve in curves for seed in curve.seeds):
-            panels.append(Panel(group, curves, *_level(floors, group)))
+            panels.append(Panel(group, curves, _floor(floors, group)))
     return panels
 
 
@@ -140,11 +174,11 @@ def curves_of(rows: Sequence[Row], group: Group, arms: Sequence[Arm]) -> tuple[C
     return tuple(curves)
 
 
-def _level(floors: Sequence[Row], group: Group) -> tuple[float | None, int | None]:
-    """Return the reference level measured with as many images as the panel's values, else none."""
-    fits = [row for row in floors if row.metric == group.metric + FLOOR and row.n == group.n and row.value is not None]
+def _floor(floors: Sequence[Row], group: Group) -> tuple[Level, ...]:
+    """Return the reference level measured with as many images as the panel's values, if there is one."""
+    fits = [row for row in floors if row.metric == group.metric + FLOOR and row.n == group.n]
     values = [row.value for row in fits if row.value is not None]
-    return (sum(values) / len(values), fits[0].n) if values else (None, None)
+    return (Level(sum(values) / len(values), "real images", group.n),) if values else ()
 
 
 def clock(rows: Iterable[Row], run: str) -> Points:
@@ -182,7 +216,7 @@ def against_seconds(panel: Panel, rows: Sequence[Row], timing: Sequence[Row]) ->
         if not all(seeds):
             return None
         curves.append(Curve(curve.arm, seeds[0] if len(seeds) == 1 else (), tuple(seeds)))
-    return Panel(panel.group, tuple(curves), panel.level, panel.level_n)
+    return Panel(panel.group, tuple(curves), panel.levels)
 
 
 def binned(points: Points, most: int = 120) -> Points:
@@ -220,10 +254,11 @@ def maps_of(rows: Sequence[Row], arms: Sequence[Arm]) -> list[Map]:
         layers = tuple(sorted({row.layer for row in cells if row.layer is not None}))
         times = tuple(sorted({row.timestep for row in cells if row.timestep is not None}))
         for arm in arms:
-            own = [row for row in cells if run_name(row) in arm.runs]
-            if own:
-                seeds = len({run_name(row) for row in own})
-                result.append(Map(arm, group, layers, times, _grids(own, layers, times), seeds))
+            own = {run: found for run in arm.runs if (found := [row for row in cells if run_name(row) == run])}
+            singles = {run: Map(arm, group, layers, times, _grids(found, layers, times)) for run, found in own.items()}
+            if singles:
+                together = _grids([row for found in own.values() for row in found], layers, times)
+                result.append(Map(arm, group, layers, times, together, singles))
     return result
 
 

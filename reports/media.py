@@ -51,7 +51,7 @@ def strips(media: Mapping[str, bytes], arms: Sequence[Arm], budget: int) -> tupl
         parts = _NAME.match(name)
         if parts is None:
             left.append((name, "this report shows media/<kind>-<step>.png only"))
-        elif _size(media[name]) is None:
+        elif size_of(media[name]) is None:
             left.append((name, "not a readable PNG"))
         else:
             found.setdefault((parts["run"], parts["kind"]), {})[int(parts["step"])] = media[name]
@@ -68,7 +68,7 @@ def strips(media: Mapping[str, bytes], arms: Sequence[Arm], budget: int) -> tupl
                         f"{len(steps) - len(kept)} of {len(steps)} steps left out to keep the file small",
                     )
                 )
-            result.append(Strip(arm, run, kind, tuple(_picture(step, kept[step]) for step in sorted(kept))))
+            result.append(Strip(arm, run, kind, tuple(picture_of(step, kept[step]) for step in sorted(kept))))
     left += [(f"{run}/{kind}", "the results name no such run") for run, kind in sorted(found)]
     return result, left
 
@@ -83,12 +83,14 @@ def thinned(steps: Mapping[int, bytes], share: float) -> dict[int, bytes]:
     return {order[place]: steps[order[place]] for place in sorted(places) if place >= 0}
 
 
-def _picture(step: int, data: bytes) -> Picture:
-    width, height = _size(data) or (0, 0)
+def picture_of(step: int, data: bytes) -> Picture:
+    """Return a PNG as the page holds it."""
+    width, height = size_of(data) or (0, 0)
     return Picture(step, width, height, "data:image/png;base64," + base64.b64encode(data).decode())
 
 
-def _size(data: bytes) -> tuple[int, int] | None:
+def size_of(data: bytes) -> tuple[int, int] | None:
+    """Return width and height of a complete PNG, None for anything else."""
     if not data.startswith(_SIGNATURE) or len(data) < 45 or data[12:16] != b"IHDR" or data[-8:-4] != b"IEND":
         return None
     width, height = struct.unpack(">II", data[16:24])

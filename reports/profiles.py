@@ -1,13 +1,14 @@
-"""Slices through layer x timestep maps, the paper's figures: over blocks, over training, best block against t."""
+"""Slices through layer x timestep maps, the paper's figures: over blocks, over training, best block against t, quality against a probe."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from repa_eval.reports.arms import Arm
-from repa_eval.reports.frames import Curve, Group, Map, Panel, Points
+from repa_eval.reports.arms import Arm, aligned_block
+from repa_eval.reports.frames import Curve, Group, Map, Panel, Points, Trace, mean_of, series
 from repa_eval.reports.words import rank
+from repa_eval.results import Row
 
 
 def by_group(maps: Sequence[Map]) -> dict[Group, list[Map]]:
@@ -27,8 +28,8 @@ def by_metric(maps: Sequence[Map]) -> dict[str, list[Map]]:
 
 
 def over_layers(maps: Sequence[Map], timestep: float) -> Panel:
-    """Return the metric over blocks at one timestep, at the last step of each arm."""
-    return _panel(maps, lambda one: _points((layer, one.at(max(one.values), layer, timestep)) for layer in one.layers))
+    """Return the metric over blocks at one timestep, at the last step of each run."""
+    return _panel(maps, lambda one: _points((layer, one.at(one.last, layer, timestep)) for layer in one.layers))
 
 
 def over_steps(maps: Sequence[Map], layer: int, timestep: float) -> Panel:
@@ -37,12 +38,12 @@ def over_steps(maps: Sequence[Map], layer: int, timestep: float) -> Panel:
 
 
 def best_over_time(maps: Sequence[Map]) -> Panel:
-    """Return the maximum over blocks against t, at the last step of each arm."""
+    """Return the maximum over blocks against t, at the last step of each run."""
     return _panel(maps, lambda one: _points((time, _best(one, time)) for time in one.timesteps))
 
 
 def _best(one: Map, timestep: float) -> float | None:
-    values = [one.at(max(one.values), layer, timestep) for layer in one.layers]
+    values = [one.at(one.last, layer, timestep) for layer in one.layers]
     return max((value for value in values if value is not None), default=None)
 
 
@@ -51,8 +52,36 @@ def _points(pairs: Iterable[tuple[float, float | None]]) -> Points:
 
 
 def _panel(maps: Sequence[Map], points: Callable[[Map], Points]) -> Panel:
-    curves = (Curve(one.arm, points(one)) for one in maps)
-    return Panel(maps[0].group, tuple(curve for curve in curves if curve.mean))
+    """Return a curve of every arm: a line of every seed, and their mean where all of them were measured."""
+    curves = []
+    for one in maps:
+        seeds = tuple(found for run in one.singles.values() if (found := points(run)))
+        if seeds:
+            curves.append(Curve(one.arm, mean_of(seeds), seeds))
+    return Panel(maps[0].group, tuple(curves))
+
+
+def trajectories(maps: Sequence[Map], layer: int, timestep: float, rows: Sequence[Row], group: Group) -> list[Trace]:
+    """Return, per arm, the metric at one block and t beside a metric of sample quality, at steps that have both."""
+    result = []
+    for one in maps:
+        seeds = []
+        for run, own in one.singles.items():
+            quality = dict(series(rows, group, run))
+            inner = ((step, own.at(step, layer, timestep)) for step in own.values)
+            seeds.append({step: (x, quality[step]) for step, x in inner if x is not None and step in quality})
+        traces = [tuple(seed.values()) for seed in seeds if seed]
+        steps = sorted(set.intersection(*map(set, filter(None, seeds)))) if traces else []
+        found = [seed for seed in seeds if seed]
+        mean = tuple((_mean(seed[step][0] for seed in found), _mean(seed[step][1] for seed in found)) for step in steps)
+        if mean:
+            result.append(Trace(one.arm, tuple(steps), mean, tuple(traces)))
+    return result
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return sum(known) / len(known)
 
 
 def alignment_choice(maps: Sequence[Map], arms: Sequence[Arm]) -> tuple[list[Map], int, float] | None:
@@ -66,8 +95,7 @@ def alignment_choice(maps: Sequence[Map], arms: Sequence[Arm]) -> tuple[list[Map
     members = max(
         by_group(maps).values(), key=lambda members: (-rank(members[0].group.metric)[0], _role_count(members))
     )
-    block = next((arm.aligned_layer for arm in arms if arm.role == "treated" and arm.aligned_layer), None)
-    layer, timestep = best_cell(members, block)
+    layer, timestep = best_cell(members, aligned_block(arms))
     return members, layer, timestep
 
 
@@ -82,7 +110,7 @@ def best_cell(members: Sequence[Map], layer: int | None) -> tuple[int, float]:
     cells = [(layer, time) for layer in layers for time in first.timesteps]
 
     def height(cell: tuple[int, float]) -> float:
-        values = [value for one in members if (value := one.at(max(one.values), *cell)) is not None]
+        values = [value for one in members if (value := one.at(one.last, *cell)) is not None]
         return sum(values) / len(values) if values else -math.inf
 
     return max(cells, key=height)

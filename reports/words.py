@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+MINUS = "\N{MINUS SIGN}"
 LOWER = ("fid", "sfid", "kid", "cmmd", "fd_", "loss", "mse")
 HIGHER = ("inception_score", "is_", "precision", "recall", "density", "coverage", "vendi")
 ALIKE = (
@@ -34,6 +35,8 @@ _MEANING = {
     "mutual_knn": "share of nearest neighbours that hidden states and teacher features have in common",
     "probe_accuracy": "accuracy of a linear classifier on the hidden states",
     "knn_accuracy": "accuracy of a nearest-neighbour classifier on the hidden states",
+    "probe_accuracy_teacher": "accuracy of a linear classifier on the teacher's features of clean images",
+    "knn_accuracy_teacher": "accuracy of a nearest-neighbour classifier on the teacher's features of clean images",
     "loss": "sum of the weighted training terms",
     "denoising_loss": "velocity (denoising) term",
     "proj_loss": "alignment term",
@@ -109,3 +112,14 @@ def listing(items: Iterable[str]) -> str:
 def plural(count: int, word: str) -> str:
     """Return "1 step", "2 steps"."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Return a difference with its sign."""
+    text = number(abs(value), digits)
+    return text if value == 0 else f"{'+' if value > 0 else MINUS}{text}"
+
+
+def over_seeds(low: str, high: str, seeds: int) -> str:
+    """Return " (0.75 to 0.81 over 3 seeds)"; nothing for one seed, which has no spread."""
+    return f" ({low} to {high} over {seeds} seeds)" if seeds > 1 else ""

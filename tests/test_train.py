@@ -80,7 +80,8 @@ class MyHuber(Method):
         last = model.config.depth
         v, hidden = model(self.interpolant.mix(batch.x, noise, t), t, y, taps=(last,))
         huber = F.huber_loss(v, self.interpolant.velocity(batch.x, noise, t), reduction="none").flatten(1).mean(1)
-        return {"huber_loss": huber, "norm_loss": self.norm_coeff * batch.modules["scale"](hidden[last]).square().mean()}
+        norm = batch.modules["scale"](hidden[last]).square().mean()
+        return {"huber_loss": huber, "norm_loss": self.norm_coeff * norm}
 '''
 
 
@@ -218,6 +219,15 @@ def test_accumulating_gradients_changes_nothing_but_rounding(method: str, tmp_pa
             assert curve(tmp_path / parts, metric) == pytest.approx(once, rel=3e-6, abs=1e-6)
 
 
+def test_the_alignment_is_learnt(tmp_path: Path) -> None:
+    run(tiny("repa", max_steps=40, learning_rate=3e-3, batch_size=32), tmp_path / "run")
+    aligned = curve(tmp_path / "run", "proj_loss")
+    assert aligned[0] > -0.1
+    assert aligned[-1] < -0.25  # minus the mean cosine
+    denoised = curve(tmp_path / "run", "denoising_loss")
+    assert sum(denoised[-5:]) < 0.8 * sum(denoised[:5])
+
+
 def test_updates_are_clipped(tmp_path: Path) -> None:
     recipe, objective, images, _ = steps_of(tiny(max_grad_norm=1e-3, warmup_steps=0))
     from accelerate import Accelerator
@@ -337,12 +347,14 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_run_folder(finished: tuple[Recipe, Path]) -> None:
-    recipe, out = finished
+    _, out = finished
     pictures = {f"media/samples-{step:07d}.png" for step in (2, 4, 6)}
     tables = {"recipe.yaml", "run.json", "results.jsonl", "log.jsonl", "protocols.json"}
     assert set(files_of(out)) == {*tables, *pictures, "checkpoints/0000003.pt", "checkpoints/0000006.pt"}
     record = json.loads((out / "run.json").read_text())
-    expected = {"run": "run", "method": "repa", "systems": ["REPA", "HASTE"], "seed": 0, "status": "done"}
+    systems = list(METHODS.get("repa").systems)
+    assert systems[0] == "REPA"
+    expected = {"run": "run", "method": "repa", "systems": systems, "seed": 0, "status": "done"}
     assert record | expected | {"step": 6, "aligned_layer": 1, "teacher": "digits-vit", "control": False} == record
     assert yaml.safe_load((out / "recipe.yaml").read_text())["architecture"]["z_dims"] == [96]
 

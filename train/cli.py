@@ -131,7 +131,7 @@ def _train(recipe: Any, run: Path, resume: bool, device: str, quiet: bool, metho
     from repa_eval import monitors
     from repa_eval.train.loop import Interrupted, train
 
-    watchers = monitors.of_recipe(recipe, run, device=device)
+    watchers = monitors.of_recipe(monitors.Subject(recipe, run, device))
     try:
         return train(recipe, run, monitors=watchers, resume=resume, device=device, progress=not quiet)
     except Interrupted as stop:

@@ -16,14 +16,14 @@ from repa_eval.config import option
 class Optim:
     """AdamW as REPA sets it (its train.py): constant rate, no weight decay, clip at 1."""
 
-    learning_rate: float = option(1e-4, help="peak learning rate")
+    learning_rate: float = option(1e-4, help="peak learning rate", least=0)
     schedule: str = option("constant", help="after the warm-up", choices=("constant", "cosine"))
-    warmup_steps: int = option(0, help="steps of linear warm-up")
+    warmup_steps: int = option(0, help="steps of linear warm-up", least=0)
     adam_beta1: float = option(0.9, help="AdamW's first beta")
     adam_beta2: float = option(0.999, help="AdamW's second beta")
-    adam_epsilon: float = option(1e-8, help="AdamW's epsilon")
-    weight_decay: float = option(0.0, help="AdamW's weight decay")
-    max_grad_norm: float = option(1.0, help="gradients are clipped to this global norm")
+    adam_epsilon: float = option(1e-8, help="AdamW's epsilon", least=0)
+    weight_decay: float = option(0.0, help="AdamW's weight decay", least=0)
+    max_grad_norm: float = option(1.0, help="gradients are clipped to this global norm", least=0)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
         """Return AdamW over `parameters`."""

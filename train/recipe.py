@@ -21,11 +21,11 @@ from repa_eval.train.optim import Average, Optim
 class Evaluation:
     """What the trainer measures of itself."""
 
-    eval_every: int = option(0, help="steps between measurements of sample quality; 0 = never")
-    num_samples: int = option(512, help="samples per measurement")
-    num_steps: int = option(16, help="ODE steps per sample")
-    final_samples: int = option(0, help="samples of the measurement after the last step; 0 = none")
-    final_num_steps: int = option(25, help="ODE steps of that measurement")
+    eval_every: int = option(0, help="steps between measurements of sample quality; 0 = never", least=0)
+    num_samples: int = option(512, help="samples per measurement", least=4)
+    num_steps: int = option(16, help="ODE steps per sample", least=1)
+    final_samples: int = option(0, help="samples of the measurement after the last step; 0 = none", least=0)
+    final_num_steps: int = option(25, help="ODE steps of that measurement", least=1)
     extractor: str = option("digits", help="network that judges the samples")
 
 
@@ -36,14 +36,14 @@ class Settings:
     description: str = option("", help="one sentence")
     data: str = option("digits", help="training data")
     split: str = option("train", help="split of the data")
-    batch_size: int = option(256, help="images per step over all processes")
-    max_steps: int = option(400_000, help="training steps")
-    checkpoint_every: int = option(50_000, help="steps between checkpoints")
-    log_every: int = option(10, help="steps between points of the training curves")
+    batch_size: int = option(256, help="images per step over all processes", least=1)
+    max_steps: int = option(400_000, help="training steps", least=1)
+    checkpoint_every: int = option(50_000, help="steps between checkpoints", least=1)
+    log_every: int = option(10, help="steps between points of the training curves", least=1)
     seed: int = option(0, help="seed of weights, order, noise, times and label drops")
     mixed_precision: str = option("no", help="accelerate's mixed precision", choices=("no", "fp16", "bf16"))
-    gradient_accumulation: int = option(1, help="parts that a process splits its batch into")
-    num_workers: int = option(0, help="processes that read images")
+    gradient_accumulation: int = option(1, help="parts that a process splits its batch into", least=1)
+    num_workers: int = option(0, help="processes that read images", least=0)
     optim: Optim = Optim()
     ema: Average = Average()
     evaluation: Evaluation = Evaluation()

@@ -19,6 +19,8 @@ def read(path: Path, content: Any, weights: str) -> Checkpoint | None:
     if not isinstance(content, dict) or not set(content) >= KEYS:
         return None
     recipe = content["recipe"]
+    if not isinstance(recipe, dict) or not {"model", "architecture"} <= set(recipe):
+        raise Failure(f"{path}: its recipe does not say what the model is")
     architecture, preset = find_preset(recipe["model"])
     model = architecture.build(from_dict(preset, recipe["architecture"], where="architecture"))
     try:

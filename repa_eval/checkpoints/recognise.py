@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from repa_eval.errors import Failure, UserError, first_line
 from repa_eval.registry import Registry
@@ -26,7 +25,7 @@ class Checkpoint:
     layout: str
     systems: tuple[str, ...]
     model_name: str
-    model: nn.Module
+    model: Any  # an nn.Module with `config`
     weights: str
     step: int | None
     recipe: dict[str, Any] = field(default_factory=dict)

@@ -67,11 +67,13 @@ def _arm(arm: str, seed: int, out: Path, steps: int, device: str, quiet: bool) -
     every = recipe.settings.evaluation.eval_every
     points = steps // every
     at = {every * max(1, points // 5), every * max(1, points // 2), steps}
-    teachers = ["digits-vit", *(["digits-vit-random"] if arm == CONTROL else [])]
+    subject = monitors.Subject(recipe, run, device)
+    maps = monitors.AlignmentMap(subject, _teachers(arm), metrics=("cknna", "cka", "mutual_knn"))
+    slow = [maps, monitors.Probes(subject, _teachers(arm)), monitors.TokenPictures(subject, _teachers(arm)[-1])]
     watchers = [
-        *monitors.of_recipe(recipe, run, device=device),
-        monitors.map_monitor(recipe, run, teachers=teachers, at=at, device=device),
-        monitors.floor_monitor(recipe, run, device=device),
+        *monitors.of_recipe(subject),
+        monitors.Floor(subject),
+        *(monitors.Only(measure, at) for measure in slow),
     ]
     labels = {"control": arm == CONTROL, "baseline": arm == "vanilla"}
     try:
@@ -80,6 +82,11 @@ def _arm(arm: str, seed: int, out: Path, steps: int, device: str, quiet: bool) -
         click.echo(f"{stop}; continue with the same command", err=True)
         raise SystemExit(INTERRUPTED) from stop
     return run
+
+
+def _teachers(arm: str) -> list[str]:
+    """Return what an arm is compared with: always the trained teacher, and the control's own as well."""
+    return ["digits-vit", *(["digits-vit-random"] if arm == CONTROL else [])]
 
 
 def _recipe(arm: str, seed: int, steps: int) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from repa_eval.commandline import OneLine, choose_device, computing, example, opening
+from repa_eval.commandline import OneLine, choose_device, computing, example, opening, run_columns
 from repa_eval.errors import UserError
 
 
@@ -15,7 +15,7 @@ from repa_eval.errors import UserError
 @opening
 @click.option("--num", type=click.IntRange(min=1), default=50_000, show_default=True, help="images")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="folder of PNG files, or FILE.npz")
-@click.option("--mode", type=click.Choice(["ode"]), default="ode", show_default=True, help="sampler")
+@click.option("--mode", type=click.Choice(["ode", "sde"]), default="ode", show_default=True, help="sampler")
 @click.option("--num-steps", type=click.IntRange(min=1), default=50, show_default=True, help="steps from noise to data")
 @click.option("--heun", is_flag=True, help="Heun instead of Euler steps")
 @click.option("--cfg-scale", type=float, default=1.0, show_default=True, help="guidance; 1 = none")
@@ -35,6 +35,8 @@ def command(
     import torch
 
     from repa_eval import checkpoints
+    from repa_eval.config import from_dict
+    from repa_eval.interpolant import Interpolant
     from repa_eval.sampling.generate import SamplerSettings
     from repa_eval.sampling.guidance import Guidance
 
@@ -43,7 +45,8 @@ def command(
         raise UserError(f"{opened.path} holds {opened.model_name}, which generates no images")
     guidance = Guidance(cfg_scale=given["cfg_scale"], low=given["guidance_low"], high=given["guidance_high"])
     names = ("mode", "num_steps", "heun", "balanced", "uint8", "seed")
-    settings = SamplerSettings(guidance=guidance, **{name: given[name] for name in names})
+    path = from_dict(Interpolant(), opened.option("interpolant") or {})
+    settings = SamplerSettings(guidance=guidance, interpolant=path, **{name: given[name] for name in names})
     record = {**_origin(opened), **settings.record(), "dtype": given["dtype"], "batch_size": batch_size}
     model = opened.model.to(device=choose_device(device), dtype=getattr(torch, given["dtype"]))
     write = _write_npz if out.suffix == ".npz" else _write_folder
@@ -54,20 +57,11 @@ def command(
 def _origin(opened: Any) -> dict[str, Any]:
     from repa_eval.hashing import digest_module
 
-    recorded = {
-        "run": opened.run,
-        "step": opened.step,
-        "method": opened.recipe.get("method"),
-        "train_seed": opened.recipe.get("seed"),
-    }
-    evaluation = opened.recipe.get("evaluation", {})
     return {
-        **recorded,
-        "system": opened.systems[0] if opened.systems else None,
-        "weights": opened.weights,
+        **run_columns(opened),
         "weights_hash": digest_module(opened.model),
         "data": opened.recipe.get("data"),
-        "extractor": evaluation.get("extractor"),
+        "extractor": opened.recipe.get("evaluation", {}).get("extractor"),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class ImageFiles:
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self.path = path
-        self._zip = zipfile.ZipFile(path) if path.is_file() else None
+        self._zip = _open_zip(path) if path.is_file() else None
         self.members = self._list()
         if not self.members:
             raise UserError(f"{path}: no images (looked for {', '.join(sorted(SUFFIXES))})")
@@ -90,11 +90,19 @@ def open_images(path: str | Path) -> ImageFiles | Images:
     return _npz(path)
 
 
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise Failure(f"{path} cannot be read: {first_line(error)}") from error
+
+
 def _npz(path: Path) -> Images:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in ("arr_0", "arr_1") if key in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        archive = np.load(path, allow_pickle=False)
+        held = archive if isinstance(archive, Mapping) else {}  # a lone array is no archive
+        arrays = {key: held[key] for key in ("arr_0", "arr_1") if key in held}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise Failure(f"{path} cannot be read: {first_line(error)}") from error
     pixels = arrays.get("arr_0")
     if pixels is None or pixels.ndim != 4 or pixels.dtype != np.uint8:

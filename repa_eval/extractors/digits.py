@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -50,7 +51,7 @@ def digits(weights: Path | None) -> Extractor:
     path = Path(str(files("repa_eval") / "weights" / WEIGHTS)) if weights is None else weights
     try:
         network.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         first = first_line(error)
         raise Failure(f"extractor digits: {path} does not hold its weights ({first})") from error
     return DigitsJudge(network)

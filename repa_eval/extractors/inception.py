@@ -5,6 +5,7 @@ One forward pass serves FID, inception score, precision and recall.
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +50,20 @@ def inception(weights: Path | None) -> Extractor:
 
     path = None if weights is None else str(weights)
     try:
+        if weights is not None:
+            # torch-fidelity would run the code that a pickle asks for: refuse such a file before it sees it
+            torch.load(weights, map_location="cpu", weights_only=True)
         network = create_feature_extractor(
             "inception-v3-compat", LAYERS, cuda=False, feature_extractor_weights_path=path, verbose=False
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except pickle.UnpicklingError as error:
+        raise Failure(
+            f"extractor inception: {path} holds no weights, or asks to run code; it was not opened"
+        ) from error
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError) as error:
         first = first_line(error)
+        if path is not None:
+            raise Failure(f"extractor inception: {path} does not hold its weights ({first})") from error
         raise Failure(
             f"extractor inception has no weights here ({first}): fetch weights-inception-2015-12-05-6726825d.pth "
             "from torch-fidelity's release page and name it with --extractor-weights"

@@ -30,6 +30,7 @@ class SampleMetric:
 
     function: Callable[..., dict[str, float]]
     needs: str  # "features" or "logits"
+    gives: tuple[str, ...]  # the suffixes that the function returns, in its order
 
 
 ALIGNMENT: Registry[AlignmentMetric] = Registry("alignment metric", "repa_eval.metrics", group="repa_eval.metrics")
@@ -46,11 +47,11 @@ def alignment_metric(name: str, **declared: Any) -> Callable[[F], F]:
     return record
 
 
-def sample_metric(name: str, *, needs: str) -> Callable[[F], F]:
+def sample_metric(name: str, *, needs: str, gives: tuple[str, ...]) -> Callable[[F], F]:
     """Register a metric of generated against real features; the function itself is returned unchanged."""
 
     def record(function: F) -> F:
-        SAMPLE.register(name, source=function)(SampleMetric(function=function, needs=needs))
+        SAMPLE.register(name, source=function)(SampleMetric(function=function, needs=needs, gives=gives))
         return function
 
     return record

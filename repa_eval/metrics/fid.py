@@ -108,7 +108,7 @@ def frechet_distance(mu1: ArrayLike, sigma1: ArrayLike, mu2: ArrayLike, sigma2: 
     return max(value, 0.0)
 
 
-@sample_metric("fd", needs="features")
+@sample_metric("fd", needs="features", gives=("fd",))
 def fd(real: ArrayLike, fake: ArrayLike) -> dict[str, float]:
     """Return {"fd": Frechet distance} of features real (N, D) and fake (M, D); UserError for fewer than 2 rows."""
     real, fake = same_width(real, fake, at_least=2)

@@ -18,7 +18,7 @@ from repa_eval.metrics._checks import Array, matrix
 from repa_eval.metrics._registry import sample_metric
 
 
-@sample_metric("inception_score", needs="logits")
+@sample_metric("inception_score", needs="logits", gives=("is",))
 def inception_score(real: ArrayLike | None, fake: ArrayLike) -> dict[str, float]:
     """Return {"is": score} of the logits fake (N, K) by ADM's rule; the real ones are not used and may be None."""
     return {"is": inception_score_adm(fake)}

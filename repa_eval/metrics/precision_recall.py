@@ -17,7 +17,7 @@ from repa_eval.metrics._kernels import drop_self, row_blocks, squared_distances
 from repa_eval.metrics._registry import sample_metric
 
 
-@sample_metric("precision_recall", needs="features")
+@sample_metric("precision_recall", needs="features", gives=("precision", "recall"))
 def precision_recall(real: ArrayLike, fake: ArrayLike, *, k: int = 3) -> dict[str, float]:
     """Return {"precision": ..., "recall": ...}, each in 0..1, of features real (N, D) and fake (M, D).
 

@@ -19,7 +19,7 @@ class CNNConfig:
     input_size: int = option(8, help="side of the image")
     in_channels: int = option(1, help="channels of the image")
     num_classes: int = option(10, help="classes")
-    feature_size: int = option(64, help="width of the features that statistics are taken of")
+    feature_size: int = option(64, help="width of the features that statistics are taken of", least=1)
 
 
 @model("CNN", defaults=CNNConfig(), presets={"CNN-digits": {}})

@@ -23,10 +23,10 @@ class ConvViTConfig:
 
     input_size: int = option(8, help="side of the image")
     in_channels: int = option(1, help="channels of the image")
-    stem_size: int = option(32, help="channels of the first convolution")
-    hidden_size: int = option(96, help="width of the tokens")
-    depth: int = option(2, help="number of blocks")
-    num_heads: int = option(4, help="attention heads")
+    stem_size: int = option(32, help="channels of the first convolution", least=1)
+    hidden_size: int = option(96, help="width of the tokens", least=1)
+    depth: int = option(2, help="number of blocks", least=1)
+    num_heads: int = option(4, help="attention heads", least=1)
     mlp_ratio: float = option(4.0, help="width of the MLP over width of the tokens")
 
 

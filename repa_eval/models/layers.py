@@ -37,8 +37,10 @@ def sincos_table(width: int, side: int) -> Tensor:
     """Return the fixed 2-D sin-cos position table, float32 (side^2, width).
 
     Per axis width/2 numbers, sines then cosines, frequencies 10000^(-i/(width/4)); the first half codes the
-    COLUMN of a token, the second its row (as in MAE, DiT, SiT, REPA).
+    COLUMN of a token, the second its row (as in MAE, DiT, SiT, REPA). UserError unless 4 divides width.
     """
+    if width % 4:
+        raise UserError(f"hidden_size {width} is not a multiple of 4, which the position table needs")
     omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     axis = torch.arange(side, dtype=torch.float64)[:, None] * omega  # (side, width/4)
     code = torch.cat([axis.sin(), axis.cos()], dim=1)  # (side, width/2)
@@ -85,7 +87,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int, *, qk_norm: bool = False, fused_attn: bool = True) -> None:
         super().__init__()
         if width % num_heads:
-            raise ValueError(f"hidden_size {width} is not a multiple of num_heads {num_heads}")
+            raise UserError(f"hidden_size {width} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         self.fused_attn = fused_attn
         self.qkv = nn.Linear(width, 3 * width)

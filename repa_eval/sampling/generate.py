@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,9 +11,11 @@ from torch import Tensor
 from repa_eval.config import option
 from repa_eval.data._registry import to_uint8
 from repa_eval.errors import UserError
+from repa_eval.interpolant import Interpolant
 from repa_eval.models.layers import DiffusionModel
 from repa_eval.sampling.guidance import Guidance
 from repa_eval.sampling.ode import sample_ode
+from repa_eval.sampling.sde import sample_sde
 from repa_eval.seeding import generators, integers, normal
 
 
@@ -21,9 +23,10 @@ from repa_eval.seeding import generators, integers, normal
 class SamplerSettings:
     """How images are made; all of it goes into the protocol record."""
 
-    mode: str = option("ode", help="sampler", choices=("ode",))
+    mode: str = option("ode", help="sampler", choices=("ode", "sde"))
     num_steps: int = 50
     heun: bool = False
+    interpolant: Interpolant = field(default_factory=Interpolant)
     guidance: Guidance = field(default_factory=Guidance)
     balanced: bool = False
     uint8: str = option("floor", help="float to uint8", choices=("floor", "round"))
@@ -32,19 +35,24 @@ class SamplerSettings:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise UserError(f"num_steps {self.num_steps}: at least 1 step is needed")
+        if self.mode not in ("ode", "sde"):
+            raise UserError(f"mode {self.mode!r}: choose ode or sde")
+        if self.heun and self.mode != "ode":
+            raise UserError("Heun steps belong to the ODE; with mode sde leave them out")
 
     def record(self) -> dict[str, object]:
         """Return the settings as protocol entries."""
-        entries = asdict(self)
-        guidance = entries.pop("guidance")
-        balanced = entries.pop("balanced")
-        solver = "heun" if entries.pop("heun") else "euler"
+        solver = "heun" if self.heun else "euler" if self.mode == "ode" else "euler-maruyama, w=2t, last step 0.04"
         return {
-            **{f"sampler_{key}" if key in ("mode", "seed") else key: value for key, value in entries.items()},
+            "sampler_mode": self.mode,
             "solver": solver,
-            "cfg_scale": guidance["cfg_scale"],
-            "guidance_interval": [guidance["low"], guidance["high"]],
-            "labels": "balanced" if balanced else "random",
+            "num_steps": self.num_steps,
+            "path_type": self.interpolant.path_type,
+            "cfg_scale": self.guidance.cfg_scale,
+            "guidance_interval": [self.guidance.low, self.guidance.high],
+            "labels": "balanced" if self.balanced else "random",
+            "uint8": self.uint8,
+            "sampler_seed": self.seed,
         }
 
 
@@ -70,8 +78,25 @@ def generate(
         padded = batch + [batch[-1]] * (batch_size - len(batch))
         noise = normal(generators(settings.seed, "noise", padded), shape).to(like)
         labels = labels_of(padded, config.num_classes, settings).to(like.device)
-        latents = sample_ode(
-            model, noise, labels, num_steps=settings.num_steps, heun=settings.heun, guidance=settings.guidance
-        )
+        latents = _integrate(model, noise, labels, padded, settings)
         images = to_uint8(latents, settings.uint8).cpu()
         yield batch, images[: len(batch)], labels[: len(batch)].cpu()
+
+
+def _integrate(
+    model: DiffusionModel, noise: Tensor, labels: Tensor, indices: Sequence[int], settings: SamplerSettings
+) -> Tensor:
+    if settings.mode == "ode":
+        return sample_ode(
+            model, noise, labels, num_steps=settings.num_steps, heun=settings.heun, guidance=settings.guidance
+        )
+    gens = generators(settings.seed, "step noise", indices)
+    return sample_sde(
+        model,
+        noise,
+        labels,
+        num_steps=settings.num_steps,
+        step_noise=lambda: normal(gens, noise.shape[1:]),
+        interpolant=settings.interpolant,
+        guidance=settings.guidance,
+    )

@@ -10,6 +10,7 @@ from golden_runners import Arrays, Case, runner
 from repa_eval.metrics import inception_score as score
 from repa_eval.metrics import precision_recall as pr
 from repa_eval.metrics.fid import Moments, frechet_distance, moments
+from repa_eval.probes.knn import knn_votes
 
 
 @runner("evaluation", "fd")
@@ -65,3 +66,12 @@ def _score(name: str, logits: np.ndarray) -> float | None:
     if match := re.fullmatch(r"adm_split_size(\d+)", name):
         return score.inception_score_adm(logits, split_size=int(match[1]))
     return None
+
+
+@runner("evaluation", "knn_probe")
+def knn_probe(case: Case, arrays: Arrays) -> Arrays:
+    config = case["config"]
+    labels, expected = arrays["train_labels"], arrays["val_labels"]
+    votes = knn_votes(arrays["train"], labels, arrays["val"], ks=config["k"], num_classes=config["num_classes"])
+    top1 = {f"out_top1_k{k}": np.array((vote.argmax(1) == expected).mean()) for k, vote in votes.items()}
+    return {**{f"out_probas_k{k}": vote for k, vote in votes.items()}, **top1}

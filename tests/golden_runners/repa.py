@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from golden_runners import Arrays, Case, runner
 from golden_runners.fill import fill
 from repa_eval.config import from_dict
+from repa_eval.interpolant import Interpolant
 from repa_eval.models._registry import find_preset
 from repa_eval.models.sit import SiT, SiTConfig
+from repa_eval.sampling.guidance import Guidance
+from repa_eval.sampling.ode import sample_ode
+from repa_eval.sampling.sde import sample_sde
 from repa_eval.train import state
 from repa_eval.train.loop import Objective, update
 from repa_eval.train.losses import posterior
@@ -171,3 +175,33 @@ def train_steps(case: Case, arrays: Arrays) -> Arrays:
         **{name: p.detach().numpy() for name, p in after.items()},
         **{f"start:{name}": p.numpy() for name, p in start.items()},
     }
+
+
+@runner("repa", "sampler")
+def sampler(case: Case, arrays: Arrays) -> Arrays:
+    config, given = case["config"], dict(case["config"]["sampler_args"])
+    model = network(config["model"], case).eval()
+    calls: list[tuple[float, int]] = []
+    model.register_forward_pre_hook(lambda _model, inputs: calls.append((float(inputs[1][0]), len(inputs[0]))))
+    noise, labels = torch.from_numpy(arrays["latents"]), torch.from_numpy(arrays["y"])
+    guidance = Guidance(
+        cfg_scale=given.get("cfg_scale", 1.0), low=given.get("guidance_low", 0.0), high=given.get("guidance_high", 1.0)
+    )
+    if config["sampler"] == "euler_sampler":
+        samples = sample_ode(
+            model, noise, labels, num_steps=given["num_steps"], heun=given.get("heun", False), guidance=guidance
+        )
+    else:
+        draws = iter(torch.from_numpy(arrays["step_noise"]))
+        path = Interpolant(path_type=given.get("path_type", "linear"))
+        samples = sample_sde(
+            model,
+            noise,
+            labels,
+            num_steps=given["num_steps"],
+            step_noise=lambda: next(draws),
+            interpolant=path,
+            guidance=guidance,
+        )
+    times, batches = zip(*calls, strict=True)
+    return {"samples": samples.numpy(), "call_t": np.array(times), "call_batch": np.array(batches)}

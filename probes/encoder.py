@@ -30,9 +30,7 @@ def encoder_facts(network: nn.Module, train: Images, test: Images) -> dict[str, 
     return {
         "k-NN accuracy of the mean token (k 20)": knn_accuracy(pooled_train, train.labels, pooled_test, test.labels),
         "linear accuracy of the mean token": _linear(pooled_train, train.labels, pooled_test, test.labels),
-        "linear accuracy of one inked patch token": linear.score(
-            per_patch, *_inked(tokens_test, test.images, test.labels)
-        ),
+        "linear accuracy of one inked patch token": per_patch.score(*_inked(tokens_test, test.images, test.labels)),
         "for comparison, k-NN accuracy of raw pixels": knn_accuracy(raw_train, train.labels, raw_test, test.labels),
         "for comparison, linear accuracy of raw pixels": _linear(raw_train, train.labels, raw_test, test.labels),
         "share of the tokens' variance that their position explains": _position_share(tokens_test),
@@ -58,7 +56,7 @@ def _patches(network: nn.Module, images: Images) -> Array:
 
 
 def _linear(train: Array, train_labels: Array, test: Array, test_labels: Array) -> float:
-    return linear.score(linear.fit(train, train_labels, strength=STRENGTH), test, test_labels)
+    return linear.fit(train, train_labels, strength=STRENGTH).score(test, test_labels)
 
 
 def _inked(tokens: Array, images: Array, labels: Array) -> tuple[Array, Array]:

@@ -141,8 +141,11 @@ def _scores(features: Mapping[str, Array], splits: Splits, kinds: Sequence[str])
     labels = {name: images.labels for name, images in _parts(splits).items()}
     scores = {}
     if "linear" in kinds:
-        fitted, _ = linear.fit_best(features["train"], labels["train"], features["val"], labels["val"])
-        scores["linear"] = linear.score(fitted, features["test"], labels["test"])
+        classes = splits.train.num_classes
+        fitted = linear.fit_best(
+            features["train"], labels["train"], features["val"], labels["val"], num_classes=classes
+        )
+        scores["linear"] = fitted.score(features["test"], labels["test"])
     if "knn" in kinds:
         ks = [k for k in KS if k <= len(labels["train"])] or [1]
         classes = splits.train.num_classes

@@ -136,15 +136,13 @@ def headline_panel(panels: Sequence[Panel]) -> Panel | None:
     return max(same, key=lambda panel: max((len(seed) for curve in panel.curves for seed in curve.seeds), default=0))
 
 
-def summary(
-    rows: Sequence[Row], curves: Sequence[Row], runs: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def summary(rows: Sequence[Row], curves: Sequence[Row], runs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return every arm against the baseline as a flat table, the numbers that the report's summary speaks of.
 
     Arguments as of render(). One dict a number, baseline and treated being names of arms:
 
     - quantity: what was compared, e.g. "mean ratio of fd_digits, steps 200 to 1000, n = 512"
-    - kind: "ratio" (treated / baseline), "share" (of the baseline's steps or seconds) or "difference" (treated - baseline)
+    - kind: "ratio" (treated / baseline), "share" (of the baseline's steps or seconds) or "difference" (of the two)
     - value: mean over the pairs of seeds (geometric for ratios); None where some pair has none, e.g. never arrives
     - low, high: range over the pairs; sd: standard deviation, None for one pair; seeds: number of pairs
     - baseline_value, treated_value: means of the two, where the quantity is about one step or one block
@@ -170,9 +168,7 @@ def summary(
     return result
 
 
-def _along(
-    panel: Panel, rows: Sequence[Row], timing: Sequence[Row], arm: Arm, baseline: Arm
-) -> list[dict[str, Any]]:
+def _along(panel: Panel, rows: Sequence[Row], timing: Sequence[Row], arm: Arm, baseline: Arm) -> list[dict[str, Any]]:
     """Return the lines about whole curves: mean ratios, and when the baseline's last value is reached."""
     group, metric = panel.group, panel.group.metric
     lines = []
@@ -195,7 +191,9 @@ def _along(
 def _ends(rows: Sequence[Row], arm: Arm, baseline: Arm) -> list[dict[str, Any]]:
     """Return a line for every group of sample quality: the two arms at the last step that all pairs have."""
     lines = []
-    for group, members in sorted(split(row for row in rows if is_curve_row(row)).items(), key=lambda item: item[0].order()):
+    for group, members in sorted(
+        split(row for row in rows if is_curve_row(row)).items(), key=lambda item: item[0].order()
+    ):
         result = compare(Panel(group, ()), members, arm, baseline) if direction(group.metric) else None
         if result is None:
             continue

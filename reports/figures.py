@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -28,7 +30,8 @@ PAINTS = {
     "k1": "#a10007", "k2": "#a10008",
 }  # fmt: skip
 COLOURS = "viridis"
-NEAR = 0.11  # share of the height that a level's name takes
+NEAR = 0.09  # share of the height that a level's name takes
+WIDE = 0.021  # share of the width that one of its letters takes
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "repa-eval",
     "svg.fonttype": "none",
@@ -100,11 +103,11 @@ def lines(
         _log_axis(ax, panel)
     else:
         ax.yaxis.set_major_locator(MaxNLocator(5))
-    _levels(panel.levels, ax)
     ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.set_xlabel(xlabel)
     ax.set_ylabel(axis(panel.group.metric) if ylabel is None else ylabel)
     seaborn.despine(ax=ax)
+    _levels(panel.levels, ax)
     return ax
 
 
@@ -138,30 +141,61 @@ def _heights(panel: Panel) -> list[float]:
 
 def _log_axis(ax: Axes, panel: Panel) -> None:
     values = _heights(panel)
-    wide = max(values) / min(values) > 100
+    share = max(values) / min(values)
+    subs = (1.0,) if share > 100 else (1.0, 2.0, 5.0) if share > 5 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=12))
+    ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.tick_params(axis="y", which="minor", length=0)
 
 
 def _levels(levels: Sequence[Level], ax: Axes) -> None:
-    """Draw reference levels, always inside the axes; of two that lie close together the lower one is named below."""
+    """Draw reference levels, always inside the axes, and name each where no curve runs. The last thing to be drawn."""
     levels = [level for level in levels if level.value > 0 or ax.get_yscale() != "log"]
-    for level in levels:
-        ax.axhline(level.value, color=PAINTS["muted"], linewidth=0.9, linestyle=(0, (1, 1.8)), zorder=2)
     if not levels:
         return
+    curves = list(ax.lines)
+    for level in levels:
+        ax.axhline(level.value, color=PAINTS["muted"], linewidth=0.9, linestyle=(0, (1, 1.8)), zorder=2)
     _make_room(ax, [level.value for level in levels])
-    places = [float(ax.transAxes.inverted().transform(ax.transData.transform((0, level.value)))[1]) for level in levels]
-    for order, (level, place) in enumerate(zip(levels, places, strict=True)):
-        crowded = any(0 <= other - place < NEAR for later, other in enumerate(places) if later > order)
+    inside = ax.transData + ax.transAxes.inverted()
+    taken = [place for line in curves for place in _along(inside.transform(line.get_xydata()))]
+    heights = [float(inside.transform((0, level.value))[1]) for level in levels]
+    for level, height in zip(levels, heights, strict=True):
+        others = [other for other in heights if other != height]
+        right, above = _free(taken, others, height, WIDE * len(level.label) + 0.02)
         ax.annotate(
-            level.label, (1, level.value), xycoords=("axes fraction", "data"), xytext=(0, -2.5 if crowded else 2.5),
-            textcoords="offset points", ha="right", va="top" if crowded else "bottom", color=PAINTS["muted"],
-            fontsize=7,
+            level.label, (1 if right else 0, level.value), xycoords=("axes fraction", "data"),
+            xytext=(0 if right else 4, 2.5 if above else -2.5), textcoords="offset points",
+            ha="right" if right else "left", va="bottom" if above else "top", color=PAINTS["muted"], fontsize=7,
         )  # fmt: skip
+
+
+def _along(points: Any) -> list[tuple[float, float]]:
+    """Return places on a line, close enough together that none passes through a name unseen."""
+    places = [(float(x), float(y)) for x, y in points]
+    between = [
+        (x0 + (x1 - x0) * share / 24, y0 + (y1 - y0) * share / 24)
+        for (x0, y0), (x1, y1) in pairwise(places)
+        for share in range(24)
+    ]
+    return [*between, *places[-1:]]
+
+
+def _free(
+    taken: Sequence[tuple[float, float]], others: Sequence[float], height: float, width: float
+) -> tuple[bool, bool]:
+    """Return whether a level's name stands at the right, and whether above its line: where it meets the least."""
+
+    def met(place: tuple[bool, bool]) -> int:
+        right, above = place
+        bottom = height if above else height - NEAR
+        low, high = (1 - width, 1.0) if right else (0.0, width)
+        lines = sum(bottom < other < bottom + NEAR for other in others) + (bottom < 0) + (bottom + NEAR > 1.001)
+        return 100 * lines + sum(low <= x <= high and bottom <= y <= bottom + NEAR for x, y in taken)
+
+    return min(((True, True), (True, False), (False, True), (False, False)), key=met)
 
 
 def _make_room(ax: Axes, values: Sequence[float]) -> None:
@@ -219,12 +253,13 @@ def profile(panel: Panel, ax: Axes, *, xlabel: str, mark: int | None = None) -> 
             "aligned block", (mark, 0), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points",
             ha="left", va="bottom", fontsize=7, color=PAINTS["muted"],
         )  # fmt: skip
-    lines(panel, ax, xlabel=xlabel)
+    lines(replace(panel, levels=()), ax, xlabel=xlabel)
     xs = sorted({x for curve in panel.curves for x, _ in curve.mean})
     if len(xs) <= 12:
         ax.set_xticks(xs, [f"{x:g}" for x in xs])
     bottom, top = min(0.0, ax.get_ylim()[0]), ax.get_ylim()[1]
     ax.set_ylim(bottom, top + 0.03 * (top - bottom))  # a flat curve far from 0 must not lie on the frame
+    _levels(panel.levels, ax)
     return ax
 
 

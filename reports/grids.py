@@ -36,6 +36,16 @@ class Grids:
     kind: str
     steps: tuple[Grid, ...]
 
+    @property
+    def first(self) -> bool:
+        """Return whether this is the arm's first run (seed)."""
+        return self.run == self.arm.runs[0]
+
+    @property
+    def earlier(self) -> tuple[Grid, ...]:
+        """Return the pictures of the steps before the last one, in their order."""
+        return self.steps[:0:-1]
+
 
 def is_grid(name: str) -> bool:
     """Return whether a file of media belongs to a grid: its picture or its side file."""

@@ -12,13 +12,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from repa_eval.errors import UserError
-from repa_eval.reports import figures, sections
+from repa_eval.reports import figures, representations, sections
 from repa_eval.reports.arms import Arm, arms_of
-from repa_eval.reports.frames import SECONDS, Panel, is_curve_row, maps_of, quality_panels, training_panels
+from repa_eval.reports.frames import SECONDS, Map, Panel, is_curve_row, maps_of, quality_panels, training_panels
+from repa_eval.reports.grids import grids, is_grid
 from repa_eval.reports.inputs import Inputs, collect
 from repa_eval.reports.media import strips
+from repa_eval.reports.missing import Gap, missing, sweep
 from repa_eval.reports.protocols import Records, families, flat, shorten, without_record
-from repa_eval.reports.tables import final_table, last_steps, missing, remarks
+from repa_eval.reports.tables import final_table, last_steps, remarks
 from repa_eval.reports.verdict import Verdict, verdict
 from repa_eval.reports.words import number
 from repa_eval.results import Row
@@ -51,10 +53,13 @@ def render(
     panels = quality_panels(rows, arms)
     maps = maps_of(rows, arms)
     summary = verdict(rows, timing, panels, maps, arms, protocols)
+    gaps = missing(rows, curves, arms, runs, records=protocols, media=media)
     ends = {step for step in last_steps(rows, arms).values() if step}
     ids = sections.Ids()
     hero = _hero(summary, ids, protocols)
-    blocks, map_data = sections.map_blocks(maps, ids, protocols)
+    blocks, map_data = representations.map_blocks(maps, rows, ids, protocols)
+    against = representations.quality_against_probe(maps, rows, summary.panel, arms, ids, protocols)
+    gaps += _no_pairs(maps, summary.panel, against)
     context = {
         "title": title,
         "subtitle": _subtitle(rows, arms),
@@ -68,6 +73,7 @@ def render(
         "values": _values(panels),
         "notes": sections.protocol_notes([row for row in rows if is_curve_row(row)], protocols),
         "blocks": blocks,
+        "against": against,
         "steps": sorted({int(step) for one in maps for step in one.values}),
         "training": sections.training(training_panels([row for row in curves if row.metric != SECONDS], arms), ids),
         "families": families(rows, protocols),
@@ -75,7 +81,7 @@ def render(
         "runs": _runs_table(runs),
         "remarks": remarks(rows),
         "several_seeds": any(len(arm.runs) > 1 for arm in arms),
-        "missing": missing(rows, curves, arms, runs),
+        "missing": gaps,
         "versions": sorted({row.version for row in rows}),
         "data": _script_json({"maps": map_data, "colours": figures.palette()}),
         "gradient": ", ".join(figures.palette(9)),
@@ -87,13 +93,26 @@ def render(
 
 def _with_pictures(context: Mapping[str, Any], media: Mapping[str, bytes], arms: Sequence[Arm]) -> str:
     """Return the page; pictures get what room the rest leaves."""
-    text = str(_template().render(context, strips={}))
+    text = str(_template().render(context, strips={}, grids=[], captions=[]))
     if not media:
         return text
-    room = max(0, LIMIT - len(text.encode()))
-    pictures, hidden = strips(media, arms, room * 3 // 4)  # base64 makes 4 bytes of 3
-    missing = [*context["missing"], *hidden]
-    return str(_template().render(context, strips=_by_kind(pictures), missing=missing))
+    room = max(0, LIMIT - len(text.encode())) * 3 // 4  # base64 makes 4 bytes of 3
+    tables, unnamed = grids(media, arms, room // 3)
+    used = sum(len(grid.picture.uri) for one in tables for grid in one.steps) * 3 // 4
+    pictures, hidden = strips({name: media[name] for name in media if not is_grid(name)}, arms, room - used)
+    gaps = [*context["missing"], *(Gap(what, why) for what, why in (*unnamed, *hidden))]
+    captions = list(dict.fromkeys(grid.caption for one in tables for grid in one.steps if grid.caption))
+    found = {"strips": _by_kind(pictures), "grids": tables, "captions": captions, "missing": gaps}
+    return str(_template().render(context, **found))
+
+
+def _no_pairs(maps: Sequence[Map], panel: Panel | None, drawn: sections.Figure | None) -> list[Gap]:
+    """Return why there is no figure of quality against a probe, where both were measured."""
+    probed = [one for one in maps if one.group.metric in representations.PROBES]
+    if drawn is not None or not probed or panel is None:
+        return []
+    what, run = f"{panel.group.metric} against {probed[0].group.metric}", probed[0].arm.runs[0]
+    return [Gap(what, "fewer than two steps have both, or the first is no distance", sweep(run))]
 
 
 def _hero(summary: Verdict, ids: sections.Ids, records: Records) -> sections.Figure | None:

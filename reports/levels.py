@@ -13,7 +13,7 @@ OWN = frozenset({"features", "pooling", "seed", "dtype", "label"})
 
 
 def teacher_levels(rows: Sequence[Row], group: Group, records: Records) -> tuple[Level, ...]:
-    """Return a level for every teacher whose probe has the group's n, data and recipe; values of several runs averaged."""
+    """Return a level, the mean over runs, for every teacher whose probe has the group's n, data and recipe."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if row.metric == group.metric + TEACHER and row.value is not None and _alike(row, group, records):

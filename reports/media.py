@@ -39,6 +39,11 @@ class Strip:
     kind: str
     pictures: tuple[Picture, ...]
 
+    @property
+    def further(self) -> bool:
+        """Return whether another run (seed) of the arm stands before this one."""
+        return self.run != self.arm.runs[0]
+
 
 def strips(media: Mapping[str, bytes], arms: Sequence[Arm], budget: int) -> tuple[list[Strip], list[tuple[str, str]]]:
     """Return the strips in order of the arms, and (what, why) for every file that is not shown.

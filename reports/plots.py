@@ -36,7 +36,7 @@ def save_maps(rows: Sequence[Row], file: Path) -> None:
         ax.invert_yaxis()
         ax.tick_params(length=0, rotation=0)
         teacher = records.get(frame.group.protocol or "", {}).get("teacher", "")
-        ax.set_title(f"{frame.group.metric} with {teacher}, step {step}")
+        ax.set_title(f"{frame.group.metric}{f' with {teacher}' if teacher else ''}, step {step}")
         ax.set(xlabel="timestep t (1 = noise)", ylabel="block")
     figure.tight_layout()
     buffer = io.BytesIO()

@@ -1,4 +1,6 @@
-"""Slices through layer x timestep maps, the paper's figures: over blocks, over training, best block against t, quality against a probe."""
+"""Slices through layer x timestep maps, the paper's figures: over blocks, over training, best block against t;
+and sample quality beside one cell of the map.
+"""
 
 from __future__ import annotations
 

@@ -147,7 +147,8 @@ def quality_against_probe(
     maps: Sequence[Map], rows: Sequence[Row], panel: Panel | None, arms: Sequence[Arm], ids: Ids, records: Records
 ) -> Figure | None:
     """Return the headline distance against the probe's accuracy, a point per step that has both; None without any."""
-    members = next((own for name in PROBES for group, own in by_group(maps).items() if group.metric == name), None)
+    probed = [own for name in PROBES for group, own in by_group(maps).items() if group.metric == name]
+    members = max(probed, key=lambda own: (own[0].group.metric == PROBES[0], len(own)), default=None)
     if members is None or panel is None or direction(panel.group.metric) != "lower":
         return None
     layer, timestep = best_cell(members, aligned_block(arms))
@@ -169,4 +170,6 @@ def quality_against_probe(
         f"to ({number(way.mean[-1][0])}, {number(way.mean[-1][1])})"
         for way in ways
     )
-    return Figure(svg, f"{panel.group.metric} against {metric}", caption, f"{metric} and {panel.group.metric}: {spoken_ways}")
+    return Figure(
+        svg, f"{panel.group.metric} against {metric}", caption, f"{metric} and {panel.group.metric}: {spoken_ways}"
+    )

@@ -1,18 +1,15 @@
-"""Final values of every run, and what is missing with its reason."""
+"""Final values of every run, and the notes that stand beside numbers."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from repa_eval.reports.arms import Arm, run_name
-from repa_eval.reports.frames import FLOOR, SECONDS, Group, clock, is_curve_row, is_map_row, split
-from repa_eval.reports.words import direction, listing, number, plural
+from repa_eval.reports.frames import SECONDS, Group, clock, is_curve_row, split
+from repa_eval.reports.pairs import spread
+from repa_eval.reports.words import MINUS, direction, listing, number, plural
 from repa_eval.results import Row
-
-DONE = frozenset({"done", "finished", "complete", "completed", "ok"})
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Line:
 
 def final_table(rows: Sequence[Row], arms: Sequence[Arm], timing: Sequence[Row]) -> list[Line]:
     """Return a line per metric and protocol with each arm's value at its last step; the best one is marked."""
-    quality = [row for row in rows if is_curve_row(row) and not row.metric.endswith(FLOOR)]
+    quality = [row for row in rows if is_curve_row(row)]
     lasts = last_steps(rows, arms)
     same = len({step for step in lasts.values() if step}) == 1
     lines = []
@@ -56,7 +53,7 @@ def final_table(rows: Sequence[Row], arms: Sequence[Arm], timing: Sequence[Row])
 
 def last_steps(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, int]:
     """Return the last step at which each arm's samples were judged; 0 where they never were."""
-    quality = [row for row in rows if is_curve_row(row) and not row.metric.endswith(FLOOR)]
+    quality = [row for row in rows if is_curve_row(row)]
     return {arm.name: max((row.step or 0 for row in quality if run_name(row) in arm.runs), default=0) for arm in arms}
 
 
@@ -75,8 +72,9 @@ def _final(rows: Sequence[Row], arm: Arm, step: int, *, name_step: bool) -> Cell
         return Cell(reason=(notes or "no value") if own else NOT_MEASURED)
     parts = []
     stderrs = [row.stderr for row in own if row.stderr is not None]
-    if len(values) > 1:
-        parts.append(f"± {number(_spread(values), 2)} over {plural(len(values), 'seed')}")
+    seeds = spread(values)
+    if seeds is not None and seeds.sd is not None:
+        parts.append(f"± {number(seeds.sd, 2)} over {plural(seeds.seeds, 'seed')}")
     elif stderrs:
         parts.append(f"± {number(stderrs[0], 2)} s.e.")
     parts += [f"step {step}"] if name_step else []
@@ -91,14 +89,9 @@ def _relative(cells: tuple[Cell, ...], arms: Sequence[Arm]) -> tuple[Cell, ...]:
         return cells
     shown = [cells[0]]
     for cell in cells[1:]:
-        change = "" if cell.value is None else f"{100 * (cell.value / base - 1):+.1f} %".replace("-", "\N{MINUS SIGN}")
+        change = "" if cell.value is None else f"{100 * (cell.value / base - 1):+.1f} %".replace("-", MINUS)
         shown.append(replace(cell, detail=", ".join(filter(None, (change, cell.detail)))))
     return tuple(shown)
-
-
-def _spread(values: Sequence[float]) -> float:
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def _time(timing: Sequence[Row], arm: Arm) -> Cell:
@@ -125,61 +118,3 @@ def remarks(rows: Sequence[Row]) -> list[tuple[str, str]]:
         if row.note and row.value is not None:
             grouped[row.metric, row.note] = grouped.get((row.metric, row.note), 0) + 1
     return [(f"{metric}, {plural(count, 'value')}", note) for (metric, note), count in grouped.items()]
-
-
-def missing(
-    rows: Sequence[Row], curves: Sequence[Row], arms: Sequence[Arm], runs: Mapping[str, Mapping[str, Any]]
-) -> list[tuple[str, str]]:
-    """Return (what, why) for everything that a reader might look for and not find."""
-    found = [
-        (f"run {name}", f"status is {facts['status']!r}, so its last rows may be missing")
-        for name, facts in runs.items()
-        if facts.get("status") and str(facts["status"]).lower() not in DONE
-    ]
-    found += _absent_metrics(rows, arms)
-    found += _nulls([*rows, *curves])
-    metrics = {row.metric for row in rows}
-    if not any(is_map_row(row) for row in rows):
-        found.append(("layer by timestep maps", "no rows with a layer and a timestep; `repa-eval align` makes them"))
-    elif "probe_accuracy" not in metrics:
-        found.append(("probe_accuracy", "no rows of this metric; `repa-eval probe` makes them"))
-    found += _without_clock(rows, curves, arms)
-    if not curves:
-        found.append(("training curves", "no log.jsonl beside the results"))
-    return found
-
-
-def _without_clock(rows: Sequence[Row], curves: Sequence[Row], arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    timing = [row for row in (*curves, *rows) if row.metric == SECONDS]
-    found = []
-    for run in (run for arm in arms for run in arm.runs):
-        if not clock(timing, run):
-            some = any(run_name(row) == run for row in timing)
-            why = f"{SECONDS} decreases, so it is not cumulative time" if some else f"no rows of {SECONDS}"
-            found.append((f"training seconds of {run}", why))
-    return found
-
-
-def _absent_metrics(rows: Sequence[Row], arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    found = []
-    chosen = [row for row in rows if is_map_row(row) or (is_curve_row(row) and not row.metric.endswith(FLOOR))]
-    for metric in dict.fromkeys(row.metric for row in chosen):
-        have = {run_name(row) for row in chosen if row.metric == metric}
-        lacking = [run for arm in arms for run in arm.runs if run not in have]
-        if lacking:
-            found.append((metric, f"no rows for {listing(lacking)}"))
-    return found
-
-
-def _nulls(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    grouped: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        if row.value is None:
-            grouped.setdefault((row.metric, run_name(row), row.note or "no reason was recorded"), []).append(row)
-    found = []
-    for (metric, run, note), members in grouped.items():
-        steps = sorted({row.step for row in members if row.step is not None})
-        where = f" at step {steps[0]}" if len(steps) == 1 else f" at {len(steps)} steps" if steps else ""
-        count = f", {plural(len(members), 'value')}" if len(members) > len(steps) else ""
-        found.append((f"{metric} of {run}{where}{count}", note))
-    return found

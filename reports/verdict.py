@@ -6,21 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repa_eval.reports.arms import Arm
-from repa_eval.reports.compare import Comparison, Reach, compare, headline_panel, reach
+from repa_eval.reports.compare import EARLY, Comparison, compare, early, headline_panel
 from repa_eval.reports.control import control_text
 from repa_eval.reports.frames import Map, Panel, groups_of, is_curve_row
-from repa_eval.reports.profiles import alignment_choice
+from repa_eval.reports.likeness import Item, representation_items
+from repa_eval.reports.pairs import Spread, spread
 from repa_eval.reports.protocols import Records, difference, field
-from repa_eval.reports.words import direction, listing, meaning, number, plural
+from repa_eval.reports.reach import Reach, reach
+from repa_eval.reports.words import direction, listing, meaning, number, over_seeds, plural
 from repa_eval.results import Row
-
-
-@dataclass(frozen=True)
-class Item:
-    """One labelled statement of the summary."""
-
-    label: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ def verdict(
 ) -> Verdict:
     """Return the summary of all arms."""
     panel = headline_panel(panels)
-    align = alignment_items(maps, arms, records)
+    align = representation_items(maps, rows, arms, records)
     measured = (Item("Measured", measured_text(panel, records)),) if panel else ()
     baseline = next((arm for arm in arms if arm.role == "baseline"), None)
     treated = [arm for arm in arms if arm.role == "treated"]
@@ -83,14 +77,22 @@ def headline(result: Comparison) -> str:
     """Return who is better, in how many evaluations and by how much."""
     metric, arm, other = result.group.metric, result.arm.name, result.other.name
     points = plural(result.points, "evaluation point")
-    ratio = f"mean ratio {number(result.ratio)}" if result.ratio is not None else "no ratio: values are not positive"
+    ratio = ratio_text(result)
     word = direction(metric) or "higher"
     opposite = "higher" if word == "lower" else "lower"
     if result.verdict == "better":
-        return f"{arm} has {word} {metric} than {other} at {result.better} of {points} ({ratio})."
+        return f"{arm} has {word} {metric} than {other} at {result.better} of {points}, {ratio}."
     if result.verdict == "worse":
-        return f"{arm} is worse than {other}: its {metric} is {opposite} at {result.worse} of {points} ({ratio})."
-    return f"No clear difference in {metric}: {arm} is better than {other} at {result.better} of {points} ({ratio})."
+        return f"{arm} is worse than {other}: its {metric} is {opposite} at {result.worse} of {points}, {ratio}."
+    return f"No clear difference in {metric}: {arm} is better than {other} at {result.better} of {points}, {ratio}."
+
+
+def ratio_text(result: Comparison) -> str:
+    """Return "mean ratio 0.78 (0.75 to 0.81 over 3 seeds)"."""
+    found = result.spread
+    if found is None:
+        return "no ratio: values are not positive"
+    return f"mean ratio {number(found.mean)}{over_seeds(number(found.low), number(found.high), found.seeds)}"
 
 
 def _arm_items(
@@ -111,6 +113,9 @@ def _arm_items(
         f"At step {step:.0f}{counted}, {name}'s {metric} is {number(own)} and {baseline.name}'s {number(base)} "
         f"({change(own, base)}{_over(result.seeds)}).{_other_counts(panel, rows, arm, baseline)}"
     )
+    start = early(panel, rows, arm, baseline)
+    if start is not None and start.points < result.points:
+        by_how_much += f" Over steps {EARLY[0]} to {EARLY[1]} alone: {ratio_text(start)}."
     if result.lasting is None:
         since = f"At the last evaluation {name} is not better than {baseline.name}."
     elif result.lasting == result.first[0]:
@@ -155,13 +160,22 @@ def reach_text(arrival: Reach, arm: Arm, baseline: Arm) -> str:
     if arrival.step is None:
         pairs = f" in {arrival.seeds - arrival.reached} of {arrival.seeds} seeds" if arrival.seeds > 1 else ""
         return f"{arm.name} does not reach {goal} within its run{pairs}."
-    text = f"{arm.name} first reaches {goal} at step {arrival.step:.0f} of {arrival.last_step:.0f}"
+    on_average = " on average" if arrival.seeds > 1 else ""
+    text = f"{arm.name} first reaches {goal} at step {arrival.step:.0f} of {arrival.last_step:.0f}{on_average}"
     if arrival.step > 0:
         text += f", {_times(arrival.last_step / arrival.step)} in steps"
     if arrival.seconds and arrival.seconds[0] > 0:
         own, base = arrival.seconds
         text += f" and {_times(base / own)} in training seconds ({number(own)} s against {number(base)} s)"
-    return f"{text}."
+    return f"{text}.{_shares_text(spread(arrival.shares), baseline)}"
+
+
+def _shares_text(shares: Spread | None, baseline: Arm) -> str:
+    """Return the share of the baseline's steps with its spread over seeds; nothing for one seed."""
+    if shares is None or shares.sd is None:
+        return ""
+    mean, sd = number(shares.mean), number(shares.sd, 2)
+    return f" That is at {mean} ± {sd} of {baseline.name}'s steps ({shares.seeds} seeds)."
 
 
 def _times(factor: float) -> str:
@@ -189,7 +203,7 @@ def seeds_items(results: dict[str, Comparison | None], arms: Sequence[Arm]) -> l
     if not pairs:
         return []
     if max(pairs.values()) == 1:
-        text = "One training seed per run: differences between runs have no error bar here."
+        text = "One training seed per arm: differences between arms have no error bar here."
         return [Item("Seeds", text)]
     parts = []
     for result in filter(None, results.values()):
@@ -243,27 +257,3 @@ def _without_quality(arms: Sequence[Arm], maps: Sequence[Map]) -> str:
     if maps:
         return f"{names}: no sample quality measured at two steps or more; the layer by timestep maps are below."
     return f"{names}: nothing measured at two steps or more, so there is nothing to compare yet."
-
-
-def alignment_items(maps: Sequence[Map], arms: Sequence[Arm], records: Records) -> list[Item]:
-    """Return the alignment of the arms with the teacher of the treated ones, at one block and timestep."""
-    chosen = alignment_choice(maps, arms)
-    if chosen is None:
-        return []
-    members, layer, timestep = chosen
-    group = members[0].group
-    teacher = field(records, group.protocol, "teacher")
-    values = []
-    for one in sorted(members, key=lambda one: ("treated", "control", "baseline").index(one.arm.role)):
-        value = one.at(max(one.values), layer, timestep)
-        if value is not None:
-            values.append(f"{one.arm.name} {number(value, 2)}")
-    if not values:
-        return []
-    with_teacher = f" with {teacher}" if teacher else ""
-    return [
-        Item(
-            "Representation",
-            f"{group.metric}{with_teacher} at block {layer}, t = {timestep:g}, end of training: {', '.join(values)}.",
-        )
-    ]

@@ -114,12 +114,6 @@ def plural(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
-def signed(value: float, digits: int = 2) -> str:
-    """Return a difference with its sign."""
-    text = number(abs(value), digits)
-    return text if value == 0 else f"{'+' if value > 0 else MINUS}{text}"
-
-
 def over_seeds(low: str, high: str, seeds: int) -> str:
     """Return " (0.75 to 0.81 over 3 seeds)"; nothing for one seed, which has no spread."""
     return f" ({low} to {high} over {seeds} seeds)" if seeds > 1 else ""

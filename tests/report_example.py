@@ -23,6 +23,11 @@ LAYERS = (1, 2, 3, 4, 5, 6)
 TIMES = (0.05, 0.1, 0.3, 0.5, 0.6)
 FACTORS = {"vanilla": 1.0, "repa": 0.85, "repa-random": 0.82}  # on the Frechet distance, at every step
 HEIGHTS = {"vanilla": 0.09, "repa": 0.39, "repa-random": 0.12}  # CKNNA at block 3, t = 0.1
+PROBES = {"vanilla": 0.78, "repa": 0.86, "repa-random": 0.83}  # accuracy at block 3, t = 0.1
+TEACHERS = {"digits-vit": 0.93, "random-vit": 0.86}
+SEEDS = (0.0, 0.03, -0.02)  # what a training seed changes about the treated arms' distance
+PCA_ROWS = ("image", "teacher digits-vit", *(f"block {layer}" for layer in range(1, 7)))
+PCA_CAPTION = "First three principal components of the tokens as red, green and blue, fitted on 64 images at t = 0.1."
 MS = {"vanilla": 31.0, "repa": 35.0, "repa-random": 35.0}
 
 _QUALITY = {
@@ -61,7 +66,8 @@ def alignment(metric: str, teacher: str) -> dict[str, Any]:
 
 
 def distance(run: str, step: int) -> float:
-    return FACTORS[_arm(run)] * (1.0 + 0.02 * _seed(run)) * (12.0 * math.exp(-step / 280) + 0.97)
+    luck = 0.0 if _arm(run) == "vanilla" else SEEDS[_seed(run)]
+    return FACTORS[_arm(run)] * (1.0 + luck) * (1.0 + 0.02 * _seed(run)) * (12.0 * math.exp(-step / 280) + 0.97)
 
 
 def run_row(run: str, **columns: Any) -> Row:
@@ -111,10 +117,41 @@ def map_rows(run: str, metrics: Sequence[str] = ("cknna", "cka", "mutual_knn")) 
 
 def _height(run: str, metric: str, teacher: str, step: int, layer: int, time: float) -> float:
     top = 0.45 if teacher == "random-vit" else HEIGHTS[_arm(run)]
+    top -= 0.02 * _seed(run) * (_arm(run) != "vanilla")
     peak = 1 / (1 + 0.35 * abs(layer - 3)) if _arm(run) != "vanilla" else 0.8 + 0.04 * layer
     noise = math.exp(-((time - 0.1) ** 2) / 0.06)
     value = top * peak * noise * (1 - math.exp(-step / 400)) / (1 - math.exp(-1500 / 400))
     return min(1.0, 2.1 * value) if metric == "cka" else value
+
+
+def probe(features: str, **more: Any) -> dict[str, Any]:
+    record = {"kind": "probe", "features": features, "pooling": "token mean", "linear": "ridge", "knn": "cosine"}
+    return record | {"data": "digits", "split": "held out", "num_train": 1500, "num_test": 600} | more
+
+
+HIDDEN = probe("hidden states", t_convention="1 = noise", label=None, seed=0)
+
+
+def probe_rows(run: str) -> list[Row]:
+    rows = []
+    for metric, step, layer, time in itertools.product(("probe_accuracy", "knn_accuracy"), MAP_STEPS, LAYERS, TIMES):
+        common = {"metric": metric, "step": step, "layer": layer, "timestep": time, "weights": "ema", "n": 600}
+        rows.append(run_row(run, value=accuracy(run, metric, step, layer, time), seed=0, protocol=HIDDEN, **common))
+    return rows
+
+
+def accuracy(run: str, metric: str, step: int, layer: int, time: float) -> float:
+    top = PROBES[_arm(run)] - 0.01 * _seed(run) - 0.1 - (0.05 if metric == "knn_accuracy" else 0)
+    place = 1 / (1 + 0.04 * abs(layer - 3)) * math.exp(-((time - 0.1) ** 2) / 0.25)
+    return 0.1 + top * place * (1 - math.exp(-step / 350)) / (1 - math.exp(-1500 / 350))
+
+
+def teacher_rows(n: int = 600) -> list[Row]:
+    return [
+        make_row(metric=f"{metric}_teacher", value=value - lower, n=n, protocol=probe(f"teacher {name}"))
+        for metric, lower in (("probe_accuracy", 0.0), ("knn_accuracy", 0.02))
+        for name, value in TEACHERS.items()
+    ]
 
 
 def log_rows(run: str) -> list[Row]:
@@ -152,6 +189,28 @@ def strip(run: str, step: int, count: int = 10) -> bytes:
     return buffer.getvalue()
 
 
+def tiles(run: str, step: int, columns: int = 8, tile: int = 8) -> bytes:
+    """Return a grid of coloured tiles, one row a name of PCA_ROWS, with gaps of one pixel."""
+    rows = len(PCA_ROWS)
+    image = Image.new("RGB", (columns * (tile + 1) - 1, rows * (tile + 1) - 1), (255, 255, 255))
+    for row, column, x, y in itertools.product(range(rows), range(columns), range(tile), range(tile)):
+        ring = abs(math.hypot(x - 3.5, (y - 3.5) * (0.6 + 0.08 * column)) - 2.4) < 0.8
+        patch = (x // 2 * 53 + y // 2 * 91 + column * 17 + row * 5) % 200
+        shade = (255 * ring,) * 3 if row == 0 else (patch, (patch * step // 100) % 255, 200 * ring)
+        image.putpixel((column * (tile + 1) + x, row * (tile + 1) + y), shade)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def media(run: str) -> dict[str, bytes]:
+    found = {f"{run}/samples-{step:07d}.png": strip(run, step) for step in STEPS}
+    side = json.dumps({"caption": PCA_CAPTION, "rows": PCA_ROWS, "columns": 8, "tile": 8}).encode()
+    for step in MAP_STEPS:
+        found |= {f"{run}/pca-{step:07d}.png": tiles(run, step), f"{run}/pca-{step:07d}.json": side}
+    return found
+
+
 def facts(run: str) -> dict[str, Any]:
     arm = _arm(run)
     result: dict[str, Any] = {
@@ -175,13 +234,14 @@ def facts(run: str) -> dict[str, Any]:
 
 def example(runs: Sequence[str] = ("vanilla", "repa", "repa-random")) -> dict[str, Any]:
     """Return the arguments of render()."""
-    rows = [row for run in runs for row in quality_rows(run) + map_rows(run)]
+    rows = [row for run in runs for row in quality_rows(run) + map_rows(run) + probe_rows(run)]
+    rows += teacher_rows()
     floor = FREQUENT | {"kind": "reference level"}
     rows.append(make_row(metric="fd_digits_floor", value=0.45, n=512, protocol=floor))
     return {
         "rows": rows,
         "curves": [row for run in runs for row in log_rows(run)],
-        "media": {f"{run}/samples-{step:07d}.png": strip(run, step) for run in runs for step in STEPS},
+        "media": {name: data for run in runs for name, data in media(run).items()},
         "protocols": protocols(),
         "runs": {run: facts(run) for run in runs},
     }
@@ -194,6 +254,7 @@ def protocols() -> dict[str, dict[str, Any]]:
         for metric in ("cknna", "cka", "mutual_knn")
         for teacher in ("digits-vit", "random-vit")
     ]
+    records += [HIDDEN, *(probe(f"teacher {name}") for name in TEACHERS)]
     return {protocol_hash(record): record for record in records}
 
 
@@ -220,9 +281,11 @@ def _seed(run: str) -> int:
     return int(run.rsplit("-s", 1)[1]) if run[-1].isdigit() else 0
 
 
-if __name__ == "__main__":  # PYTHONPATH=.:tests python tests/report_example.py report.html
+if __name__ == "__main__":  # PYTHONPATH=.:tests python tests/report_example.py report.html [SEEDS]
     import sys
 
     from repa_eval.reports.html import render
 
-    Path(sys.argv[1]).write_text(render(**example()), encoding="utf-8")
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    names = [arm + (f"-s{seed}" if seed else "") for seed in range(count) for arm in FACTORS]
+    Path(sys.argv[1]).write_text(render(**example(names)), encoding="utf-8")

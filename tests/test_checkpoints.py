@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import run, tiny
 
+from helpers import run, tiny
 from repa_eval import checkpoints
 from repa_eval.errors import Failure, UserError
 from repa_eval.extractors._registry import load_extractor
@@ -98,7 +98,9 @@ def test_checkpoints_of_others(tmp_path: Path) -> None:
             checkpoints.load(tmp_path / "a.pt")
 
 
-@pytest.mark.parametrize("recipe", [{}, None, 3, {"model": "SiT-digits/2"}, {"model": "SiT-digits/2", "architecture": 1}])
+@pytest.mark.parametrize(
+    "recipe", [{}, None, 3, {"model": "SiT-digits/2"}, {"model": "SiT-digits/2", "architecture": 1}]
+)
 def test_a_recipe_that_says_nothing(ours: Path, tmp_path: Path, recipe: object) -> None:
     torch.save({**torch.load(ours, weights_only=True), "recipe": recipe}, tmp_path / "a.pt")
     with pytest.raises(UserError) as caught:

@@ -17,25 +17,56 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner, Result
-from helpers import digits, files_of, finish, launch, run, tiny
 from PIL import Image
 
+from helpers import digits, files_of, finish, launch, run, tiny
 from repa_eval import commandline, results
 from repa_eval.cli import main as evaluate
 from repa_eval.commandline import Folder
 from repa_eval.results import Row
-from repa_eval.train.cli import main as trainer
 from repa_eval.train.cli import OFFICIAL
+from repa_eval.train.cli import main as trainer
 from repa_eval.train.recipe import builtin_recipes
 
 COMMANDS = Folder("x").list_commands(click.Context(evaluate))
-COLUMNS = (
-    "run system method step weights layer timestep metric value stderr n seed train_seed protocol note version".split()
-)
-INSPECTED = (
-    "path layout systems model step weights depth hidden_size num_heads patch_size in_channels input_size num_classes "
-    "class_token num_parameters convention teacher encoder_depth"
-).split()
+COLUMNS = [
+    "run",
+    "system",
+    "method",
+    "step",
+    "weights",
+    "layer",
+    "timestep",
+    "metric",
+    "value",
+    "stderr",
+    "n",
+    "seed",
+    "train_seed",
+    "protocol",
+    "note",
+    "version",
+]
+INSPECTED = [
+    "path",
+    "layout",
+    "systems",
+    "model",
+    "step",
+    "weights",
+    "depth",
+    "hidden_size",
+    "num_heads",
+    "patch_size",
+    "in_channels",
+    "input_size",
+    "num_classes",
+    "class_token",
+    "num_parameters",
+    "convention",
+    "teacher",
+    "encoder_depth",
+]
 
 
 def repa_eval(*words: object) -> Result:
@@ -190,7 +221,16 @@ def test_list_of_methods_and_recipes() -> None:
 
 
 def test_the_last_line_is_the_next_command(here: Path) -> None:
-    words = "depth=2 hidden_size=32 num_heads=2 max_steps=2 batch_size=8 split=val eval_every=0 encoder_depth=1".split()
+    words = [
+        "depth=2",
+        "hidden_size=32",
+        "num_heads=2",
+        "max_steps=2",
+        "batch_size=8",
+        "split=val",
+        "eval_every=0",
+        "encoder_depth=1",
+    ]
     words += ["--device", "cpu", "--quiet"]
     done = repa_train("--out", "mine", *words)
     assert done.exit_code == 0, done.stderr
@@ -386,8 +426,16 @@ def test_a_map_is_drawn(work: Path, here: Path) -> None:
         ("--ckpt ../ck/text.pt", 1, "../ck/text.pt is not a"),
         ("--ckpt ../ck/empty.pt", 1, "../ck/empty.pt is not a"),
         ("--ckpt ../ck/half.pt", 1, "../ck/half.pt is not a"),
-        ("--ckpt ../ck/foreign.pt", 2, "foreign.pt is a checkpoint of no known layout (repa-eval); it holds: epoch, state"),
-        ("--ckpt ../ck/judge.pt", 2, "judge.pt holds CNN-digits, which is no diffusion model: nothing to align"),
+        (
+            "--ckpt ../ck/foreign.pt",
+            2,
+            "foreign.pt is a checkpoint of no known layout (repa-eval); it holds: epoch, state",
+        ),
+        (
+            "--ckpt ../ck/judge.pt",
+            2,
+            "judge.pt holds CNN-digits, which is no diffusion model: it has no blocks to measure",
+        ),
         ("--ckpt ../ck/vanilla.pt", 2, "was trained without a teacher: name one with --teacher, such as digits-vit"),
         ("--ckpt ../ck/repa.pt --layer 8", 2, "layer 8: this model has blocks 1..6; its aligned block is 3"),
         ("--ckpt ../ck/repa.pt --layer 0", 2, "layer 0: this model has blocks 1..6; its aligned block is 3"),
@@ -411,6 +459,56 @@ def test_a_map_is_drawn(work: Path, here: Path) -> None:
 def test_what_cannot_be_aligned_is_one_line(here: Path, words: str, code: int, text: str) -> None:
     defaults = [] if "--num-images" in words else ["--num-images", "40"]
     fails(repa_eval("align", "--json", *words.split(), *defaults), code, text)
+
+
+# --- probe, sweep
+
+
+def test_probe(work: Path, here: Path) -> None:
+    words = ["probe", "--ckpt", work / "repa.pt", "--timesteps", "0.1", "--rows", "table.jsonl"]
+    answer = json.loads(repa_eval(*words, "--layer", "3", "--json").stdout)
+    assert set(answer) == {"rows", "protocols", "warnings"}
+    found = {(row["metric"], row["layer"], row["step"]): row["value"] for row in answer["rows"]}
+    own = {("probe_accuracy", 3, 3), ("knn_accuracy", 3, 3)}
+    assert set(found) == own | {("probe_accuracy_teacher", None, None), ("knn_accuracy_teacher", None, None)}
+    assert found["probe_accuracy_teacher", None, None] > 0.85 > 0.15 < found["probe_accuracy", 3, 3]
+    assert all(list(row) == COLUMNS for row in answer["rows"])
+    shown = repa_eval(*words, "--layers", "1,3", "--probes", "knn")
+    assert "block 3*" in shown.stdout
+    assert "knn_accuracy_teacher: 0." in shown.stdout
+    assert {(row.metric, row.layer) for row in results.read("table.jsonl")} == {
+        ("probe_accuracy", 3), ("knn_accuracy", 3), ("knn_accuracy", 1),
+        ("probe_accuracy_teacher", None), ("knn_accuracy_teacher", None),
+    }  # fmt: skip
+    fails(repa_eval(*words, "--layer", "8"), 2, "layer 8: this model has blocks 1..6; its aligned block is 3")
+    fails(repa_eval(*words, "--probes", "svm"), 2, "probe svm: choose of linear, knn")
+
+
+def test_sweep_adds_what_is_missing(here: Path) -> None:
+    recipe = tiny("repa", max_steps=2, checkpoint_every=2, num_samples=16, num_steps=1)
+    run(recipe, here / "mine")
+    first = repa_eval("sweep", "mine", "--json")
+    rows = json.loads(first.stdout)["rows"]
+    assert {"fd_digits", "fd_digits_floor", "cknna", "cka", "probe_accuracy", "knn_accuracy"} <= {
+        row["metric"] for row in rows
+    }
+    assert len(first.stderr.splitlines()) > 3  # progress
+    assert {"samples-0000002.png", "pca-0000002.png"} <= {path.name for path in Path("mine/media").iterdir()}
+    before = files_of(Path("mine"))
+    again = repa_eval("sweep", "mine", "--quiet")
+    assert again.stdout == "0 rows added; next: repa-eval report mine\n"
+    assert files_of(Path("mine")) == before
+    table = Path("mine/results.jsonl")
+    kept = [line for line in table.read_text().splitlines(keepends=True) if '"cknna"' not in line]
+    table.write_text("".join(kept))
+    repa_eval("sweep", "mine", "--quiet")
+    assert sorted(table.read_text().splitlines()) == sorted(before["results.jsonl"].decode().splitlines())
+
+
+def test_what_cannot_be_swept_is_one_line(here: Path) -> None:
+    fails(repa_eval("sweep", "nothing"), 2, "nothing is no run folder: it holds no checkpoints/")
+    run(tiny("classifier", max_steps=1), here / "judge")
+    fails(repa_eval("sweep", "judge", "--quiet"), 2, "judge holds CNN-digits, which is no diffusion model")
 
 
 # --- sample, fid
@@ -516,10 +614,26 @@ def broken_files(folder: Path) -> None:
         ("--samples array.npz", 2, "array.npz: expected arr_0 of uint8 (N, H, W, C)"),
         ("--samples keys.npz", 2, "keys.npz: expected arr_0 of uint8 (N, H, W, C)"),
         ("--samples floats.npz", 2, "floats.npz: expected arr_0 of uint8 (N, H, W, C)"),
-        ("--samples large", 2, "large names no reference: add --reference DIR, --reference FILE.npz or --reference digits"),
-        ("--samples large --reference nothing", 2, "reference 'nothing' is no folder, .zip, .npz or data (digits, folder"),
-        ("--samples large --reference digits --extractor digits", 2, "extractor digits reads 1x8x8 images, not 1x16x16"),
-        ("--samples large --reference digits --extractor digts", 2, "unknown extractor 'digts'; did you mean 'digits'?"),
+        (
+            "--samples large",
+            2,
+            "large names no reference: add --reference DIR, --reference FILE.npz or --reference digits",
+        ),
+        (
+            "--samples large --reference nothing",
+            2,
+            "reference 'nothing' is no folder, .zip, .npz or data (digits, folder",
+        ),
+        (
+            "--samples large --reference digits --extractor digits",
+            2,
+            "extractor digits reads 1x8x8 images, not 1x16x16",
+        ),
+        (
+            "--samples large --reference digits --extractor digts",
+            2,
+            "unknown extractor 'digts'; did you mean 'digits'?",
+        ),
         ("--samples large --reference digits --metrics fdd", 2, "unknown sample metric 'fdd'; did you mean 'fd'?"),
         ("--samples few --reference digits", 2, "k=3 neighbours need more than 3 samples"),
         ("--samples large --extractor-weights no.pt --reference digits", 2, "extractor weights 'no.pt' do not exist"),

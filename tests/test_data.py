@@ -10,9 +10,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from helpers import digits
 from PIL import Image
 
+from helpers import digits
 from repa_eval.data import digits as embedded
 from repa_eval.data import files, hf
 from repa_eval.data._registry import Images, load_data, to_signed
@@ -156,7 +156,9 @@ def test_hf_without_a_name_and_without_a_network(monkeypatch: pytest.MonkeyPatch
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(Failure, match=r"cannot load data hf:nobody/nothing \(validation\): no route; without a network"):
+    with pytest.raises(
+        Failure, match=r"cannot load data hf:nobody/nothing \(validation\): no route; without a network"
+    ):
         load_data("hf:nobody/nothing", "val")
 
 

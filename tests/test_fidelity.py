@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import digits, tiny
 from torch import Tensor
 
+from helpers import digits, tiny
 from repa_eval import monitors, results
 from repa_eval.data._registry import Images
 from repa_eval.errors import Failure, UserError
@@ -45,7 +45,11 @@ def test_names_say_who_judged() -> None:
     assert [metric_name(suffix, "inception") for suffix in ("fd", "is", "precision")] == [
         "fid", "inception_score", "precision",
     ]  # fmt: skip
-    assert [metric_name(suffix, "digits") for suffix in ("fd", "is", "recall")] == ["fd_digits", "is_digits", "recall_digits"]
+    assert [metric_name(suffix, "digits") for suffix in ("fd", "is", "recall")] == [
+        "fd_digits",
+        "is_digits",
+        "recall_digits",
+    ]
     for judge, expected in {
         Judge("inception"): ["fid", "inception_score", "precision", "recall"],
         Judge("digits"): ["fd_digits", "is_digits", "precision_digits", "recall_digits"],
@@ -58,7 +62,12 @@ def test_names_say_who_judged() -> None:
 def test_rows_and_protocol() -> None:
     judge = Judge()
     rows = evaluate(
-        digits("test"), digits("val"), judge, metrics=("fd",), protocol={"num_steps": 7}, columns={"run": "mine", "step": 3}
+        digits("test"),
+        digits("val"),
+        judge,
+        metrics=("fd",),
+        protocol={"num_steps": 7},
+        columns={"run": "mine", "step": 3},
     )
     [row] = rows
     assert (row.run, row.step, row.n, row.note) == ("mine", 3, 360, None)
@@ -139,16 +148,20 @@ def test_worse_images_are_judged_worse() -> None:
 
 
 def test_the_floor_is_the_level_of_real_images(tmp_path: Path) -> None:
-    monitor = monitors.floor_monitor(tiny(split="train", num_samples=500, final_samples=1000), tmp_path / "mine")
-    assert list(monitor(3, None)) == []  # once, at the end
-    rows = list(monitor(6, None))
+    recipe = tiny(split="train", num_samples=500, final_samples=1000)
+    floor = monitors.Floor(monitors.Subject(recipe, tmp_path / "mine"))
+    assert list(floor(3, None)) == []  # once, at the end
+    rows = list(floor(6, None))
     assert [(row.metric, row.n, row.step, row.run) for row in rows] == [
         ("fd_digits_floor", 500, None, "mine"),
         ("fd_digits_floor", 1000, None, "mine"),
     ]
     assert 0.05 < rows[1].value < rows[0].value < 3
     assert all("real training images" in record["samples"] for record in results.records_of(rows).values())
-    assert len(list(monitors.floor_monitor(tiny(split="train"), tmp_path / "mine")(6, None))) == 1  # nothing final
+    assert floor.done(6, rows)
+    assert not floor.done(6, rows[:1])
+    only_regular = monitors.Floor(monitors.Subject(tiny(split="train", num_samples=500), tmp_path / "mine"))
+    assert [row.n for row in only_regular(6, None)] == [500]
 
 
 def test_pixels_need_a_reference_and_its_size() -> None:
@@ -199,7 +212,9 @@ def test_inception_features(inception_weights: Path) -> None:
     assert np.array_equal(judge(grey.repeat(1, 3, 1, 1)).features, found.features)  # grey is three equal channels
     assert len(np.unique(found.features, axis=0)) == 3
     # logits without the bias of the last layer, as ADM takes them
-    torch.testing.assert_close(torch.from_numpy(found.features) @ judge.network.fc.weight.T, torch.from_numpy(found.logits))
+    torch.testing.assert_close(
+        torch.from_numpy(found.features) @ judge.network.fc.weight.T, torch.from_numpy(found.logits)
+    )
     assert float(judge.network.fc.bias.abs().max()) > 0
 
 
@@ -208,7 +223,9 @@ def test_inception_without_weights_and_network(monkeypatch: pytest.MonkeyPatch) 
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
-    with pytest.raises(Failure, match=r"no weights here \(.*not known.*\): fetch weights-inception-.*--extractor-weights") as caught:
+    with pytest.raises(
+        Failure, match=r"no weights here \(.*not known.*\): fetch weights-inception-.*--extractor-weights"
+    ) as caught:
         load_extractor("inception")
     assert "\n" not in str(caught.value)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import digits, run, tiny, wake
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from repa_eval import checkpoints
+from helpers import digits, run, tiny, wake
+from repa_eval import checkpoints, results
 from repa_eval.data._registry import to_signed
 from repa_eval.errors import UserError
 from repa_eval.extractors._registry import load_extractor
@@ -134,7 +134,9 @@ def test_images_of_a_batch_do_not_mix() -> None:
     x, t, y = batch()
     whole, _ = model(x, t, y)
     for i in range(4):
-        torch.testing.assert_close(model(x[i : i + 1], t[i : i + 1], y[i : i + 1])[0], whole[i : i + 1], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            model(x[i : i + 1], t[i : i + 1], y[i : i + 1])[0], whole[i : i + 1], rtol=0, atol=1e-5
+        )
 
 
 def test_projectors() -> None:
@@ -233,7 +235,7 @@ def test_shapes_of_the_small_networks() -> None:
     assert {layer: state.shape for layer, state in hidden.items()} == {0: (4, 17, 96), 2: (4, 17, 96)}
     logits, hidden = seeded(CNN, CNNConfig())(x, taps=(1,))
     assert (logits.shape, hidden[1].shape) == ((4, 10), (4, 64))
-    assert float(hidden[1].min()) == 0
+    assert hidden[1].min().item() == 0
 
 
 def test_calibration_sets_the_statistics_of_the_features() -> None:
@@ -293,10 +295,11 @@ def test_what_the_shipped_networks_are_good_for() -> None:
     assert min(judge.values()) > 0.98
 
 
-def test_teachers_are_frozen_and_scale_their_features() -> None:
+def test_teachers_are_frozen_and_scale_their_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repa_eval.teachers.digits_vit.load_data", lambda *_: digits("train").head(2000))  # faster
     images = digits("train").fetch(range(2000))[0]
-    for name in ("digits-vit", "digits-vit-random"):
-        teacher = load_teacher(name)
+    teachers = {name: load_teacher(name) for name in ("digits-vit", "digits-vit-random")}
+    for teacher in teachers.values():
         assert not teacher.training
         assert not any(parameter.requires_grad for parameter in teacher.parameters())
         tokens = teacher(images)
@@ -304,25 +307,25 @@ def test_teachers_are_frozen_and_scale_their_features() -> None:
         assert tokens.cls.shape == (2000, teacher.width)
         assert float(tokens.patches.mean()) == pytest.approx(0, abs=0.02)
         assert float(tokens.patches.flatten(0, 1).std(0).mean()) == pytest.approx(1, abs=0.05)
-    assert load_teacher("digits-vit-random").digest == load_teacher("digits-vit-random").digest
-    assert load_teacher("digits-vit-random").digest != load_teacher("digits-vit").digest
+    torch.manual_seed(5)
+    assert load_teacher("digits-vit-random").digest == teachers["digits-vit-random"].digest
+    assert teachers["digits-vit-random"].digest != teachers["digits-vit"].digest
 
 
 def test_the_teachers_training_in_short(tmp_path: Path) -> None:
-    # sixty steps of the recipe: below its own start, and better per patch than the untrained network
+    # sixty steps of the recipe: a lower loss, and better per patch than an untrained network
     recipe = resolve(read_recipe("digits-vit"), {"max_steps": 60, "checkpoint_every": 60, "log_every": 5})
-    network = checkpoints.load(run(recipe, tmp_path / "vit")).model
-    from repa_eval import results
-
+    network = checkpoints.load(run(recipe, tmp_path / "vit"), weights="online").model  # the average lags far behind
     rows = results.read(tmp_path / "vit" / "log.jsonl")
     contrast = [row.value for row in rows if row.metric == "contrastive_loss"]
-    assert contrast[-1] < 0.8 * contrast[0]
-    pool, test = digits("train"), digits("test-large").head(1000)
-    network.calibrate(to_signed(torch.from_numpy(pool.head(2000).images)))
+    assert contrast[-1] < contrast[0] - 0.2
+    pool, test = digits("train").head(2000), digits("test-large").head(1000)
+    random = seeded(ConvViT, ConvViTConfig())
+    for each in (network, random):
+        each.calibrate(to_signed(torch.from_numpy(pool.images)))
     name = "linear accuracy of one inked patch token"
-    trained = encoder_facts(network, pool, test)[name]
-    random = encoder_facts(load_teacher("digits-vit-random").network, pool, test)[name]
-    assert trained > random + 0.03
+    trained, untrained = (encoder_facts(each, pool, test)[name] for each in (network, random))
+    assert trained > untrained + 0.03, (trained, untrained)
 
 
 @pytest.mark.slow

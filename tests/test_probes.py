@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from helpers import digits, wake
 
+from helpers import digits, wake
 from repa_eval.errors import UserError
 from repa_eval.interpolant import Interpolant
 from repa_eval.models.sit import SiT, SiTConfig
@@ -69,7 +69,9 @@ def test_a_smaller_k_keeps_the_weights_of_the_larger() -> None:
 def test_the_length_of_features_does_not_matter_to_k_nn() -> None:
     (train, labels), (test, _) = clusters(60, spread=2.0), clusters(30, spread=2.0, seed=1)
     scale = np.random.default_rng(2).uniform(0.1, 10, (60, 1))
-    np.testing.assert_allclose(knn_votes(train * scale, labels, test)[20], knn_votes(train, labels, test)[20], atol=1e-9)
+    np.testing.assert_allclose(
+        knn_votes(train * scale, labels, test)[20], knn_votes(train, labels, test)[20], atol=1e-9
+    )
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

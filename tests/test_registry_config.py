@@ -30,7 +30,9 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[Callab
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "_shared.py").write_text("raise AssertionError")
-    (package / "base.py").write_text("from repa_eval.registry import Registry\nTHINGS = Registry('thing', 'things', skip=('base',))")
+    (package / "base.py").write_text(
+        "from repa_eval.registry import Registry\nTHINGS = Registry('thing', 'things', skip=('base',))"
+    )
     for name in ("alpha", "beta"):
         (package / f"{name}.py").write_text(
             f"from things.base import THINGS\n@THINGS.register('{name}')\ndef make():\n    return '{name}'\n"
@@ -60,7 +62,9 @@ def test_the_decorator_hands_back_what_it_got(registry: Registry) -> None:
 
 def test_duplicates_are_refused(registry: Registry) -> None:
     registry.names()
-    with pytest.raises(UserError, match=r"thing 'alpha' is registered twice: by .*alpha\.py and by .*test_registry_config"):
+    with pytest.raises(
+        UserError, match=r"thing 'alpha' is registered twice: by .*alpha\.py and by .*test_registry_config"
+    ):
         registry.register("alpha")(test_duplicates_are_refused)
     assert registry.get("alpha")() == "alpha"
 

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import environment
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import environment
 from repa_eval import __version__, results
 from repa_eval.errors import Failure, UserError
 from repa_eval.results import Row, make_row

@@ -9,17 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import files_of, wake
 from PIL import Image
 from torch import Tensor, nn
 
+from helpers import files_of, wake
 from repa_eval.data._registry import to_uint8
 from repa_eval.errors import Failure, UserError
+from repa_eval.interpolant import Interpolant
 from repa_eval.models.sit import SiT, SiTConfig
 from repa_eval.samples import SampleFolder, read_record, save_npz
 from repa_eval.sampling.generate import SamplerSettings, generate, labels_of
 from repa_eval.sampling.guidance import Guidance
 from repa_eval.sampling.ode import sample_ode
+from repa_eval.sampling.sde import sample_sde
 
 
 class Field(nn.Module):
@@ -44,9 +46,7 @@ def awake() -> SiT:
     """A small model that does not output 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = SiT(
-            SiTConfig(input_size=8, in_channels=1, num_classes=10, hidden_size=32, depth=2, num_heads=2)
-        )
+        model = SiT(SiTConfig(input_size=8, in_channels=1, num_classes=10, hidden_size=32, depth=2, num_heads=2))
     wake(model)
     return model.eval().requires_grad_(False)
 
@@ -111,6 +111,62 @@ def test_an_exact_field_is_solved_exactly() -> None:
         torch.testing.assert_close(found, torch.full_like(found, 0.25))
 
 
+# --- the SDE
+
+
+class Gaussian(Field):
+    """The exact velocity for data that is normal with mean 0.5 and standard deviation 0.5."""
+
+    def __init__(self, path: Interpolant) -> None:
+        super().__init__()
+        self.path = path
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, taps: tuple[int, ...] = ()) -> tuple[Tensor, dict]:
+        alpha, sigma, d_alpha, d_sigma = self.path.coefficients(t[0])
+        variance = (alpha * 0.5) ** 2 + sigma**2
+        slope = (alpha * d_alpha * 0.25 + sigma * d_sigma) / variance
+        return d_alpha * 0.5 + slope * (x - alpha * 0.5), {}
+
+
+@pytest.mark.parametrize("mode", ["ode", "sde"])
+@pytest.mark.parametrize("path_type", ["linear", "cosine"])
+def test_the_distribution_of_the_data_is_reached(path_type: str, mode: str) -> None:
+    path, generator = Interpolant(path_type=path_type), torch.Generator().manual_seed(0)
+
+    def normal() -> Tensor:
+        return torch.randn(20_000, 1, 1, 1, generator=generator, dtype=torch.float64)
+
+    labels, free = torch.zeros(20_000), Guidance()
+    if mode == "ode":
+        found = sample_ode(Gaussian(path), normal(), labels, num_steps=200, guidance=free)
+    else:
+        found = sample_sde(
+            Gaussian(path), normal(), labels, num_steps=200, step_noise=normal, interpolant=path, guidance=free
+        )
+    assert float(found.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(found.std()) == pytest.approx(0.5, abs=0.015)
+
+
+def test_the_last_step_of_the_sde_is_without_noise() -> None:
+    field, drawn = Gaussian(Interpolant()), []
+
+    def step_noise() -> Tensor:
+        drawn.append(1)
+        return torch.zeros(1, 1, 1, 1)
+
+    sample_sde(
+        field, torch.ones(1, 1, 1, 1), torch.zeros(1), num_steps=4, step_noise=step_noise, interpolant=Interpolant(),
+        guidance=Guidance(),
+    )  # fmt: skip
+    assert len(drawn) == 3
+    field = Field()
+    sample_sde(
+        field, torch.ones(1, 1, 1, 1), torch.zeros(1), num_steps=4, step_noise=step_noise, interpolant=Interpolant(),
+        guidance=Guidance(),
+    )  # fmt: skip
+    assert [t for _, t in field.seen] == pytest.approx([1, 0.68, 0.36, 0.04])
+
+
 # --- guidance
 
 
@@ -148,29 +204,33 @@ def test_the_interval_is_inclusive(low: float, high: float, guided: list[float])
 def test_heun_decides_on_guidance_at_the_first_of_its_two_times() -> None:
     field = Field()
     guidance = Guidance(cfg_scale=2.0, low=0.5, high=0.5)
-    sample_ode(field, torch.ones(3, 1, 1, 1), torch.zeros(3, dtype=torch.int64), num_steps=4, heun=True, guidance=guidance)
+    sample_ode(
+        field, torch.ones(3, 1, 1, 1), torch.zeros(3, dtype=torch.int64), num_steps=4, heun=True, guidance=guidance
+    )
     assert [t for size, t in field.seen if size == 6] == [0.5, 0.25]
 
 
 # --- images by seed and index
 
 
-def test_an_image_depends_on_seed_and_index_alone() -> None:
+@pytest.mark.parametrize("mode", ["ode", "sde"])
+def test_an_image_depends_on_seed_and_index_alone(mode: str) -> None:
     model = awake()
-    whole = pixels(model, range(160), 32)
+    whole = pixels(model, range(160), 32, mode=mode)
     assert len(whole.flatten(1).unique(dim=0)) == 160
     for batch_size in (5, 13):
-        other = pixels(model, range(160), batch_size)
+        other = pixels(model, range(160), batch_size, mode=mode)
         apart = (whole.int() - other.int()).abs()
         assert int(apart.max()) <= 1
         assert float((apart > 0).double().mean()) <= 1e-4
-    assert not torch.equal(whole, pixels(model, range(160), 32, seed=1))
+    assert not torch.equal(whole, pixels(model, range(160), 32, mode=mode, seed=1))
 
 
+@pytest.mark.parametrize("mode", ["ode", "sde"])
 @pytest.mark.parametrize("indices", [range(5, 13), [12, 3, 7], [9]])
-def test_at_one_batch_size_the_bytes_are_equal(indices: range | list[int]) -> None:
+def test_at_one_batch_size_the_bytes_are_equal(indices: range | list[int], mode: str) -> None:
     model = awake()
-    assert torch.equal(pixels(model, indices, 5), pixels(model, range(13), 5)[list(indices)])
+    assert torch.equal(pixels(model, indices, 5, mode=mode), pixels(model, range(13), 5, mode=mode)[list(indices)])
 
 
 def test_every_batch_has_the_full_size() -> None:
@@ -206,14 +266,22 @@ def test_the_record_holds_all_settings() -> None:
     record = SamplerSettings(num_steps=7, heun=True, guidance=guidance, balanced=True, uint8="round", seed=3).record()
     assert record == {
         "sampler_mode": "ode", "sampler_seed": 3, "num_steps": 7, "solver": "heun", "uint8": "round",
-        "cfg_scale": 1.5, "guidance_interval": [0.1, 0.9], "labels": "balanced",
+        "path_type": "linear", "cfg_scale": 1.5, "guidance_interval": [0.1, 0.9], "labels": "balanced",
     }  # fmt: skip
     assert json.dumps(record)
+    noisy = SamplerSettings(mode="sde", interpolant=Interpolant(path_type="cosine")).record()
+    assert noisy["sampler_mode"] == "sde"
+    assert noisy["path_type"] == "cosine"
+    assert str(noisy["solver"]).startswith("euler-maruyama")
 
 
-def test_at_least_one_step() -> None:
+def test_settings_that_make_no_sense() -> None:
     with pytest.raises(UserError, match="num_steps 0: at least 1 step is needed"):
         SamplerSettings(num_steps=0)
+    with pytest.raises(UserError, match="mode 'dpm': choose ode or sde"):
+        SamplerSettings(mode="dpm")
+    with pytest.raises(UserError, match="Heun steps belong to the ODE"):
+        SamplerSettings(mode="sde", heun=True)
 
 
 # --- uint8

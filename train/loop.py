@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import signal
 import threading
 import time
@@ -81,7 +82,9 @@ def train(
     lock = state.lock_run(run) if accelerator.is_main_process else contextlib.nullcontext()
 
     images = load_data(settings.data, settings.split)
-    teachers = [load_teacher(name).to(accelerator.device) for name in recipe.method.teachers()]
+    files = [settings.teacher_weights]  # of the first teacher; the others have their own
+    named = itertools.zip_longest(recipe.method.teachers(), files)
+    teachers = [load_teacher(name, file).to(accelerator.device) for name, file in named if name]
     recipe, objective = build(recipe, images, teachers)
     ema = state.average_of(objective.model)
     optimizer = settings.optim.build(recipe.method.trainable(objective.model, objective.extras))

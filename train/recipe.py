@@ -40,6 +40,7 @@ class Settings:
     max_steps: int = option(400_000, help="training steps", least=1)
     checkpoint_every: int = option(50_000, help="steps between checkpoints", least=1)
     log_every: int = option(10, help="steps between points of the training curves", least=1)
+    teacher_weights: str | None = option(None, help="file that replaces the weights of the first teacher")
     seed: int = option(0, help="seed of weights, order, noise, times and label drops")
     mixed_precision: str = option("no", help="accelerate's mixed precision", choices=("no", "fp16", "bf16"))
     gradient_accumulation: int = option(1, help="parts that a process splits its batch into", least=1)

@@ -15,13 +15,15 @@ ARMS = ("vanilla", "repa", "repa-random")
 CONTROL = "repa-random"
 FULL_STEPS = 1500
 MIN_STEPS = 20
+SMOKE = 300  # fewer steps than these: one map, few samples, to see in a minute that everything works
 
 
 @click.command(cls=OneLine)
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default="demo", show_default=True, help="folder"
 )
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="repeat with seeds 0..N-1")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="train every arm N times")
+@click.option("--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="seed of the first time")
 @click.option(
     "--steps", type=click.IntRange(min=MIN_STEPS), default=FULL_STEPS, show_default=True, help="fewer: a smoke test"
 )
@@ -29,7 +31,7 @@ MIN_STEPS = 20
 @click.option("--quiet", is_flag=True, help="no progress on stderr")
 @click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
 @example("repa-eval demo --out demo")
-def command(out: Path, seeds: int, steps: int, device: str, quiet: bool, as_json: bool) -> None:
+def command(out: Path, seeds: int, first_seed: int, steps: int, device: str, quiet: bool, as_json: bool) -> None:
     """Train three arms on real handwritten digits, measure them, and write OUT/report.html.
 
     The arms: a plain SiT, a SiT aligned with a self-supervised teacher (REPA), and a control aligned with the same
@@ -41,7 +43,12 @@ def command(out: Path, seeds: int, steps: int, device: str, quiet: bool, as_json
     from repa_eval.commands.report import write_report
 
     began = time.perf_counter()
-    runs = [_arm(arm, seed, out, steps, choose_device(device), quiet) for seed in range(seeds) for arm in ARMS]
+    place = choose_device(device)
+    runs = [
+        _arm(arm, out / (f"{arm}-s{repeat}" if repeat else arm), first_seed + repeat, steps, place, quiet)
+        for repeat in range(seeds)
+        for arm in ARMS
+    ]
     report = out / "report.html"
     write_report(tuple(runs), report, "REPA on handwritten digits")
     seconds = time.perf_counter() - began
@@ -51,22 +58,22 @@ def command(out: Path, seeds: int, steps: int, device: str, quiet: bool, as_json
         click.echo(f"done in {seconds:.0f} s; open {report.resolve().as_uri()}")
 
 
-def _arm(arm: str, seed: int, out: Path, steps: int, device: str, quiet: bool) -> Path:
+def _arm(arm: str, run: Path, seed: int, steps: int, device: str, quiet: bool) -> Path:
     """Train and measure one arm; return its run folder. A finished arm is left as it is."""
     from repa_eval import monitors
     from repa_eval.train.loop import Interrupted, train
     from repa_eval.train.state import read_run
 
-    run = out / (arm if seed == 0 else f"{arm}-s{seed}")
     recipe = _recipe(arm, seed, steps)
     record = read_run(run)
-    if record is not None and record.get("max_steps") != steps:
-        raise UserError(f"{run} holds a demo of {record.get('max_steps')} steps, not {steps}; choose another --out")
+    for key, wanted in (("max_steps", steps), ("seed", seed)):
+        if record is not None and record.get(key) != wanted:
+            raise UserError(f"{run} holds a demo with {key} {record.get(key)}, not {wanted}; choose another --out")
     if record is not None and record.get("status") == "done":
         return run
     every = recipe.settings.evaluation.eval_every
     points = steps // every
-    at = {every * max(1, points // 5), every * max(1, points // 2), steps}
+    at = {every * max(1, points // 5), every * max(1, points // 2), steps} if steps >= SMOKE else {steps}
     subject = monitors.Subject(recipe, run, device)
     maps = monitors.AlignmentMap(subject, _teachers(arm), metrics=("cknna", "cka", "mutual_knn"))
     slow = [maps, monitors.Probes(subject, _teachers(arm)), monitors.TokenPictures(subject, _teachers(arm)[-1])]
@@ -95,9 +102,9 @@ def _recipe(arm: str, seed: int, steps: int) -> Any:
     overrides: dict[str, Any] = {"seed": seed, "max_steps": steps}
     if steps < FULL_STEPS:
         # the same shape at any length: 15 points, or 4 in a smoke test, and a final measurement that its time allows
-        points = 15 if steps >= 300 else 4
+        points = 15 if steps >= SMOKE else 4
         overrides |= {"eval_every": max(1, steps // points), "checkpoint_every": max(1, steps // 3)}
         overrides |= {"warmup_steps": min(50, steps // 4)}
-    if steps < 300:
-        overrides |= {"final_samples": 1000, "num_samples": 256}
+    if steps < SMOKE:
+        overrides |= {"final_samples": 512, "num_samples": 256}
     return resolve(read_recipe(f"digits-{arm}"), overrides)

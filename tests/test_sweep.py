@@ -1,0 +1,131 @@
+"""`repa-eval sweep`, `probe` and the measures behind them: complete, repeatable, safe to interrupt and to run twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from helpers import ROOT
+
+from repa_eval import monitors, results
+from repa_eval.cli import main as repa_eval
+from repa_eval.train.cli import main as repa_train
+
+SMALL = ["max_steps=4", "checkpoint_every=2", "batch_size=8", "depth=2", "encoder_depth=1", "hidden_size=32"]
+SMALL += ["num_heads=2", "eval_every=0", "evaluation.num_samples=16", "evaluation.num_steps=2", "final_samples=0"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A trained run with two checkpoints and no measurement; probes and maps on few images."""
+    monkeypatch.setattr(monitors, "MAP_IMAGES", 40)
+    monkeypatch.setattr(monitors, "PROBE_TRAIN", 60)
+    monkeypatch.setattr(monitors, "PROBE_TEST", 30)
+    out = tmp_path / "small"
+    done = CliRunner().invoke(repa_train, ["--recipe", "digits-repa", *SMALL, "--out", str(out), "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def sweep(run: Path) -> list[results.Row]:
+    done = CliRunner().invoke(repa_eval, ["sweep", str(run), "--device", "cpu", "--json"])
+    assert done.exit_code == 0, done.output
+    return [results.Row(**row) for row in json.loads(done.stdout)["rows"]]
+
+
+def test_sweep_measures_everything_once(run: Path) -> None:
+    added = sweep(run)
+    assert {row.step for row in added if row.step} == {2, 4}
+    metrics = {row.metric for row in added}
+    assert {"fd_digits", "is_digits", "precision_digits", "recall_digits", "fd_pixel_pca", "fd_digits_floor"} <= metrics
+    assert {"cknna", "cka", "mutual_knn", "probe_accuracy", "knn_accuracy", "probe_accuracy_teacher"} <= metrics
+    cells = {(row.layer, row.timestep) for row in added if row.metric == "cknna" and row.step == 4}
+    assert len(cells) == 2 * 5
+    assert len(list((run / "media").glob("*.png"))) == 4
+    assert sweep(run) == []
+    assert sorted(map(str, results.read(run))) == sorted(map(str, added))
+
+
+def test_a_sweep_that_lost_rows_gives_the_same_table(run: Path) -> None:
+    sweep(run)
+    table = run / results.TABLE
+    whole = table.read_text(encoding="utf-8").splitlines()
+    for kept in (0, 7, len(whole) // 2, len(whole) - 1):
+        table.write_text("".join(f"{line}\n" for line in whole[:kept]) + whole[kept][:20], encoding="utf-8")
+        sweep(run)
+        assert sorted(table.read_text(encoding="utf-8").splitlines()) == sorted(whole)
+
+
+def test_the_trainer_and_sweep_take_the_same_measure(run: Path, tmp_path: Path) -> None:
+    """What the trainer measured of itself is what sweep finds: same key, same value, nothing to add."""
+    swept = {row.key(): row.value for row in sweep(run) if row.metric.endswith("_digits")}
+    out = tmp_path / "again" / "small"
+    words = ["--recipe", "digits-repa", *SMALL, "--out", str(out), "--device", "cpu", "evaluation.eval_every=2"]
+    words.remove("eval_every=0")
+    assert CliRunner().invoke(repa_train, words).exit_code == 0
+    own = {row.key(): row.value for row in results.read(out)}
+    assert own.items() >= swept.items()
+    assert not [row for row in sweep(out) if row.metric in ("fd_digits", "is_digits", "fd_pixel_pca")]
+
+
+def test_sweep_wants_a_run_folder(tmp_path: Path) -> None:
+    done = CliRunner().invoke(repa_eval, ["sweep", str(tmp_path)])
+    assert done.exit_code == 2
+    assert done.stderr.count("\n") == 1
+    assert "no run folder" in done.stderr
+
+
+def test_probe_command(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ckpt = str(run / "checkpoints" / "0000004.pt")
+    done = CliRunner().invoke(
+        repa_eval, ["probe", "--ckpt", ckpt, "--layer", "2", "--timesteps", "0.1", "--device", "cpu", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    found = {(row["metric"], row["layer"], row["timestep"]) for row in answer["rows"]}
+    assert {("probe_accuracy", 2, 0.1), ("knn_accuracy", 2, 0.1), ("probe_accuracy_teacher", None, None)} <= found
+    assert all(0 <= row["value"] <= 1 and row["n"] == 30 for row in answer["rows"])
+    kinds = {record["features"] for record in answer["protocols"].values()}
+    assert kinds == {"hidden states", "teacher digits-vit"}
+    wrong = CliRunner().invoke(repa_eval, ["probe", "--ckpt", ckpt, "--probes", "mlp"])
+    assert wrong.exit_code == 2
+    assert "linear, knn" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_two_evaluators_and_a_trainer_lose_no_row(tmp_path: Path) -> None:
+    out = tmp_path / "busy"
+    words = [word for word in SMALL if not word.startswith(("max_steps", "checkpoint_every"))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    trainer = subprocess.Popen(
+        [sys.executable, "-m", "repa_eval.train.cli", "--recipe", "digits-repa", *words, "--out", str(out), "--quiet"]
+        + ["max_steps=400", "checkpoint_every=100", "--device", "cpu"],
+        env=environment,
+    )
+    while not (out / "checkpoints").is_dir():
+        assert trainer.poll() is None
+        time.sleep(0.1)
+    command = [sys.executable, "-m", "repa_eval.cli", "sweep", str(out), "--watch", "--every", "0.5", "--quiet"]
+    watchers = [subprocess.Popen([*command, "--device", "cpu"], env=environment) for _ in range(2)]
+    time.sleep(8)
+    watchers[0].send_signal(signal.SIGKILL)
+    watchers[0].wait()
+    assert trainer.wait() == 0
+    assert watchers[1].wait() == 0
+    rows = results.read(out)
+    steps = {row.step for row in rows if row.metric == "cknna"}
+    assert steps == {100, 200, 300, 400}
+    for step in steps:
+        assert len([row for row in rows if row.metric == "cknna" and row.step == step]) == 2 * 5
+        assert len([row for row in rows if row.metric == "fd_digits" and row.step == step]) == 1
+    lines = (out / results.TABLE).read_text(encoding="utf-8").splitlines()
+    assert all(json.loads(line)["metric"] for line in lines)
+    log = results.read(out / results.CURVES)
+    assert len([row for row in log if row.metric == "loss"]) == 40

@@ -162,8 +162,8 @@ def summary(rows: Sequence[Row], curves: Sequence[Row], runs: Mapping[str, Mappi
         for found in differences(maps, arm, baseline, arm.aligned_layer or block or 0):
             times = ", ".join(f"{t:g}" for t in found.timesteps)
             name = f"{found.group.metric} at block {found.layer}, mean over t = {times}{_count(found.group)}"
-            sides = {"baseline_value": _average(found.base), "treated_value": _average(found.own)}
-            lines.append(_line(name, "difference", found.gain, found.group, **sides))
+            base, own = _average(found.base), _average(found.own)
+            lines.append(_line(name, "difference", found.gain, found.group, baseline_value=base, treated_value=own))
         result += [{**line, "baseline": baseline.name, "treated": arm.name} for line in lines]
     return result
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from repa_eval.reports.arms import Arm
 from repa_eval.reports.compare import Comparison, compare
 from repa_eval.reports.frames import Panel
-from repa_eval.reports.words import direction, listing, number, over_seeds, plural
+from repa_eval.reports.words import direction, listing, over_seeds, plural
 from repa_eval.results import Row
 
 ALL_OF_IT = 0.8  # share of the gain from which the control counts as showing (nearly) all of it
@@ -31,7 +31,7 @@ def control_text(
     found = own.spread
     ratio = ""
     if found is not None:
-        ratio = f", mean ratio {number(found.mean)}{over_seeds(number(found.low), number(found.high), found.seeds)}"
+        ratio = f", mean ratio {over_seeds(found.mean, found.low, found.high, found.seeds)}"
     parts = [
         what,
         f"Its {metric} is {word} than {own.other.name}'s at {own.better} of {plural(own.points, 'point')}{ratio}",

@@ -140,7 +140,7 @@ def _heights(panel: Panel) -> list[float]:
 
 
 def _log_axis(ax: Axes, panel: Panel) -> None:
-    values = _heights(panel)
+    values = [*_heights(panel), *(level.value for level in panel.levels if level.value > 0)]
     share = max(values) / min(values)
     subs = (1.0,) if share > 100 else (1.0, 2.0, 5.0) if share > 5 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
     ax.set_yscale("log")
@@ -155,7 +155,7 @@ def _levels(levels: Sequence[Level], ax: Axes) -> None:
     levels = [level for level in levels if level.value > 0 or ax.get_yscale() != "log"]
     if not levels:
         return
-    curves = list(ax.lines)
+    curves = [line for line in ax.lines if line.get_transform() == ax.transData]
     for level in levels:
         ax.axhline(level.value, color=PAINTS["muted"], linewidth=0.9, linestyle=(0, (1, 1.8)), zorder=2)
     _make_room(ax, [level.value for level in levels])
@@ -206,7 +206,7 @@ def _make_room(ax: Axes, values: Sequence[float]) -> None:
     heights = [to(value) for value in values if not log or value > 0]
     if heights:
         bottom, top = min(bottom, min(heights)), max(top, max(heights))
-        top = max(top, max(heights) + NEAR * (top - bottom))
+        top = max(top, bottom + (max(heights) - bottom) / (1 - NEAR))
         ax.set_ylim(back(bottom), back(top))
 
 

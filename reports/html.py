@@ -22,7 +22,7 @@ from repa_eval.reports.missing import Gap, missing, sweep
 from repa_eval.reports.protocols import Records, families, flat, shorten, without_record
 from repa_eval.reports.tables import final_table, last_steps, remarks
 from repa_eval.reports.verdict import Verdict, verdict
-from repa_eval.reports.words import number
+from repa_eval.reports.words import direction, number
 from repa_eval.results import Row
 
 __all__ = ["Inputs", "collect", "render"]
@@ -112,7 +112,8 @@ def _no_pairs(maps: Sequence[Map], panel: Panel | None, drawn: sections.Figure |
     if drawn is not None or not probed or panel is None:
         return []
     what, run = f"{panel.group.metric} against {probed[0].group.metric}", probed[0].arm.runs[0]
-    return [Gap(what, "fewer than two steps have both, or the first is no distance", sweep(run))]
+    distance = direction(panel.group.metric) == "lower"
+    return [Gap(what, "fewer than two steps have both" if distance else "no distance was measured", sweep(run))]
 
 
 def _hero(summary: Verdict, ids: sections.Ids, records: Records) -> sections.Figure | None:

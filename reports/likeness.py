@@ -66,14 +66,15 @@ def _values(name: str, members: Sequence[Map], layer: int, timestep: float, more
         found[one.arm.name] = spread(cells)
     parts = [_text(arm, values, _plain) for arm, values in found.items() if values]
     start = f"{name} at block {layer}, t = {timestep:g}, end of training: {', '.join(parts)}."
-    return " ".join(filter(None, (start, more, _legend(found.values())))) if parts else ""
+    return " ".join(filter(None, (start, _legend(found.values()), more))) if parts else ""
 
 
 def _gains(maps: Sequence[Map], arms: Sequence[Arm]) -> str:
     """Return, for every arm that is not the baseline, how much more it has at its block and small t."""
     baseline = next((arm for arm in arms if arm.role == "baseline"), None)
     block = aligned_block(arms)
-    texts, all_found = [], []
+    texts: list[str] = []
+    gains: list[Spread] = []
     for arm in arms:
         layer = arm.aligned_layer or block
         if baseline is None or arm is baseline or layer is None:
@@ -85,8 +86,8 @@ def _gains(maps: Sequence[Map], arms: Sequence[Arm]) -> str:
         if told:
             parts = ", ".join(_text(metric, gain, _sign) for metric, gain in told.items())
             texts.append(f"{arm.name} minus {baseline.name} at block {layer}, mean over t ≤ {MOST_NOISE:g}: {parts}.")
-            all_found += told.values()
-    return " ".join(filter(None, (*texts, _legend(all_found))))
+            gains += told.values()
+    return " ".join(filter(None, (*texts, _legend(gains))))
 
 
 def _plain(value: float) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from repa_eval.reports.arms import Arm, run_name
@@ -41,7 +42,7 @@ def missing(
     """Return everything that a reader might look for and not find. media: names of the pictures at hand."""
     names = [run for arm in arms for run in arm.runs]
     found = [
-        Gap(f"run {name}", f"status is {facts['status']!r}, so its last rows may be missing", _train(name, "--resume"))
+        Gap(f"run {name}", f"status is {facts['status']!r}, so its last rows may be missing", _resume(name))
         for name, facts in runs.items()
         if facts.get("status") and str(facts["status"]).lower() not in DONE
     ]
@@ -50,10 +51,10 @@ def missing(
     if names:
         found += _absent_kinds(rows, arms, names)
         found += _absent_levels(rows, arms, names, records or {})
-        found += _absent_pictures(media, names)
+        found += _absent_pictures(media, arms, names)
     found += _without_clock(rows, curves, arms)
     if not curves and names:
-        found.append(_gap("training curves", "no log.jsonl beside the results; training writes it", names, _train))
+        found.append(_gap("training curves", "no log.jsonl beside the results; training writes it", names, _again))
     return found
 
 
@@ -62,8 +63,17 @@ def sweep(run: str) -> str:
     return f"repa-eval sweep {shlex.quote(run)}"
 
 
-def _train(run: str, *options: str) -> str:
-    return " ".join(["repa-train --recipe", shlex.quote(f"{run}/recipe.yaml"), "--out", shlex.quote(run), *options])
+def _sweep_with_teacher(run: str, arms: Sequence[Arm]) -> str:
+    return sweep(run) + _teacher(run, arms)
+
+
+def _resume(run: str) -> str:
+    return f"{_again(run, run)} --resume"
+
+
+def _again(run: str, to: str = "") -> str:
+    """Return the command that trains the run's recipe once more, into a folder beside it."""
+    return f"repa-train --recipe {shlex.quote(f'{run}/recipe.yaml')} --out {shlex.quote(to or f'{run}-again')}"
 
 
 def _measure(run: str, metric: str, rows: Sequence[Row], arms: Sequence[Arm]) -> str:
@@ -73,14 +83,20 @@ def _measure(run: str, metric: str, rows: Sequence[Row], arms: Sequence[Arm]) ->
     step = max((row.step for row in rows if run_name(row) == run and row.step is not None), default=None)
     ckpt = shlex.quote(f"{run}/checkpoints/{step:07d}.pt" if step is not None else run)
     table = f"--layers all --rows {shlex.quote(f'{run}/results.jsonl')}"
+    who = _teacher(run, arms)
     if metric in PROBES:
-        return f"repa-eval probe --ckpt {ckpt} {table}"
-    teacher = next((arm.teacher for arm in arms if arm.role == "treated" and arm.teacher), None)
-    who = f" --teacher {shlex.quote(teacher)}" if teacher else ""
+        return f"repa-eval probe --ckpt {ckpt}{who} {table}"
     return f"repa-eval align --ckpt {ckpt} --metrics {shlex.quote(metric)}{who} {table}"
 
 
-def _gap(what: str, why: str, lacking: Sequence[str], command: Any) -> Gap:
+def _teacher(run: str, arms: Sequence[Arm]) -> str:
+    """Return the option that names the treated arms' teacher, for runs that were trained without it."""
+    teacher = next((arm.teacher for arm in arms if arm.role == "treated" and arm.teacher), None)
+    own = next((arm.teacher for arm in arms if run in arm.runs), None)
+    return f" --teacher {shlex.quote(teacher)}" if teacher and teacher != own else ""
+
+
+def _gap(what: str, why: str, lacking: Sequence[str], command: Callable[[str], str]) -> Gap:
     return Gap(what, why, command(lacking[0]), listing(lacking[1:]))
 
 
@@ -93,7 +109,7 @@ def _absent_metrics(rows: Sequence[Row], arms: Sequence[Arm]) -> list[Gap]:
         lacking = [run for arm in arms for run in arm.runs if run not in have]
         if lacking:
             why = f"no rows for {listing(lacking)}"
-            found.append(_gap(metric, why, lacking, lambda run, metric=metric: _measure(run, metric, rows, arms)))
+            found.append(_gap(metric, why, lacking, partial(_measure, metric=metric, rows=rows, arms=arms)))
     return found
 
 
@@ -106,12 +122,17 @@ def _absent_kinds(rows: Sequence[Row], arms: Sequence[Arm], names: Sequence[str]
     if not metrics - set(PROBES):
         why = "no rows with a layer and a timestep"
         found.append(
-            _gap("layer by timestep maps of alignment", why, names, lambda run: _measure(run, "cknna", rows, arms))
+            _gap(
+                "layer by timestep maps of alignment",
+                why,
+                names,
+                partial(_measure, metric="cknna", rows=rows, arms=arms),
+            )
         )
     for metric in PROBES:
         if metric not in metrics:
             why = "no rows of this metric"
-            found.append(_gap(metric, why, names, lambda run, metric=metric: _measure(run, metric, rows, arms)))
+            found.append(_gap(metric, why, names, partial(_measure, metric=metric, rows=rows, arms=arms)))
     return found
 
 
@@ -125,18 +146,26 @@ def _absent_levels(rows: Sequence[Row], arms: Sequence[Arm], names: Sequence[str
         why = "measured with other images or another recipe than the hidden states" if some else "no rows of it"
         what = f"{group.metric} of the teacher"
         own = [run for run in names if any(run_name(row) == run and Group.of(row) == group for row in rows)]
-        found.append(_gap(what, why, own, lambda run, metric=group.metric: _measure(run, metric, rows, arms)))
+        found.append(_gap(what, why, own, partial(_measure, metric=group.metric, rows=rows, arms=arms)))
     return found
 
 
-def _absent_pictures(media: Iterable[str], names: Sequence[str]) -> list[Gap]:
+def _absent_pictures(media: Iterable[str], arms: Sequence[Arm], names: Sequence[str]) -> list[Gap]:
     have = set(media)
     found = []
     for kind, what in PICTURES.items():
         prefixes = {run: f"{run}/{kind}-" for run in names}
         lacking = [run for run in names if not any(name.startswith(prefixes[run]) for name in have)]
         if lacking:
-            found.append(_gap(what, f"no media/{kind}-<step>.png of {listing(lacking)}", lacking, sweep))
+            why = f"no media/{kind}-<step>.png of {listing(lacking)}"
+            found.append(
+                _gap(
+                    what,
+                    why,
+                    lacking,
+                    partial(_sweep_with_teacher, arms=arms) if kind == "pca" else sweep,
+                )
+            )
     return found
 
 
@@ -147,7 +176,7 @@ def _without_clock(rows: Sequence[Row], curves: Sequence[Row], arms: Sequence[Ar
         if not clock(timing, run):
             some = any(run_name(row) == run for row in timing)
             why = f"{SECONDS} decreases, so it is not cumulative time" if some else f"no rows of {SECONDS}"
-            found.append(Gap(f"training seconds of {run}", f"{why}; only training can measure them", _train(run)))
+            found.append(Gap(f"training seconds of {run}", f"{why}; only training can measure them", _again(run)))
     return found
 
 

@@ -92,7 +92,7 @@ def ratio_text(result: Comparison) -> str:
     found = result.spread
     if found is None:
         return "no ratio: values are not positive"
-    return f"mean ratio {number(found.mean)}{over_seeds(number(found.low), number(found.high), found.seeds)}"
+    return f"mean ratio {over_seeds(found.mean, found.low, found.high, found.seeds)}"
 
 
 def _arm_items(
@@ -174,7 +174,7 @@ def _shares_text(shares: Spread | None, baseline: Arm) -> str:
     """Return the share of the baseline's steps with its spread over seeds; nothing for one seed."""
     if shares is None or shares.sd is None:
         return ""
-    mean, sd = number(shares.mean), number(shares.sd, 2)
+    mean, sd = number(shares.mean, fixed=True), number(shares.sd, 2, fixed=True)
     return f" That is at {mean} ± {sd} of {baseline.name}'s steps ({shares.seeds} seeds)."
 
 

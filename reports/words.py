@@ -114,6 +114,9 @@ def plural(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
-def over_seeds(low: str, high: str, seeds: int) -> str:
-    """Return " (0.75 to 0.81 over 3 seeds)"; nothing for one seed, which has no spread."""
-    return f" ({low} to {high} over {seeds} seeds)" if seeds > 1 else ""
+def over_seeds(mean: float, low: float, high: float, seeds: int) -> str:
+    """Return "0.780 (0.750 to 0.810 over 3 seeds)"; the number alone for one seed, which has no spread."""
+    if seeds < 2:
+        return number(mean)
+    texts = [number(value, fixed=True) for value in (mean, low, high)]
+    return f"{texts[0]} ({texts[1]} to {texts[2]} over {seeds} seeds)"

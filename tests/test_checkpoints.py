@@ -122,7 +122,7 @@ def test_a_harmful_file_is_refused_and_not_executed(ours: Path, tmp_path: Path, 
     if kind == "zip":
         torch.save(Harmful(mark), file)
     elif kind == "pickle":
-        file.write_bytes(pickle.dumps(Harmful(mark)))
+        file.write_bytes(pickle.dumps(Harmful(mark), protocol=2))
     else:
         torch.save({**torch.load(ours, weights_only=True), "rng": Harmful(mark)}, file)
     # all that open a file that somebody else may have made

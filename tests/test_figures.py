@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import matplotlib
 import pytest
@@ -10,7 +11,8 @@ import pytest
 import report_example as sample
 from repa_eval.reports import figures
 from repa_eval.reports.arms import arms_of
-from repa_eval.reports.frames import maps_of, quality_panels
+from repa_eval.reports.frames import Curve, Group, Level, Panel, Trace, maps_of, quality_panels
+from repa_eval.reports.profiles import over_layers
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +62,6 @@ def test_ids_have_their_prefix(frames):
 
 
 def test_text_stays_text_and_is_no_formula(frames):
-    from dataclasses import replace
-
     panel = frames[0][0]
     named = replace(panel, group=replace(panel.group, metric="fd_<b>$x^2$&"))
     text = draw(named)
@@ -86,3 +86,71 @@ def test_a_map_with_a_step_that_was_not_measured_is_drawn_empty(frames):
     with figures.canvas() as (figure, ax):
         figures.heatmap(frames[1][0], 123456, ax, scale=(0.0, 1.0))
         assert "cells" in figures.svg(figure)
+
+
+@pytest.mark.parametrize("value", [0.001, 0.2, 0.93, 1.0, 7.5])
+@pytest.mark.parametrize("log", [False, True])
+def test_a_level_lies_inside_the_axes_with_room_for_its_name(frames, value, log):
+    panel = frames[0][0]
+    with figures.canvas() as (figure, ax):
+        figures.lines(replace(panel, levels=(Level(value, "digits-vit"),)), ax, xlabel="step", log=log)
+        bottom, top = ax.get_ylim()
+        assert bottom <= value < top
+        place = ax.transAxes.inverted().transform(ax.transData.transform((0, value)))[1]
+        assert place + figures.NEAR <= 1.001
+        assert "digits-vit" in figures.svg(figure)
+
+
+def test_a_level_above_the_curves_of_a_profile_extends_it(frames):
+    panel = over_layers([one for one in frames[1] if one.group.metric == "probe_accuracy"], 0.1)
+    with figures.canvas() as (_, ax):
+        figures.profile(replace(panel, levels=(Level(0.99, "digits-vit"),)), ax, xlabel="block", mark=3)
+        assert ax.get_ylim()[0] == 0
+        assert ax.get_ylim()[1] > 0.99
+
+
+def named(levels, points=((1.0, 0.2), (6.0, 0.2))):
+    arm = arms_of(sample.quality_rows("vanilla"), {})[0]
+    panel = Panel(Group("probe_accuracy", None), (Curve(arm, tuple(points), (tuple(points),)),), levels)
+    with figures.canvas() as (_, ax):
+        figures.profile(panel, ax, xlabel="block")
+        return [(text.get_text(), text.get_ha(), text.get_va()) for text in ax.texts]
+
+
+def test_levels_that_lie_close_together_are_named_on_both_sides():
+    assert named((Level(0.90, "low"), Level(0.93, "high"))) == [("low", "right", "top"), ("high", "right", "bottom")]
+    assert named((Level(0.5, "low"), Level(0.93, "high"))) == [("low", "right", "bottom"), ("high", "right", "bottom")]
+
+
+def test_a_levels_name_makes_way_for_a_curve():
+    rising = ((1.0, 0.1), (5.0, 0.55), (6.0, 0.53))
+    assert named((Level(0.5, "teacher"),), rising) != [("teacher", "right", "bottom")]
+
+
+def test_traces_name_the_first_and_the_last_step():
+    arm = arms_of(sample.quality_rows("vanilla"), {})[0]
+    way = Trace(arm, (500, 1000, 1500), ((0.6, 3.0), (0.7, 2.0), (0.8, 1.0)), (((0.6, 3.0), (0.7, 2.0), (0.8, 1.0)),))
+    with figures.canvas() as (figure, ax):
+        figures.traces([way], ax, xlabel="probe_accuracy", ylabel="fd_digits")
+        assert [(text.get_text(), text.xy) for text in ax.texts] == [("500", (0.6, 3.0)), ("1500", (0.8, 1.0))]
+        assert ax.get_yscale() == "log"
+        assert figures.svg(figure) == figures.svg(figure)
+
+
+def test_seeds_are_faint_lines_behind_the_mean():
+    inputs = sample.example(("vanilla", "vanilla-s1"))
+    panel = quality_panels(inputs["rows"], arms_of(inputs["rows"], inputs["runs"]))[0]
+    with figures.canvas() as (_, ax):
+        figures.lines(replace(panel, levels=()), ax, xlabel="step")
+        assert [line.get_alpha() for line in ax.lines] == [0.45, 0.45, None]
+
+
+def test_few_ticks_where_a_level_stretches_the_axis(frames):
+    panel = replace(frames[0][0], levels=())
+    counts = []
+    for levels in ((), (Level(0.001, "far"),)):
+        with figures.canvas() as (_, ax):
+            figures.lines(replace(panel, levels=levels), ax, xlabel="step", log=True)
+            low, high = ax.get_ylim()
+            counts.append(sum(low <= tick <= high for tick in ax.get_yticks()))
+    assert max(counts) <= 7

@@ -9,11 +9,13 @@ import pytest
 
 import report_example as sample
 from repa_eval.reports.arms import Arm, arms_of
-from repa_eval.reports.compare import compare, crossing, headline_panel, reach
+from repa_eval.reports.compare import compare, early, headline_panel, summary
 from repa_eval.reports.control import introduction
+from repa_eval.reports.differences import differences
 from repa_eval.reports.frames import (
     SECONDS,
     Group,
+    Level,
     binned,
     clock,
     extent,
@@ -23,9 +25,13 @@ from repa_eval.reports.frames import (
     mean_of,
     quality_panels,
 )
-from repa_eval.reports.profiles import alignment_choice, over_layers, over_steps
+from repa_eval.reports.levels import teacher_levels
+from repa_eval.reports.missing import missing
+from repa_eval.reports.pairs import spread
+from repa_eval.reports.profiles import alignment_choice, best_over_time, over_layers, over_steps, trajectories
 from repa_eval.reports.protocols import difference, families, flat
-from repa_eval.reports.tables import final_table, missing, remarks
+from repa_eval.reports.reach import crossing, reach
+from repa_eval.reports.tables import final_table, remarks
 from repa_eval.reports.verdict import Verdict, verdict
 from repa_eval.reports.words import direction, meaning, number, rank
 from repa_eval.results import Row, make_row
@@ -119,13 +125,13 @@ def test_no_panel_mixes_protocols():
                 and row.protocol == panel.group.protocol
             }
             assert set(curve.mean) == expected
-    assert panels[0].level == 0.45
+    assert panels[0].levels == (Level(0.45, "real images", 512),)
 
 
 def test_a_level_measured_with_another_count_is_not_drawn():
     inputs = sample.example(("vanilla",))
     rows = [replace(row, n=2000) if row.metric.endswith("_floor") else row for row in inputs["rows"]]
-    assert all(panel.level is None for panel in quality_panels(rows, arms_of(rows, inputs["runs"])))
+    assert all(panel.levels == () for panel in quality_panels(rows, arms_of(rows, inputs["runs"])))
 
 
 def test_difference_names_the_fields():
@@ -183,7 +189,7 @@ def test_compare_and_reach_give_the_numbers_of_the_formula():
 
 def test_the_summary_of_the_demo():
     text = words(summarise(sample.example()))
-    assert "repa has lower fd_digits than vanilla at 15 of 15 evaluation points (mean ratio 0.85)." in text
+    assert "repa has lower fd_digits than vanilla at 15 of 15 evaluation points, mean ratio 0.85." in text
     assert "first reaches vanilla's final value (1.03) at step 1098 of 1500, 1.37 times earlier in steps" in text
     assert "1.21 times earlier in training seconds" in text
     assert "With 2000 samples: 0.742 and 0.873 (15 % lower)." in text
@@ -191,7 +197,9 @@ def test_the_summary_of_the_demo():
     assert "must not be credited to what its teacher has learned" in text
     assert "cknna with digits-vit at block 3, t = 0.1" in text
     assert "repa 0.39, repa-random 0.12, vanilla 0.083" in text
-    assert "One training seed per run" in text
+    assert "One training seed per arm" in text
+    assert "over 2 seeds" not in text
+    assert "In brackets" not in text
     assert "not comparable with a published FID" in text
 
 
@@ -211,9 +219,7 @@ def test_the_control_sentence_follows_the_numbers(factor, expected, absent):
 
 def test_a_worse_run_is_called_worse():
     text = words(summarise(scaled(sample.example(), "repa", 1.5)))
-    assert (
-        "repa is worse than vanilla: its fd_digits is higher at 15 of 15 evaluation points (mean ratio 1.27)." in text
-    )
+    assert "repa is worse than vanilla: its fd_digits is higher at 15 of 15 evaluation points, mean ratio 1.27." in text
     assert "repa does not reach vanilla's final value" in text
     assert "no gain in fd_digits that would need an explanation" in text
     assert "must not be credited" not in text
@@ -240,8 +246,9 @@ def test_a_run_that_overtakes_late_says_from_when():
 
 def test_seeds_are_compared_in_pairs():
     text = words(summarise(sample.example(SEEDS)))
-    assert "at 30 of 30 evaluation points (mean ratio 0.85)" in text
-    assert "repa in 2 pairs (mean ratios 0.85, 0.85); repa-random in 1 pair (mean ratios 0.82)" in text
+    assert "at 30 of 30 evaluation points, mean ratio 0.863 (0.850 to 0.875 over 2 seeds)." in text
+    assert "Over steps 200 to 1000 alone: mean ratio 0.863 (0.850 to 0.875 over 2 seeds)." in text
+    assert "repa in 2 pairs (mean ratios 0.85, 0.875); repa-random in 1 pair (mean ratios 0.82)" in text
 
 
 def test_one_run_alone_is_not_compared():
@@ -308,10 +315,12 @@ def test_final_values_mark_the_best_and_give_reasons():
     assert lines["is_digits", 512].cells[1].reason == "not measured"
     assert lines["recall_digits", 2000].cells[1].reason == note
     assert lines[SECONDS, None].cells[0].text == "46.5"
-    found = dict(missing(rows, inputs["curves"], arms, inputs["runs"]))
-    assert found["is_digits"] == "no rows for repa"
-    assert found["recall_digits of repa at step 1500"] == note
-    assert "probe_accuracy" in found
+    found = {gap.what: gap for gap in missing(rows, inputs["curves"], arms, inputs["runs"])}
+    assert (found["is_digits"].why, found["is_digits"].command) == ("no rows for repa", "repa-eval sweep repa")
+    assert (found["recall_digits of repa at step 1500"].why, found["recall_digits of repa at step 1500"].command) == (
+        note,
+        "",
+    )
 
 
 def test_seeds_in_the_final_table_have_a_spread():
@@ -327,7 +336,7 @@ def test_nan_rows_leave_gaps_not_crashes():
     arms = arms_of(rows, {})
     assert quality_panels(rows, arms) == []
     assert final_table(rows, arms, [])[0].cells[0].reason == "value is nan"
-    assert dict(missing(rows, [], arms, {}))["fid of a at 2 steps"] == "value is nan"
+    assert {gap.what: gap.why for gap in missing(rows, [], arms, {})}["fid of a at 2 steps"] == "value is nan"
     assert Group.of(rows[0]).metric == "fid"
     assert is_curve_row(rows[0])
 
@@ -351,3 +360,257 @@ def test_remarks_are_counted_and_the_control_is_introduced_in_its_own_words():
     arm = Arm("repa-random", "control", ("repa-random",), "k1", description="the control of repa, random weights")
     assert introduction(arm) == "repa-random is the control of repa, random weights."
     assert introduction(replace(arm, description="")) == "repa-random is the control."
+
+
+THREE = tuple(arm + seed for seed in ("", "-s1", "-s2") for arm in ("vanilla", "repa", "repa-random"))
+
+
+def framed(runs=THREE):
+    inputs = sample.example(runs)
+    arms = arms_of(inputs["rows"], inputs["runs"])
+    return inputs, arms, maps_of(inputs["rows"], arms)
+
+
+def test_spread_is_mean_range_and_sample_deviation():
+    found = spread([1.0, 2.0, 4.0])
+    assert found is not None
+    assert (found.low, found.high, found.seeds) == (1.0, 4.0, 3)
+    assert found.mean == pytest.approx(7 / 3)
+    assert found.sd == pytest.approx(math.sqrt(7 / 3))
+    ratios = spread([1.0, 2.0, 4.0], geometric=True)
+    assert ratios is not None
+    assert ratios.mean == pytest.approx(2.0)
+    alone = spread([0.5])
+    assert alone is not None
+    assert alone.sd is None
+    assert spread([]) is None
+
+
+def test_three_seeds_give_ranges_in_the_words():
+    inputs = sample.example(THREE)
+    text = words(summarise(inputs))
+    assert "at 45 of 45 evaluation points, mean ratio 0.853 (0.833 to 0.875 over 3 seeds)." in text
+    assert "at step 1107 of 1500 on average, 1.36 times earlier in steps" in text
+    assert "That is at 0.738 ± 0.025 of vanilla's steps (3 seeds)." in text
+    assert (
+        "repa 0.37 (0.35 to 0.39), repa-random 0.10 (0.080 to 0.12), vanilla 0.083. In brackets: range over 3 seeds"
+        in text
+    )
+    assert "One training seed" not in text
+
+
+def test_a_seed_that_never_arrives_is_counted_and_has_no_share():
+    inputs = scaled(sample.example(THREE), "repa-s2", 3.0)
+    text = words(summarise(inputs))
+    assert "repa does not reach vanilla's final value (1.05) within its run in 1 of 3 seeds." in text
+    assert "±" not in text
+    lines = {
+        (line["quantity"], line["treated"]): line for line in summary(inputs["rows"], inputs["curves"], inputs["runs"])
+    }
+    line = lines["steps to the baseline's last fd_digits, as a share of its steps, n = 512", "repa"]
+    assert (line["value"], line["low"], line["high"], line["seeds"]) == (None, None, None, 3)
+
+
+def test_the_restricted_ratio_sees_only_its_steps_and_wants_three():
+    inputs = sample.example(("vanilla", "repa"))
+    rows = [
+        replace(row, value=row.value * 2)
+        if row.run == "repa" and row.metric == "fd_digits" and row.step > 1000
+        else row
+        for row in inputs["rows"]
+    ]
+    vanilla, repa = arms_of(rows, inputs["runs"])
+    panel = headline_panel(quality_panels(rows, [vanilla, repa]))
+    assert panel is not None
+    found = early(panel, rows, repa, vanilla)
+    assert found is not None
+    assert (found.points, found.ratio) == (9, pytest.approx(0.85))
+    whole = compare(panel, rows, repa, vanilla)
+    assert whole is not None
+    assert whole.ratio == pytest.approx(0.85 * 2 ** (5 / 15))
+    for steps, enough in (((100, 200, 600, 1000), True), ((100, 600, 1000, 1100), False)):
+        few = [row for row in rows if row.step in steps]
+        assert (early(panel, few, repa, vanilla) is not None) == enough
+
+
+def test_ends_are_means_at_a_step_that_all_seeds_have():
+    inputs = sample.example(THREE)
+    rows = [row for row in inputs["rows"] if not (row.run == "repa-s1" and (row.step or 0) > 700)]
+    arms = {arm.name: arm for arm in arms_of(rows, inputs["runs"])}
+    panel = headline_panel(quality_panels(rows, list(arms.values())))
+    assert panel is not None
+    result = compare(panel, rows, arms["repa"], arms["vanilla"])
+    assert result is not None
+    assert result.last[0] == 700
+    assert result.last[2] == pytest.approx(1.02 * sample.distance("vanilla", 700))
+    assert result.fewest == 7
+
+
+def test_differences_are_means_over_small_timesteps_in_pairs():
+    _, arms, maps = framed()
+    vanilla, repa, _ = arms
+    found = {one.group.metric: one for one in differences(maps, repa, vanilla, 3)}
+    assert set(found) == {"cknna", "cka", "mutual_knn", "probe_accuracy", "knn_accuracy"}
+    probe = found["probe_accuracy"]
+    assert probe.timesteps == (0.05, 0.1, 0.3)
+    expected = [
+        sum(
+            sample.accuracy(f"repa{seed}", "probe_accuracy", 1500, 3, t)
+            - sample.accuracy(f"vanilla{seed}", "probe_accuracy", 1500, 3, t)
+            for t in (0.05, 0.1, 0.3)
+        )
+        / 3
+        for seed in ("", "-s1", "-s2")
+    ]
+    assert probe.gain.mean == pytest.approx(sum(expected) / 3)
+    assert probe.gain.seeds == 3
+    assert found["cknna"].gain.low < found["cknna"].gain.high
+    assert differences(maps, repa, vanilla, 99) == []
+
+
+def test_differences_use_the_last_step_that_both_have():
+    inputs, arms, _ = framed(("vanilla", "repa"))
+    rows = [row for row in inputs["rows"] if not (row.run == "vanilla" and row.step == 1500 and row.layer)]
+    vanilla, repa = arms
+    (one,) = [one for one in differences(maps_of(rows, arms), repa, vanilla, 3) if one.group.metric == "probe_accuracy"]
+    times = (0.05, 0.1, 0.3)
+    assert one.own[0] == pytest.approx(sum(sample.accuracy("repa", "probe_accuracy", 1000, 3, t) for t in times) / 3)
+
+
+def test_the_summary_table_has_the_numbers_of_the_sentences():
+    inputs = sample.example(THREE)
+    lines = summary(inputs["rows"], inputs["curves"], inputs["runs"])
+    keys = {"quantity", "kind", "baseline", "treated", "value", "low", "high", "sd", "seeds", "baseline_value",
+            "treated_value", "protocol"}  # fmt: skip
+    assert all(set(line) == keys for line in lines)
+    assert {line["baseline"] for line in lines} == {"vanilla"}
+    assert {line["treated"] for line in lines} == {"repa", "repa-random"}
+    repa = {line["quantity"]: line for line in lines if line["treated"] == "repa"}
+    for name in ("mean ratio of fd_digits, n = 512", "mean ratio of fd_digits, steps 200 to 1000, n = 512"):
+        assert [round(repa[name][key], 3) for key in ("value", "low", "high")] == [0.853, 0.833, 0.875]
+    share = repa["steps to the baseline's last fd_digits, as a share of its steps, n = 512"]
+    assert (round(share["value"], 3), round(share["sd"], 3), share["seeds"]) == (0.738, 0.025, 3)
+    seconds = repa["training seconds to the baseline's last fd_digits, as a share of its training seconds, n = 512"]
+    assert seconds["value"] == pytest.approx(share["value"] * 35 / 31)
+    end = repa["fd_digits at step 1500, n = 2000"]
+    assert end["kind"] == "ratio"
+    assert end["treated_value"] / end["baseline_value"] == pytest.approx(end["value"], rel=1e-3)
+    precision = repa["precision_digits at step 1500, n = 512"]
+    assert precision["kind"] == "difference"
+    assert precision["value"] == pytest.approx(precision["treated_value"] - precision["baseline_value"])
+    assert repa["probe_accuracy at block 3, mean over t = 0.05, 0.1, 0.3, n = 600"]["value"] > 0.05
+    assert not any("recall_digits_floor" in line["quantity"] or "teacher" in line["quantity"] for line in lines)
+
+
+def test_the_summary_table_of_one_seed_says_one_seed():
+    inputs = sample.example(("vanilla", "repa"))
+    lines = summary(inputs["rows"], inputs["curves"], inputs["runs"])
+    assert {line["seeds"] for line in lines} == {1}
+    assert {line["sd"] for line in lines} == {None}
+    assert summary(*(sample.example(("repa",))[name] for name in ("rows", "curves", "runs"))) == []
+
+
+def probe_group(maps, metric="probe_accuracy"):
+    return next(one.group for one in maps if one.group.metric == metric)
+
+
+def test_a_teachers_level_needs_the_same_n_and_the_same_recipe():
+    inputs, _, maps = framed(("repa",))
+    group = probe_group(maps)
+    found = teacher_levels(inputs["rows"], group, inputs["protocols"])
+    assert [(level.label, level.value) for level in found] == [("random-vit", 0.86), ("digits-vit", 0.93)]
+    assert teacher_levels(sample.teacher_rows(n=100), group, inputs["protocols"]) == ()
+    other = sample.probe("teacher digits-vit", linear="logistic")
+    row = make_row(metric="probe_accuracy_teacher", value=0.9, n=600, protocol=other)
+    records = inputs["protocols"] | {row.protocol: other}
+    assert teacher_levels([row], group, records) == ()
+    assert teacher_levels([row], probe_group(maps, "knn_accuracy"), records) == ()
+
+
+def test_a_teachers_level_is_no_curve_of_a_run():
+    row = Row(run="a", metric="probe_accuracy_teacher", step=5, value=0.9, n=600)
+    assert not is_curve_row(row)
+    assert arms_of([replace(row, run=None, step=None)], {}) == []
+
+
+def test_profiles_have_a_line_for_every_seed_and_their_mean():
+    _, _, maps = framed()
+    members = [one for one in maps if one.group.metric == "probe_accuracy"]
+    for panel in (over_layers(members, 0.1), over_steps(members, 3, 0.1), best_over_time(members)):
+        repa = next(curve for curve in panel.curves if curve.arm.name == "repa")
+        assert len(repa.seeds) == 3
+        assert repa.mean == mean_of(repa.seeds)
+    end = over_steps(members, 3, 0.1).curves[1].seeds
+    assert [seed[-1][1] for seed in end] == pytest.approx([0.86, 0.85, 0.84])
+
+
+def test_quality_is_paired_with_a_probe_at_equal_steps():
+    inputs, _, maps = framed(("vanilla", "repa", "vanilla-s1"))
+    rows = [row for row in inputs["rows"] if not (row.run == "repa" and row.step == 1000)]
+    members = [one for one in maps if one.group.metric == "probe_accuracy"]
+    group = Group.of(next(row for row in rows if row.metric == "fd_digits" and row.n == 512))
+    vanilla, repa = trajectories(members, 3, 0.1, rows, group)
+    assert (vanilla.steps, repa.steps) == ((500, 1000, 1500), (500, 1500))
+    assert (len(vanilla.seeds), len(repa.seeds)) == (2, 1)
+    assert repa.mean[-1] == (pytest.approx(0.86), pytest.approx(sample.distance("repa", 1500)))
+    assert vanilla.mean[0][1] == pytest.approx(1.01 * sample.distance("vanilla", 500))
+    assert trajectories(members, 3, 0.1, rows, replace(group, n=7)) == []
+
+
+def test_what_is_missing_names_its_command():
+    inputs, arms, _ = framed(("vanilla", "repa"))
+    rows = [row for row in inputs["rows"] if not row.metric.startswith(("probe_accuracy", "knn_accuracy_teacher"))]
+    rows = [row for row in rows if not (row.run == "vanilla" and row.metric == "cka")]
+    runs = inputs["runs"] | {"repa": inputs["runs"]["repa"] | {"status": "running"}}
+    found = {gap.what: gap for gap in missing(rows, [], arms, runs, records=inputs["protocols"], media=inputs["media"])}
+    commands = {what: gap.command for what, gap in found.items()}
+    assert commands == {
+        "run repa": "repa-train --recipe repa/recipe.yaml --out repa --resume",
+        "cka": "repa-eval align --ckpt vanilla/checkpoints/0001500.pt --metrics cka --teacher digits-vit "
+        "--layers all --rows vanilla/results.jsonl",
+        "probe_accuracy": "repa-eval probe --ckpt vanilla/checkpoints/0001500.pt --teacher digits-vit "
+        "--layers all --rows vanilla/results.jsonl",
+        "knn_accuracy of the teacher": "repa-eval probe --ckpt vanilla/checkpoints/0001500.pt --teacher digits-vit "
+        "--layers all --rows vanilla/results.jsonl",
+        "training seconds of vanilla": "repa-train --recipe vanilla/recipe.yaml --out vanilla-again",
+        "training seconds of repa": "repa-train --recipe repa/recipe.yaml --out repa-again",
+        "training curves": "repa-train --recipe vanilla/recipe.yaml --out vanilla-again",
+    }
+    assert found["probe_accuracy"].others == "repa"
+    nothing = {gap.what: gap.command for gap in missing(rows, [], arms, runs)}
+    assert nothing["principal components of the tokens"] == "repa-eval sweep vanilla --teacher digits-vit"
+    assert nothing["samples along training"] == "repa-eval sweep vanilla"
+
+
+def test_a_level_measured_otherwise_is_missing_with_that_reason():
+    inputs, arms, _ = framed(("repa",))
+    rows = [replace(row, n=100) if row.metric.endswith("_teacher") else row for row in inputs["rows"]]
+    found = {
+        gap.what: gap.why for gap in missing(rows, inputs["curves"], arms, inputs["runs"], records=inputs["protocols"])
+    }
+    assert "other images or another recipe" in found["probe_accuracy of the teacher"]
+
+
+def test_names_of_runs_are_quoted_in_commands():
+    rows = [Row(run="my run; rm x", metric="fid", step=step, value=1.0) for step in (1, 2)]
+    commands = [gap.command for gap in missing(rows, [], arms_of(rows, {}), {})]
+    assert "repa-eval sweep 'my run; rm x'" in commands
+    assert all("rm x'" in command or "rm x/" in command for command in commands if command)
+
+
+def test_nothing_is_missing_where_everything_is_there():
+    inputs, arms, _ = framed(("vanilla", "repa"))
+    assert (
+        missing(
+            inputs["rows"], inputs["curves"], arms, inputs["runs"], records=inputs["protocols"], media=inputs["media"]
+        )
+        == []
+    )
+
+
+def test_a_run_that_has_its_teacher_needs_no_option_for_it():
+    inputs, arms, _ = framed(("vanilla", "repa", "repa-random"))
+    for run, option in (("repa", ""), ("repa-random", " --teacher digits-vit"), ("vanilla", " --teacher digits-vit")):
+        media = [name for name in inputs["media"] if not name.startswith(f"{run}/pca")]
+        gaps = missing(inputs["rows"], inputs["curves"], arms, inputs["runs"], records=inputs["protocols"], media=media)
+        assert [gap.command for gap in gaps] == [f"repa-eval sweep {run}{option}"]

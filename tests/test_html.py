@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,8 @@ import pytest
 
 import report_example as sample
 from repa_eval.errors import Failure, UserError
+from repa_eval.reports.arms import arms_of
+from repa_eval.reports.grids import grids
 from repa_eval.reports.html import collect, render
 from repa_eval.reports.media import strips, thinned
 from repa_eval.results import Row
@@ -65,11 +68,11 @@ def test_the_file_is_small_and_asks_for_nothing(page):
 
 
 def test_every_section_is_there(page):
-    for section in ("finals", "quality", "maps", "samples", "training", "protocols", "missing"):
+    for section in ("finals", "quality", "maps", "against", "features", "samples", "training", "protocols", "missing"):
         assert f'<section id="{section}">' in page
     assert "num_samples (2000 or 512) and num_steps (25 or 16)" in page
-    assert len(re.findall(r'data-map="map\d+"', page)) == 12
-    assert page.count("data:image/png;base64,") == 45
+    assert len(re.findall(r'data-map="map\d+"', page)) == 18
+    assert page.count("data:image/png;base64,") == 45 + 9
 
 
 def test_every_string_is_escaped():
@@ -221,6 +224,115 @@ def test_nothing_of_ours_but_floor_0_is_imported():
     assert ours <= {"reports", "errors", "results", "registry", "config"}
 
 
+def test_grids_have_the_names_of_their_rows_beside_them(page):
+    features = page[page.index('<section id="features">') : page.index('<section id="samples">')]
+    lists = re.findall(r"<ol [^>]*>(.*?)</ol>", features)
+    assert len(lists) == 9
+    assert re.findall(r"<li>(.*?)</li>", lists[0]) == list(sample.PCA_ROWS)
+    assert features.count(sample.PCA_CAPTION) == 1
+    last, earlier = features.split("<summary>Earlier steps</summary>")
+    assert re.findall(r'alt="(.*?)"', last) == [f"pca of {run} at step 1500" for run in sample.FACTORS]
+    assert re.findall(r'alt="(.*?)"', earlier)[:2] == ["pca of vanilla at step 500", "pca of vanilla at step 1000"]
+    assert features.count('class="pixels"') == 9
+
+
+def side(**changes) -> bytes:
+    return json.dumps({"caption": "c", "rows": sample.PCA_ROWS, "columns": 8, "tile": 8} | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (None, "missing, so the rows"),
+        (b"{", "damaged"),
+        (b"[1]", "damaged"),
+        (b"null", "damaged"),
+        (side(rows=None), "damaged"),
+        (side(rows=["one"]), "does not fit its picture of 71 x 71: 1 x 8 tiles of 8 pixels"),
+        (side(columns=9), "does not fit"),
+        (side(tile=0), "does not fit"),
+        (side(rows=list(range(8))), "does not fit"),
+    ],
+)
+def test_a_grid_without_a_fitting_side_file_is_shown_without_names(data, why):
+    inputs = small(("vanilla",))
+    media = {"vanilla/pca-0000005.png": sample.tiles("vanilla", 5)}
+    media |= {} if data is None else {"vanilla/pca-0000005.json": data}
+    found, left = grids(media, arms_of(inputs["rows"], inputs["runs"]), 10**6)
+    assert found[0].steps[0].rows == ()
+    assert [name for name, _ in left] == ["vanilla/pca-0000005.json"]
+    assert why in left[0][1]
+    text = render(**inputs | {"media": media})
+    assert "pca of vanilla at step 5" in text
+    assert "<ol" not in text
+
+
+def test_grids_keep_to_their_room_and_their_runs():
+    inputs = small(("vanilla",))
+    media = sample.media("vanilla") | {
+        "nobody/pca-0000005.png": sample.tiles("vanilla", 5),
+        "vanilla/pca-0000001.png": b"x",
+    }
+    found, left = grids(media, arms_of(inputs["rows"], inputs["runs"]), 1)
+    assert [grid.picture.step for grid in found[0].steps] == [1500]
+    assert dict(left) == {
+        "nobody/pca": "the results name no such run",
+        "vanilla/pca-0000001.png": "not a readable PNG",
+        "pca of vanilla": "2 of 3 steps left out for size",
+    }
+
+
+def test_what_a_side_file_says_is_escaped():
+    evil = "<img src=x>"
+    inputs = small(("vanilla",))
+    media = {"vanilla/pca-0000005.png": sample.tiles("vanilla", 5)}
+    media["vanilla/pca-0000005.json"] = side(caption=evil, rows=[evil] * 8)
+    text = render(**inputs | {"media": media})
+    assert "<img src=x" not in text
+    assert text.count("&lt;img src=x&gt;") == 9
+
+
+def test_quality_against_the_probe_is_drawn_or_its_absence_explained(page):
+    assert "<h4>fd_digits against probe_accuracy</h4>" in page
+    assert "a correlation along one training is no cause" in page
+    inputs = small(metrics=("fd_digits", "probe_accuracy"))
+    rows = [row for row in inputs["rows"] if row.metric == "fd_digits" or row.step == 1500]
+    text = render(**inputs | {"rows": rows})
+    assert '<section id="against">' not in text
+    assert "fd_digits against probe_accuracy</dt><dd>fewer than two steps have both" in text
+    assert "<code>repa-eval sweep vanilla</code>" in text
+
+
+def test_the_teachers_level_is_in_the_page(page):
+    block = page[page.index("<summary>probe_accuracy") : page.index("<summary>knn_accuracy")]
+    assert block.count("Dotted: the same probe on clean images, random-vit 0.86 and digits-vit 0.93.") == 3
+    assert block.count(">digits-vit</text>") == 3
+    assert "The same probe on a teacher&#39;s features of clean images: random-vit 0.86 and digits-vit 0.93." in page
+    assert re.search(r'<details class="block" open><summary>probe_accuracy', page)
+
+
+def test_three_seeds_stay_small_and_fold_what_repeats():
+    runs = [arm + seed for seed in ("", "-s1", "-s2") for arm in sample.FACTORS]
+    text = render(**sample.example(runs))
+    assert len(text.encode()) < LIMIT
+    assert "<h1>repa has lower fd_digits than vanilla at 45 of 45 evaluation points, mean ratio 0.853 (0.833 to" in text
+    assert text.count("<summary>Further seeds</summary>") == 2
+    assert '"arm":"repa, mean of 3 seeds"' in text
+    assert "Maps are means over seeds" in text
+
+
+# how far, in pixels, the name of a row stands from the middle of its row in the picture; a long name must not push
+ROWS_OF_TILES = """() => {
+    const table = document.querySelector(".tiles .table");
+    const names = [...table.querySelectorAll("li")];
+    names[1].textContent = "teacher with a name that needs two lines";
+    const picture = table.querySelector("img").getBoundingClientRect();
+    const middle = (box) => (box.top + box.bottom) / 2;
+    return Math.max(...names.map((name, place) => Math.abs(
+        middle(name.getBoundingClientRect()) - picture.top - (place + 0.5) * picture.height / names.length)));
+}"""
+
+
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
@@ -266,6 +378,7 @@ def test_in_a_browser(browser, page, tmp_path):
         tab.set_viewport_size({"width": width, "height": 844})
         tab.emulate_media(color_scheme=scheme)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.evaluate(ROWS_OF_TILES) < 3
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert complaints == []
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []

@@ -7,6 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from helpers import digits, wake
 from repa_eval.errors import UserError
@@ -34,15 +37,15 @@ def clusters(n: int, *, classes: int = 5, spread: float = 0.2, seed: int = 0) ->
 def test_separable_features_are_told_apart() -> None:
     train, test = clusters(300), clusters(100, seed=1)
     assert knn_accuracy(*train, *test) == 1.0
-    for kind in ("ridge", "logistic"):
-        assert linear.score(linear.fit(*train, kind=kind), *test) == 1.0
+    assert linear.fit(*train).score(*test) == 1.0
+    assert linear.fit_logistic(*train).score(*test) == 1.0
 
 
 def test_independent_features_are_guessed() -> None:
     generator = np.random.default_rng(0)
     train, test = ((generator.standard_normal((n, 16)), generator.integers(0, 5, n)) for n in (500, 2000))
     assert knn_accuracy(*train, *test) == pytest.approx(0.2, abs=0.05)
-    assert linear.score(linear.fit(*train), *test) == pytest.approx(0.2, abs=0.05)
+    assert linear.fit(*train).score(*test) == pytest.approx(0.2, abs=0.05)
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])
@@ -99,17 +102,38 @@ def test_features_are_standardised_by_the_training_statistics() -> None:
     assert np.array_equal(plain, moved)
 
 
+@pytest.mark.parametrize("strength", [0.01, 1.0, 1e4])
+def test_ridge_is_that_of_scikit_learn(strength: float) -> None:
+    (train, labels), (test, _) = clusters(60, spread=2.0), clusters(50, spread=2.0, seed=1)
+    train[:, 3], test[:, 3] = 7.0, 7.0  # a constant feature
+    theirs = make_pipeline(StandardScaler(), RidgeClassifier(alpha=strength)).fit(train, labels)
+    ours = linear.fit(train, labels, strength=strength)
+    np.testing.assert_allclose(ours.weights.T, theirs[1].coef_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(ours.intercept, theirs[1].intercept_)
+    assert np.array_equal(ours.predict(test), theirs.predict(test))
+    assert ours.strength == strength
+
+
+def test_classes_that_training_lacks_are_never_predicted() -> None:
+    train, labels = clusters(60)
+    probe = linear.fit(train, labels, num_classes=8)
+    assert probe.weights.shape == (16, 8)
+    assert set(probe.predict(train)) <= set(range(5))
+
+
 def test_the_strength_is_chosen_on_the_validation_images() -> None:
     train, val = clusters(40, spread=3.0), clusters(200, spread=3.0, seed=1)
-    probe, strength = linear.fit_best(*train, *val)
-    scores = {each: linear.score(linear.fit(*train, strength=each), *val) for each in linear.STRENGTHS}
+    probe = linear.fit_best(*train, *val)
+    scores = {each: linear.fit(*train, strength=each).score(*val) for each in linear.STRENGTHS}
     assert len(set(scores.values())) > 1
-    assert scores[strength] == max(scores.values()) == linear.score(probe, *val)
+    best = max(scores.values())
+    assert probe.score(*val) == best
+    assert probe.strength == max(each for each, score in scores.items() if score == best)  # the strongest of equals
 
 
-def test_unknown_probes() -> None:
-    with pytest.raises(UserError, match="probe 'svm' is not known; choose ridge or logistic"):
-        linear.fit(*clusters(20), kind="svm")
+def test_a_penalty_is_positive() -> None:
+    with pytest.raises(UserError, match="strength 0: the penalty must be positive"):
+        linear.fit(*clusters(20), strength=0)
 
 
 # --- the grid
@@ -147,29 +171,44 @@ def test_the_grid_does_not_depend_on_the_batch_size() -> None:
     assert [(row.metric, row.value, row.protocol) for row in a] == [(row.metric, row.value, row.protocol) for row in b]
 
 
-def test_nothing_is_chosen_on_the_test_images() -> None:
+def test_the_number_of_neighbours_is_chosen_on_the_validation_images() -> None:
+    given = splits()
+    (train, labels), (val, val_labels), (test, test_labels) = (
+        clusters(n, classes=10, spread=2.0, seed=seed) for seed, n in enumerate((300, 100, 120))
+    )
+    parts = [
+        dataclasses.replace(images, labels=each)
+        for images, each in ((given.train, labels), (given.val, val_labels), (given.test, test_labels))
+    ]
+    found = grid._scores({"train": train, "val": val, "test": test}, grid.Splits(*parts), ("knn",))["knn"]
+    chosen = {k: knn_accuracy(train, labels, val, val_labels, k=k) for k in grid.KS}
+    scored = {k: knn_accuracy(train, labels, test, test_labels, k=k) for k in grid.KS}
+    best = max(chosen, key=lambda k: chosen[k])
+    assert best != grid.KS[0]
+    assert len(set(scored.values())) > 1
+    assert found == scored[best]
+
+
+def test_nothing_is_chosen_on_the_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
     # other test labels change the score, and nothing that leads to it
     given = splits()
-    features = {name: clusters(len(images), spread=3.0, seed=seed)[0] for seed, (name, images) in enumerate(
-        {"train": given.train, "val": given.val, "test": given.test}.items()
-    )}  # fmt: skip
+    parts = {"train": given.train, "val": given.val, "test": given.test}
+    features = {
+        name: clusters(len(images), spread=3.0, seed=seed)[0] for seed, (name, images) in enumerate(parts.items())
+    }
     flipped = dataclasses.replace(given.test, labels=(given.test.labels + 1) % 10)
-    seen = []
+    seen, original = [], linear.fit_best
+
+    def spy(*arrays: Array, **settings: int) -> object:
+        seen.append([float(array.sum()) for array in arrays])
+        return original(*arrays, **settings)
+
+    monkeypatch.setattr(linear, "fit_best", spy)
     for test in (given.test, flipped):
-        chosen = {}
-
-        def spy(train: Array, train_labels: Array, val: Array, val_labels: Array, chosen: dict = chosen) -> tuple:
-            chosen["linear"] = (train.sum(), train_labels.sum(), val.sum(), val_labels.sum())
-            return original(train, train_labels, val, val_labels)
-
-        original = linear.fit_best
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(linear, "fit_best", spy)
-            grid._scores(features, grid.Splits(given.train, given.val, test), grid.KINDS)
-        seen.append(chosen)
+        grid._scores(features, grid.Splits(given.train, given.val, test), grid.KINDS)
     assert seen[0] == seen[1]
-    assert seen[0]["linear"][1] == given.train.labels.sum()
-    assert seen[0]["linear"][3] == given.val.labels.sum()
+    assert seen[0][1] == given.train.labels.sum()
+    assert seen[0][3] == given.val.labels.sum()
 
 
 def test_the_level_of_the_teacher() -> None:

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import time
@@ -17,14 +18,21 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from helpers import files_of, finish, launch, run, save_small_data, tiny
+from helpers import MY_LOSS, files_of, finish, launch, run, save_small_data, tiny
 from repa_eval.errors import Failure, UserError
 from repa_eval.results import Row, make_row, write_atomic
 from repa_eval.train import state
 from repa_eval.train.cli import main
+from repa_eval.train.methods.base import METHODS
 from repa_eval.train.recipe import Recipe, resolve
 
 TRAIN = "repa_eval.train.cli"
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks git for the commit: it takes longer than the tiny runs here."""
+    monkeypatch.setattr("repa_eval.train.loop.environment", dict)
 
 
 class Killed(BaseException):
@@ -59,7 +67,7 @@ def here(*words: str | Path) -> Result:
 
 def wait_for(process: Any, log: Path, size: int) -> None:
     """Return as soon as the curves have grown to `size` bytes."""
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 180
     while not (log.is_file() and log.stat().st_size >= size):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < limit
@@ -99,7 +107,7 @@ def test_killed_three_times(whole: Path, tmp_path: Path) -> None:
     length = (whole / "run" / "log.jsonl").stat().st_size
     for kill in range(3):
         process = start(whole / "recipe.yaml", out, "--resume")
-        wait_for(process, log, int(length * (kill + chance.uniform(0.05, 0.95)) / 3.5))
+        wait_for(process, log, int(length * (kill + chance.uniform(0.05, 0.95)) / 4))
         time.sleep(chance.uniform(0, 0.02))
         os.kill(process.pid, signal.SIGKILL)
         code, _, _ = finish(process)
@@ -129,6 +137,33 @@ def test_ctrl_c_saves_and_says_how_to_continue(whole: Path, tmp_path: Path) -> N
     if stopped["step"] % 10:  # where it was stopped lies one checkpoint more
         state.checkpoint_path(out, stopped["step"]).unlink()
     assert_same_run(out, whole / "run")
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_the_line_after_ctrl_c_can_be_typed(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_file: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(METHODS, "_objects", {name: METHODS.get(name) for name in METHODS.names()})
+    (tmp_path / "my loss.py").write_text(MY_LOSS)
+    words = ["--out", "my run", "depth=2", "hidden_size=32", "num_heads=2", "max_steps=6", "batch_size=8"]
+    words += [f"data={data}", "split=train", "checkpoint_every=50", "eval_every=2"]
+    words += ["--method", "./my loss.py" if from_file else "vanilla"]
+
+    def press(step: int, model: Any) -> list[Row]:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return []
+
+    monkeypatch.setattr("repa_eval.monitors.of_recipe", lambda *_: [press])
+    stopped = here(*words)
+    assert (stopped.exit_code, stopped.stdout) == (130, "")
+    _, command = stopped.stderr.split("continue with: repa-train ")
+    assert ("--method" in command) == from_file
+    monkeypatch.setattr("repa_eval.monitors.of_recipe", lambda *_: [])
+    done = here(*shlex.split(command))
+    assert done.exit_code == 0, done.stderr
+    assert sorted(path.name for path in Path("my run/checkpoints").iterdir()) == ["0000003.pt", "0000006.pt"]
 
 
 # --- in this process, at every single moment that leaves a trace on the disk

@@ -14,8 +14,10 @@ import torch
 import yaml
 from click.testing import CliRunner
 from torch import nn
+from torch.nn import functional as F
 
 from helpers import (
+    MY_LOSS,
     batches_of,
     digits,
     equal_trees,
@@ -29,6 +31,7 @@ from helpers import (
 )
 from repa_eval import checkpoints, results
 from repa_eval.errors import Failure, UserError
+from repa_eval.interpolant import Interpolant
 from repa_eval.monitors import Subject, of_recipe
 from repa_eval.results import Row, make_row
 from repa_eval.train import batches, loop, state
@@ -36,53 +39,6 @@ from repa_eval.train.cli import main
 from repa_eval.train.methods.base import METHODS
 from repa_eval.train.optim import Average, Optim
 from repa_eval.train.recipe import Recipe
-
-# the whole contract, as a user would write it beside their own project
-MY_LOSS = '''
-"""A method of a user's own: velocity loss in Huber's form, and hidden states of small norm."""
-from __future__ import annotations
-
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from repa_eval.config import option
-from repa_eval.interpolant import Interpolant
-from repa_eval.train.losses import denoising_draws, drop_labels
-from repa_eval.train.methods.base import Batch, Method, method
-
-
-@method("my-huber")
-@dataclass(frozen=True, kw_only=True)
-class MyHuber(Method):
-    """Huber loss of the velocity."""
-
-    interpolant: Interpolant = Interpolant()
-    cfg_prob: float = option(0.1, help="probability of dropping the label in training")
-    norm_coeff: float = option(0.01, help="weight of the norm of the last block's output")
-
-    def architecture(self, config: Any, widths: Sequence[int]) -> Any:
-        return dataclasses.replace(config, class_dropout_prob=self.cfg_prob, z_dims=())
-
-    def modules(self, model: nn.Module) -> nn.ModuleDict:
-        return nn.ModuleDict({"scale": nn.Linear(model.config.hidden_size, 1)})
-
-    def draws(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        return denoising_draws(batch, generators, self.interpolant)
-
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
-        t, noise = batch.draws["time"], batch.draws["noise"]
-        y = drop_labels(batch.y, batch.draws["drop"], self.cfg_prob, model.null_label)
-        last = model.config.depth
-        v, hidden = model(self.interpolant.mix(batch.x, noise, t), t, y, taps=(last,))
-        huber = F.huber_loss(v, self.interpolant.velocity(batch.x, noise, t), reduction="none").flatten(1).mean(1)
-        norm = batch.modules["scale"](hidden[last]).square().mean()
-        return {"huber_loss": huber, "norm_loss": self.norm_coeff * norm}
-'''
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +176,14 @@ def test_accumulating_gradients_changes_nothing_but_rounding(method: str, tmp_pa
 
 
 def test_the_alignment_is_learnt(tmp_path: Path) -> None:
-    run(tiny("repa", max_steps=40, learning_rate=3e-3, batch_size=32), tmp_path / "run")
+    recipe = tiny("repa", max_steps=40, learning_rate=3e-3, batch_size=32)
+    model = checkpoints.load(run(recipe, tmp_path / "run"), weights="online").model
+    resolved, _, images, teachers = steps_of(recipe)
+    [batch] = batches_of(resolved, images, teachers, step=39)
+    t = batch.draws["time"]
+    _, hidden = model(Interpolant().mix(batch.x, batch.draws["noise"], t), t, batch.y, taps=(1,))
+    cosines = F.cosine_similarity(model.projectors[0](hidden[1]), batch.teachers[0], dim=-1)
+    assert float(cosines.mean()) > 0.25
     aligned = curve(tmp_path / "run", "proj_loss")
     assert aligned[0] > -0.1
     assert aligned[-1] < -0.25  # minus the mean cosine
@@ -326,6 +289,12 @@ def test_the_same_state_gives_the_same_bytes(finished: tuple[Recipe, Path], tmp_
     for name in ("a.pt", "b.pt"):
         state.save_checkpoint(tmp_path / name, torch.load(file, weights_only=True))
     assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes() == file.read_bytes()
+    # pickle records which equal strings and containers are one object: that must not show
+    word, shape = "digits", [1, 2]
+    for name, second in {"c.pt": (word, shape), "d.pt": ("".join(word), [*shape])}.items():
+        content = {**dict.fromkeys(state.KEYS, 0), "recipe": {"a": (word, shape), "b": second}}
+        state.save_checkpoint(tmp_path / name, content)
+    assert (tmp_path / "c.pt").read_bytes() == (tmp_path / "d.pt").read_bytes()
 
 
 def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from repa_eval.config import option
+from repa_eval.errors import UserError, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +28,18 @@ class Optim:
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
         """Return AdamW over `parameters`."""
-        return torch.optim.AdamW(
-            list(parameters),
-            lr=self.learning_rate,
-            betas=(self.adam_beta1, self.adam_beta2),
-            eps=self.adam_epsilon,
-            weight_decay=self.weight_decay,
-            fused=True,  # one kernel a tensor on CPU and CUDA; a loop over small tensors costs more than the update
-        )
+        chosen = list(parameters)
+        try:
+            return torch.optim.AdamW(
+                chosen,
+                lr=self.learning_rate,
+                betas=(self.adam_beta1, self.adam_beta2),
+                eps=self.adam_epsilon,
+                weight_decay=self.weight_decay,
+                fused=True,  # one kernel a tensor on CPU and CUDA; a loop over small tensors costs more than the update
+            )
+        except ValueError as error:
+            raise UserError(f"optim: {first_line(error)}") from error
 
     def rate(self, step: int, max_steps: int) -> float:
         """Return the learning rate of update number `step`, counted from 0."""

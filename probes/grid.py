@@ -59,7 +59,7 @@ def probe(
     """
     check_taps(layers, model.config.depth)
     path = interpolant or Interpolant()
-    record = protocol(splits, path, kinds=kinds, seed=seed)
+    records = {kind: protocol(splits, path, kind=kind, seed=seed) for kind in kinds}
     rows = []
     for t in timesteps:
         features = {
@@ -78,7 +78,7 @@ def probe(
         for layer in layers:
             scores = _scores({name: of_layer[layer] for name, of_layer in features.items()}, splits, kinds)
             cell = {"layer": layer, "timestep": float(t), "n": len(splits.test), "seed": seed, **(columns or {})}
-            rows += [_row(NAMES[kind], score, len(splits.test), record, cell) for kind, score in scores.items()]
+            rows += [_row(NAMES[kind], score, len(splits.test), records[kind], cell) for kind, score in scores.items()]
     return rows
 
 
@@ -99,16 +99,18 @@ def teacher_level(
         "features": f"teacher {teacher.name}",
         "teacher_hash": teacher.digest,
         "pooling": "token mean",
-        **_recipe(kinds),
         **splits.record(),
     }
     cell = {"n": len(splits.test), **(columns or {})}
     scores = _scores(features, splits, kinds)
-    return [_row(f"{NAMES[kind]}_teacher", score, len(splits.test), record, cell) for kind, score in scores.items()]
+    return [
+        _row(f"{NAMES[kind]}_teacher", score, len(splits.test), {**record, "probe": _recipe(kind)}, cell)
+        for kind, score in scores.items()
+    ]
 
 
-def protocol(splits: Splits, interpolant: Interpolant, *, kinds: Sequence[str], seed: int) -> dict[str, Any]:
-    """Return the record that stands beside probe rows of hidden states."""
+def protocol(splits: Splits, interpolant: Interpolant, *, kind: str, seed: int) -> dict[str, Any]:
+    """Return the record that stands beside the rows of one kind of probe of hidden states."""
     return {
         "kind": "probe",
         "features": "hidden states",
@@ -117,20 +119,17 @@ def protocol(splits: Splits, interpolant: Interpolant, *, kinds: Sequence[str], 
         "t_convention": "t=1 noise",
         "path_type": interpolant.path_type,
         "seed": seed,
-        **_recipe(kinds),
+        "probe": _recipe(kind),
         **splits.record(),
     }
 
 
-def _recipe(kinds: Sequence[str]) -> dict[str, Any]:
-    unknown = sorted(set(kinds) - set(KINDS))
-    if unknown:
-        raise UserError(f"probe {', '.join(unknown)}: choose of {', '.join(KINDS)}")
-    texts = {
-        "linear": f"standardised, ridge, strength of {linear.STRENGTHS[0]:g}..{linear.STRENGTHS[-1]:g} chosen on val",
-        "knn": f"cosine, temperature 0.07, k of {', '.join(map(str, KS))} chosen on val",
-    }
-    return {kind: texts[kind] for kind in kinds}
+def _recipe(kind: str) -> str:
+    if kind not in KINDS:
+        raise UserError(f"probe {kind}: choose of {', '.join(KINDS)}")
+    if kind == "linear":
+        return f"standardised, ridge, strength of {linear.STRENGTHS[0]:g}..{linear.STRENGTHS[-1]:g} chosen on val"
+    return f"k-NN, cosine, temperature 0.07, k of {', '.join(map(str, KS))} chosen on val"
 
 
 def _parts(splits: Splits) -> dict[str, Images]:

@@ -251,12 +251,13 @@ class Probes(Measure):
 
     def done(self, step: int, rows: Collection[Row]) -> bool:
         """Return whether the grid is complete and every teacher's level is known."""
-        record = grid.protocol(self.splits, self.subject.interpolant, kinds=grid.KINDS, seed=0)
         layers = range(1, self.subject.recipe.architecture.depth + 1)
-        names = [grid.NAMES[kind] for kind in grid.KINDS]
-        levels = [row for row in rows if row.metric == f"{names[-1]}_teacher"]
-        complete = _complete(step, rows, [record], names, layers, self.timesteps)
-        return complete and len(levels) >= len(self.teachers)
+        for kind in grid.KINDS:
+            record = grid.protocol(self.splits, self.subject.interpolant, kind=kind, seed=0)
+            if not _complete(step, rows, [record], [grid.NAMES[kind]], layers, self.timesteps):
+                return False
+        levels = [row for row in rows if row.metric == f"{grid.NAMES[grid.KINDS[-1]]}_teacher"]
+        return len(levels) >= len(self.teachers)
 
 
 class Preview(Measure):

@@ -161,8 +161,12 @@ def test_rows_of_the_grid() -> None:
         assert row.stderr == pytest.approx((row.value * (1 - row.value) / 120) ** 0.5)
     early, late = (max(row.value for row in rows if row.timestep == t) for t in (0.1, 0.9))
     assert early > 0.3 > 0.25 > late  # near noise nothing is left to tell apart
-    [record] = records_of(rows).values()
-    assert record | {"kind": "probe", "num_train": 300, "num_val": 100, "num_test": 120, "label": "null"} == record
+    records = records_of(rows)
+    assert len(records) == 2  # one per kind: a number does not depend on what else was asked for
+    for record in records.values():
+        assert record | {"kind": "probe", "num_train": 300, "num_val": 100, "num_test": 120, "label": "null"} == record
+    alone = grid.probe(model(), splits(), layers=(2, 1), timesteps=(0.1, 0.9), kinds=("knn",), columns={"run": "mine"})
+    assert alone == [row for row in rows if row.metric == "knn_accuracy"]
 
 
 def test_the_grid_does_not_depend_on_the_batch_size() -> None:
@@ -215,7 +219,9 @@ def test_the_level_of_the_teacher() -> None:
     rows = grid.teacher_level(load_teacher("digits-vit"), splits(), columns={"run": "mine"})
     assert [row.metric for row in rows] == ["probe_accuracy_teacher", "knn_accuracy_teacher"]
     assert all(row.value > 0.75 and row.layer is None and row.step is None for row in rows)
-    [record] = records_of(rows).values()
+    records = records_of(rows)
+    assert len(records) == 2
+    record = records[rows[0].protocol]
     assert record["features"] == "teacher digits-vit"
 
 

@@ -318,6 +318,19 @@ def test_a_run_with_other_settings_is_refused(short: tuple[Recipe, Path], tmp_pa
     assert files_of(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize("key", ["seed", "learning_rate"])
+def test_other_settings_are_refused_before_the_first_checkpoint(
+    short: tuple[Recipe, Path], tmp_path: Path, key: str
+) -> None:
+    recipe, expected = short
+    shutil.copytree(expected, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match=key):
+        run(resolve(recipe.to_dict(), {key: 3}), tmp_path / "run", resume=True)
+    run(recipe, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "checkpoints" / "0000005.pt").is_file()
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for resume in (False, True):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from helpers import ROOT
 
+from helpers import ROOT
 from repa_eval import monitors, results
 from repa_eval.cli import main as repa_eval
 from repa_eval.train.cli import main as repa_train
@@ -104,10 +104,9 @@ def test_two_evaluators_and_a_trainer_lose_no_row(tmp_path: Path) -> None:
     out = tmp_path / "busy"
     words = [word for word in SMALL if not word.startswith(("max_steps", "checkpoint_every"))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    train = [sys.executable, "-m", "repa_eval.train.cli", "--recipe", "digits-repa", *words, "--device", "cpu"]
     trainer = subprocess.Popen(
-        [sys.executable, "-m", "repa_eval.train.cli", "--recipe", "digits-repa", *words, "--out", str(out), "--quiet"]
-        + ["max_steps=400", "checkpoint_every=100", "--device", "cpu"],
-        env=environment,
+        [*train, "max_steps=400", "checkpoint_every=100", "--out", str(out), "--quiet"], env=environment
     )
     while not (out / "checkpoints").is_dir():
         assert trainer.poll() is None

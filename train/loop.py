@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
 import signal
 import threading
 import time
@@ -75,7 +76,7 @@ def train(
     labels: further entries of run.json, for the report. Raises Interrupted after Ctrl-C, everything saved.
     """
     run, settings = Path(out), recipe.settings
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=device == "cpu")
+    accelerator = _accelerator(settings, device)
     share = batches.share_of(settings.batch_size, accelerator, settings.gradient_accumulation)
     previous = _open_run(run, recipe, resume)
     accelerator.wait_for_everyone()  # every process has looked before one of them writes
@@ -88,11 +89,18 @@ def train(
     recipe, objective = build(recipe, images, teachers)
     ema = state.average_of(objective.model)
     optimizer = settings.optim.build(recipe.method.trainable(objective.model, objective.extras))
-    step = 0 if previous is None else _restore(previous, recipe, objective, ema, optimizer)
+    if previous is None:
+        step = 0
+        if (recorded := state.read_recipe(run)) is not None:  # killed before its first checkpoint
+            _refuse_other_settings(run / "recipe.yaml", recorded, recipe)
+    else:
+        step = _restore(previous, recipe, objective, ema, optimizer)
     if previous is not None and step >= settings.max_steps and (state.read_run(run) or {}).get("status") == "done":
         return previous  # complete: nothing is touched
     ema.to(accelerator.device)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    if previous is not None and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(state.load_checkpoint(previous)["rng"]["scaler"])
     writer = Writer(run, recipe, _record(recipe, run, labels)) if accelerator.is_main_process else None
     seconds = writer.seconds(step) if writer else 0.0
     torch.manual_seed(seeding.derive(settings.seed, "torch", step))  # nothing of ours draws from it; a plug-in might
@@ -204,10 +212,7 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> Path | None:
 def _restore(path: Path, recipe: Recipe, objective: Objective, ema: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Put a checkpoint's state into the fresh objects and return its step."""
     saved = state.load_checkpoint(path)
-    before, now = flatten(saved["recipe"]), flatten(recipe.to_dict())
-    changed = sorted(key for key in {*before, *now} - FREE_ON_RESUME if before.get(key) != now.get(key))
-    if changed := [key for key in changed if not key.startswith("evaluation.")]:
-        raise UserError(f"{path} was trained with other settings: {', '.join(changed)}; choose another --out")
+    _refuse_other_settings(path, saved["recipe"], recipe)
     try:
         objective.model.load_state_dict(saved["model"])
         ema.load_state_dict(saved["ema"])
@@ -216,6 +221,21 @@ def _restore(path: Path, recipe: Recipe, objective: Objective, ema: nn.Module, o
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{path} belongs to other settings: {first_line(error)}") from error
     return int(saved["step"])
+
+
+def _refuse_other_settings(path: Path, recorded: Mapping[str, Any], recipe: Recipe) -> None:
+    """UserError if a run would go on with settings that would make it another run."""
+    before, now = flatten(recorded), flatten(recipe.to_dict())
+    changed = sorted(key for key in {*before, *now} - FREE_ON_RESUME if before.get(key) != now.get(key))
+    if changed := [key for key in changed if not key.startswith("evaluation.")]:
+        raise UserError(f"{path} was trained with other settings: {', '.join(changed)}; choose another --out")
+
+
+def _accelerator(settings: Settings, device: str) -> Accelerator:
+    """Return accelerate's object on the device asked for; "cuda:1" is a wish that only its environment can tell it."""
+    if device.startswith("cuda:"):
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    return Accelerator(mixed_precision=settings.mixed_precision, cpu=device == "cpu")
 
 
 def _save(

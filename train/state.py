@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from repa_eval.errors import Failure, UserError, first_line
@@ -85,6 +86,18 @@ def read_run(run: Path) -> dict[str, Any] | None:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise Failure(f"{file} is damaged: {error}") from error
     return record if isinstance(record, dict) else None
+
+
+def read_recipe(run: Path) -> dict[str, Any] | None:
+    """Return recipe.yaml, or None if there is none; Failure if it is damaged."""
+    file = run / "recipe.yaml"
+    if not file.is_file():
+        return None
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Failure(f"{file} is damaged: {first_line(error)}") from error
+    return tree if isinstance(tree, dict) else None
 
 
 def lock_run(run: Path) -> IO[str]:

@@ -17,8 +17,9 @@ from repa_eval.commandline import OneLine, example
 @click.option(
     "--weights", type=click.Choice(["ema", "online"]), default="ema", show_default=True, help="averaged or trained"
 )
+@click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
 @example("repa-eval convert runs/digits-vit/checkpoints/0000800.pt --to converted/digits-vit")
-def command(ckpt: str, folder: Path, name: str | None, weights: str) -> None:
+def command(ckpt: str, folder: Path, name: str | None, weights: str, as_json: bool) -> None:
     """Write a checkpoint as NAME.safetensors, NAME.json (architecture and recipe) and NAME.md (a card).
 
     An encoder gets its normalisation statistics from its training data, and its card says what it knows: accuracies
@@ -41,7 +42,8 @@ def command(ckpt: str, folder: Path, name: str | None, weights: str) -> None:
     record = {"model": opened.model_name, "architecture": to_dict(opened.model.config), "recipe": opened.recipe}
     write_atomic(folder / f"{stem}.json", json.dumps({**record, "step": opened.step}, indent=1) + "\n")
     write_atomic(folder / f"{stem}.md", _card(stem, opened, digest_module(opened.model), facts))
-    click.echo(f"{folder / stem}.safetensors")
+    files = [f"{folder / stem}.{ending}" for ending in ("safetensors", "json", "md")]
+    click.echo(json.dumps({"files": files, "facts": facts}) if as_json else files[0])
 
 
 def _facts(opened: Any) -> dict[str, float]:

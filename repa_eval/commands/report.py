@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -16,11 +17,12 @@ from repa_eval.results import write_atomic
     "--out", type=click.Path(dir_okay=False, path_type=Path), default="report.html", show_default=True, help="file"
 )
 @click.option("--title", help="title of the page")
+@click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
 @example("repa-eval report demo/vanilla demo/repa --out report.html")
-def command(runs: tuple[Path, ...], out: Path, title: str | None) -> None:
+def command(runs: tuple[Path, ...], out: Path, title: str | None, as_json: bool) -> None:
     """Render the results of one or more run folders as one HTML file that opens offline."""
     write_report(runs, out, title)
-    click.echo(str(out))
+    click.echo(json.dumps({"report": str(out)}) if as_json else str(out))
 
 
 def write_report(runs: tuple[Path, ...], out: Path, title: str | None = None) -> None:

@@ -24,14 +24,17 @@ from repa_eval.errors import UserError
 @click.option("--balanced", is_flag=True, help="equally many images of every class; default: random labels")
 @click.option("--uint8", type=click.Choice(["floor", "round"]), default="floor", show_default=True, help="REPA: floor")
 @computing
+@click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
 @example("repa-eval sample --ckpt runs/digits-repa/checkpoints/0001500.pt --num 2000 --out samples")
 def command(
-    ckpt: str, weights: str, num: int, out: Path, batch_size: int, device: str, quiet: bool, **given: Any
+    ckpt: str, weights: str, num: int, out: Path, batch_size: int, device: str, quiet: bool, as_json: bool, **given: Any
 ) -> None:
     """Generate images; what an interrupted call left in --out is kept and continued.
 
     An image depends on the seed and its index alone, not on how many are made at once.
     """
+    import json
+
     import torch
 
     from repa_eval import checkpoints
@@ -51,7 +54,7 @@ def command(
     model = opened.model.to(device=choose_device(device), dtype=getattr(torch, given["dtype"]))
     write = _write_npz if out.suffix == ".npz" else _write_folder
     write(model, num, out, settings, batch_size, record, quiet)
-    click.echo(str(out))
+    click.echo(json.dumps({"samples": str(out), "num": num, "record": record}) if as_json else str(out))
 
 
 def _origin(opened: Any) -> dict[str, Any]:

@@ -5,6 +5,8 @@ Patch features are z-scored per channel over the training images: without it a f
 
 from __future__ import annotations
 
+import copy
+import functools
 from importlib.resources import files
 from pathlib import Path
 
@@ -62,8 +64,13 @@ def digits_vit_random(name: str, weights: Path | None) -> Teacher:
     """Return the control: the same network with random weights, its normalisation statistics calibrated."""
     if weights is not None:
         raise UserError(f"teacher {name} has random weights by definition; leave --teacher-weights out")
+    return DigitsViT(name, copy.deepcopy(_random_network()))
+
+
+@functools.cache
+def _random_network() -> ConvViT:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         network = ConvViT(ConvViTConfig())
     network.calibrate(to_signed(torch.from_numpy(load_data("digits", "train").images)))
-    return DigitsViT(name, network)
+    return network

@@ -128,6 +128,18 @@ def opening(function: F) -> F:
     return click.option("--ckpt", required=True, help="checkpoint file")(function)
 
 
+def gridded(function: F) -> F:
+    """Add the options of a layer x timestep grid: --layer, --timesteps, --teacher, --data."""
+    for decorator in (
+        click.option("--data", "data_name", help="default: the data that the checkpoint was trained on"),
+        click.option("--teacher", "teacher_name", help="default: the teacher that the checkpoint was trained with"),
+        click.option("--timesteps", default=TIMESTEPS, show_default=True, help="times in [0, 1], 1 = noise"),
+        click.option("--layer", "--layers", "layers", default="all", show_default=True, help="block numbers, or all"),
+    ):
+        function = decorator(function)
+    return function
+
+
 def deliver(rows: Sequence[Row], *, to: Path | None, as_json: bool, show: Callable[[Sequence[Row]], str]) -> None:
     """Append rows to a table if asked for, and print them: as JSON, or as `show` writes them."""
     if to is not None:

@@ -26,8 +26,9 @@ every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.k
 
 def every_metric_declaring(property: str) -> pytest.MarkDecorator:
     """Parametrise over the metrics that declare a property: those that do not promise it are not asked for it."""
-    chosen = {name: metric for name, metric in METRICS.items() if getattr(metric, property) not in (None, False)}
-    assert len(chosen) >= len(METRICS) / 2, f"hardly any metric declares {property}"
+    declared = {name: getattr(metric, property) for name, metric in METRICS.items()}
+    chosen = {name: METRICS[name] for name, value in declared.items() if value is not None and value is not False}
+    assert len(chosen) >= len(METRICS) - 2, f"hardly any metric declares {property}"
     return pytest.mark.parametrize("metric", chosen.values(), ids=chosen.keys())
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from repa_eval.commandline import (
-    TIMESTEPS,
     OneLine,
     block_numbers,
     choose_device,
     computing,
     deliver,
     example,
+    gridded,
     layer_table,
     measuring,
     opening,
@@ -28,12 +28,9 @@ from repa_eval.results import Row
 
 @click.command(cls=OneLine)
 @opening
-@click.option("--layer", "--layers", "layers", default="all", show_default=True, help="block numbers, 1-based, or all")
-@click.option("--timesteps", default=TIMESTEPS, show_default=True, help="times in [0, 1], 1 = noise")
+@gridded
 @click.option("--metrics", default="cknna,cka", show_default=True, help="see `repa-eval list metrics`")
-@click.option("--teacher", "teacher_name", help="default: the teacher that the checkpoint was trained with")
 @click.option("--teacher-weights", type=click.Path(path_type=Path), help="file that replaces the teacher's own weights")
-@click.option("--data", "data_name", help="default: the data that the checkpoint was trained on")
 @click.option("--split", help="default: test images that training never saw")
 @click.option("--num-images", type=click.IntRange(min=4), default=600, show_default=True, help="images")
 @click.option("--raw", is_flag=True, help="do not L2-normalise the features first")

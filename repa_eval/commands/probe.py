@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from repa_eval.commandline import (
-    TIMESTEPS,
     OneLine,
     block_numbers,
     choose_device,
     computing,
     deliver,
     example,
+    gridded,
     layer_table,
     measuring,
     opening,
@@ -27,13 +27,8 @@ from repa_eval.results import Row
 
 @click.command(cls=OneLine)
 @opening
-@click.option("--layer", "--layers", "layers", default="all", show_default=True, help="block numbers, 1-based, or all")
-@click.option("--timesteps", default=TIMESTEPS, show_default=True, help="times in [0, 1], 1 = noise")
+@gridded
 @click.option("--probes", "kinds", default="linear,knn", show_default=True, help="linear, knn or both")
-@click.option(
-    "--teacher", "teacher_name", help="reference level; default: the teacher that the checkpoint was trained with"
-)
-@click.option("--data", "data_name", help="default: the data that the checkpoint was trained on")
 @computing
 @measuring
 @example("repa-eval probe --ckpt runs/digits-repa/checkpoints/0001500.pt --layer 3")

@@ -1,10 +1,15 @@
-"""The options of our test suite."""
+"""The options of our test suite, and one thread for it: sums are bit-equal for equal thread counts only."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-import pytest
+# before numpy and torch are imported; processes that tests start inherit it
+for _library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ[f"{_library}_NUM_THREADS"] = "1"
+
+import pytest  # noqa: E402  (after the threads)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

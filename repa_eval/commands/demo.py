@@ -75,8 +75,12 @@ def _arm(arm: str, run: Path, seed: int, steps: int, device: str, quiet: bool) -
     points = steps // every
     at = {every * max(1, points // 5), every * max(1, points // 2), steps} if steps >= SMOKE else {steps}
     subject = monitors.Subject(recipe, run, device)
-    maps = monitors.AlignmentMap(subject, _teachers(arm), metrics=("cknna", "cka", "mutual_knn"))
-    slow = [maps, monitors.Probes(subject, _teachers(arm)), monitors.TokenPictures(subject, _teachers(arm)[-1])]
+    times = monitors.TIMESTEPS if steps >= SMOKE else monitors.TIMESTEPS[1:4:2]
+    slow = [
+        monitors.AlignmentMap(subject, _teachers(arm), timesteps=times, metrics=("cknna", "cka", "mutual_knn")),
+        monitors.Probes(subject, _teachers(arm), timesteps=times),
+        monitors.TokenPictures(subject, _teachers(arm)[-1]),
+    ]
     watchers = [
         *monitors.of_recipe(subject),
         monitors.Floor(subject),

@@ -57,7 +57,7 @@ def probe(
     L2-normalised (k-NN). The noise of an image depends on the seed, its split and its index, not on layer or time.
     stderr is the binomial one of the test images.
     """
-    check_taps(layers, model.config.depth)
+    check_taps(layers, model.depth)
     path = interpolant or Interpolant()
     records = {kind: protocol(splits, path, kind=kind, seed=seed) for kind in kinds}
     rows = []

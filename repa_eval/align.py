@@ -42,7 +42,7 @@ def align(
     columns: further entries of every row (run, step, ...).
     """
     functions = {name: ALIGNMENT.get(name).function for name in metrics}
-    check_taps(layers, model.config.depth)
+    check_taps(layers, model.depth)
     path = interpolant or Interpolant()
     target = _prepared(teacher_features(teacher, images, batch_size=batch_size), f"teacher {teacher.name}", normalise)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")

@@ -166,7 +166,7 @@ def block_numbers(text: str, opened: Any) -> list[int]:
         raise UserError(
             f"{opened.path} holds {opened.model_name}, which is no diffusion model: it has no blocks to measure"
         )
-    depth = opened.model.config.depth
+    depth = opened.model.depth
     if text == "all":
         return list(range(1, depth + 1))
     try:

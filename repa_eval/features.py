@@ -47,7 +47,7 @@ def hidden_features(
         x, times, labels = noised(model, pixels, indices, t=t, interpolant=interpolant, seed=seed, stream=stream)
         _, hidden = model(x, times, labels, taps=tuple(layers))
         for layer in layers:
-            collected[layer].append(hidden[layer].float().mean(1).cpu())
+            collected[layer].append(hidden[layer][:, model.prefix_tokens :].float().mean(1).cpu())
     return {layer: torch.cat(parts).numpy() for layer, parts in collected.items()}
 
 
@@ -66,8 +66,12 @@ def noised(
     x = to_signed(pixels)
     noise = normal(generators(seed, stream, indices), x.shape[1:])
     times = torch.full((len(x),), t)
-    labels = torch.full((len(x),), model.null_label, device=like.device)
-    return interpolant.mix(x, noise, times).to(like), times.to(like.device), labels
+    expected = (model.config.in_channels, model.config.input_size, model.config.input_size)
+    if x.shape[1:] != expected:
+        given, wanted = ("x".join(map(str, shape)) for shape in (x.shape[1:], expected))
+        raise UserError(f"the images are {given} (channels x height x width); this model reads {wanted}")
+    x_t = model.noised(x, noise, times, interpolant).to(like)
+    return x_t, times.to(like.device), model.null_condition(len(x))
 
 
 @torch.no_grad()

@@ -350,7 +350,7 @@ def probe_splits(data: str) -> grid.Splits:
 
 
 def _all_layers(model: DiffusionModel) -> range:
-    return range(1, model.config.depth + 1)
+    return range(1, model.depth + 1)
 
 
 def _complete(

@@ -37,7 +37,7 @@ def token_colours(
     pixels, _ = images.fetch(range(len(images)))
     side = images.shape[-1]
     device = next(model.parameters()).device
-    layers = range(1, model.config.depth + 1)
+    layers = range(1, model.depth + 1)
     x, times, labels = noised(model, pixels, range(len(images)), t=t, interpolant=interpolant, seed=0, stream="align")
     _, hidden = model(x, times, labels, taps=layers)
     sources = {f"teacher {teacher.name}": teacher(pixels.to(device)).patches}

@@ -22,6 +22,7 @@ from repa_eval.hashing import digest_module
 from repa_eval.interpolant import Interpolant
 from repa_eval.models.cnn import CNN, CNNConfig
 from repa_eval.models.conv_vit import ConvViT, ConvViTConfig
+from repa_eval.models._blocks import unpatchify
 from repa_eval.models.layers import Attention, TimestepEmbedder, projector, sincos_table
 from repa_eval.models.sit import SiT, SiTConfig
 from repa_eval.probes.encoder import classifier_facts, encoder_facts
@@ -102,7 +103,7 @@ def test_unpatchify_is_the_inverse_of_patchify(patch: int, channels: int) -> Non
         ],
         dim=1,
     )
-    assert torch.equal(model.unpatchify(patches), x)
+    assert torch.equal(unpatchify(patches, model.config.patch_size), x)
 
 
 def test_tokens_are_ordered_as_unpatchify_expects() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from repa_eval.config import from_dict
 from repa_eval.errors import unknown
+from repa_eval.models._shapes import Shapes
 from repa_eval.registry import Registry
 
 
@@ -21,6 +22,7 @@ class Architecture:
     build: Callable[[Any], nn.Module]
     defaults: Any
     presets: Mapping[str, Mapping[str, Any]]
+    read: Callable[[Shapes], dict[str, Any] | None] | None = None  # config fields told by names and shapes
 
     def preset(self, size: str) -> Any:
         """Return the config of a named size."""
@@ -30,11 +32,23 @@ class Architecture:
 MODELS: Registry[Architecture] = Registry("model", "repa_eval.models", group="repa_eval.models", skip=("layers",))
 
 
-def model(name: str, *, defaults: Any, presets: Mapping[str, Mapping[str, Any]]) -> Callable[[type], type]:
-    """Register a network class that is built from one config; the class is returned unchanged."""
+def model(
+    name: str,
+    *,
+    defaults: Any,
+    presets: Mapping[str, Mapping[str, Any]],
+    read: Callable[[Shapes], dict[str, Any] | None] | None = None,
+) -> Callable[[type], type]:
+    """Register a network class that is built from one config; the class is returned unchanged.
+
+    read: returns the config fields that a state dict's names and shapes tell, None if it is no such network; an
+    architecture without it is not recognised in foreign checkpoints.
+    """
 
     def record(cls: type) -> type:
-        MODELS.register(name, source=cls)(Architecture(name=name, build=cls, defaults=defaults, presets=presets))
+        MODELS.register(name, source=cls)(
+            Architecture(name=name, build=cls, defaults=defaults, presets=presets, read=read)
+        )
         return cls
 
     return record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -11,21 +11,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repa_eval.errors import UserError
+from repa_eval.interpolant import Interpolant
 
 
 class DiffusionModel(nn.Module):
-    """What every diffusion model of ours has, beside `forward(x, t, y, *, taps)`.
+    """What every diffusion model of ours has, beside `forward(x, t, y, *, taps) -> (output, {layer: hidden})`.
 
     config: its arguments (depth, in_channels, input_size, num_classes, ...). projectors: heads to teacher features.
+    prefix_tokens: how many tokens stand before the patches in every hidden state (REG: its class token).
+    native: the network's own time and target; noising: how its x_t is made (both are entries of the protocol).
     """
 
     config: Any
     projectors: nn.ModuleList
+    prefix_tokens: int = 0
+    native: str = "t=1 noise, v = noise - data"
+    noising: str = "interpolant"
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks, the largest layer that can be tapped."""
+        return int(self.config.depth)
 
     @property
     def null_label(self) -> int:
         """The label that means "no class"."""
         return int(self.config.num_classes)
+
+    def noised(self, x: Tensor, noise: Tensor, t: Tensor, interpolant: Interpolant) -> Tensor:
+        """Return x_t (B, C, H, W) of clean x, noise and t (B,), as the model must be given it."""
+        return interpolant.mix(x, noise, t)
+
+    def null_condition(self, count: int) -> Tensor:
+        """Return what `forward` takes as y for `count` images of no class, on the model's device."""
+        return torch.full((count,), self.null_label, device=next(self.parameters()).device)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -82,32 +101,57 @@ class LabelEmbedder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with qkv bias and optional LayerNorm of queries and keys per head (eps 1e-5)."""
+    """Multi-head self-attention with qkv bias and optional norm of queries and keys per head.
 
-    def __init__(self, width: int, num_heads: int, *, qk_norm: bool = False, fused_attn: bool = True) -> None:
+    norm: the norm's class, built from the head width; the family's published one is LayerNorm with eps 1e-5.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        qk_norm: bool = False,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+        fused_attn: bool = True,
+    ) -> None:
         super().__init__()
         if width % num_heads:
             raise UserError(f"hidden_size {width} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         self.fused_attn = fused_attn
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = nn.LayerNorm(width // num_heads) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(width // num_heads) if qk_norm else nn.Identity()
+        self.q_norm = norm(width // num_heads) if qk_norm else nn.Identity()
+        self.k_norm = norm(width // num_heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, N, D) from x (B, N, D)."""
+    def forward(
+        self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, *, logits: list[Tensor] | None = None
+    ) -> Tensor:
+        """Return (B, N, D) from x (B, N, D).
+
+        rotate: a rotary position embedding, applied to queries and keys (B, heads, N, head width) after their norm.
+        logits: a list to which (q head_width^-0.5) k^T, (B, heads, N, N), is appended; fused attention never has them.
+        """
         batch, tokens, width = x.shape
-        head_width = width // self.num_heads
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, head_width).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)  # each (B, heads, N, head_width)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if self.fused_attn:
+        q, k, v = self.heads(x, rotate)
+        if self.fused_attn and logits is None:
             mixed = F.scaled_dot_product_attention(q, k, v)
         else:
-            mixed = ((q * head_width**-0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            if logits is not None:
+                logits.append(scores)
+            mixed = scores.softmax(dim=-1) @ v
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
         return out
+
+    def heads(self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, each (B, heads, N, head width), as they enter the attention."""
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        return (q, k, v) if rotate is None else (rotate(q), rotate(k), v)
 
 
 def xavier(linear: nn.Module) -> None:

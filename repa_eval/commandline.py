@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -113,19 +113,64 @@ def measuring(function: F) -> F:
     )(function)
 
 
+def recognising(function: F) -> F:
+    """Add the options that say how a checkpoint is opened: --weights, --set, --allow-nan."""
+    for decorator in (
+        click.option("--allow-nan", is_flag=True, help="open it even if weights are not finite"),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="what the file cannot tell, such as num_heads=6 or system=DiT",
+        ),
+        click.option(
+            "--weights",
+            type=click.Choice(["ema", "online"]),
+            default="ema",
+            show_default=True,
+            help="averaged or trained weights",
+        ),
+    ):
+        function = decorator(function)
+    return function
+
+
 def opening(function: F) -> F:
-    """Add the options that open a checkpoint: --ckpt, --weights and --dtype."""
+    """Add the options that open a checkpoint to compute with: --ckpt, --dtype and those of `recognising`."""
     function = click.option(
         "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="in which the model computes"
     )(function)
-    function = click.option(
-        "--weights",
-        type=click.Choice(["ema", "online"]),
-        default="ema",
-        show_default=True,
-        help="averaged or trained weights",
-    )(function)
-    return click.option("--ckpt", required=True, help="checkpoint file")(function)
+    function = recognising(function)
+    return click.option("--ckpt", required=True, help="checkpoint: a file, a folder or hf:owner/name[:file]")(function)
+
+
+def open_checkpoint(ckpt: str, given: Mapping[str, Any]) -> Any:
+    """Return the Checkpoint that --ckpt names, opened as the options of `recognising` say."""
+    from repa_eval import checkpoints
+    from repa_eval.config import parse_overrides
+
+    overrides = parse_overrides(given["settings"])
+    return checkpoints.load(ckpt, weights=given["weights"], overrides=overrides, allow_nan=given["allow_nan"])
+
+
+def measurable(opened: Any) -> Any:
+    """Return the opened checkpoint's model; UserError unless it is a diffusion model of the family."""
+    from repa_eval.models.layers import DiffusionModel
+
+    if not isinstance(opened.model, DiffusionModel):
+        raise UserError(
+            f"{opened.path} holds {opened.model_name}, which is no diffusion model: it has no blocks to measure"
+        )
+    return opened.model
+
+
+def data_of(opened: Any, given: str | None) -> str:
+    """Return the data to measure on: as given, else as recorded; UserError if neither says it."""
+    name = given or opened.recipe.get("data")
+    if not name:
+        raise UserError(f"{opened.path} does not say what it was trained on: name the images with --data")
+    return str(name)
 
 
 def gridded(function: F) -> F:
@@ -162,11 +207,7 @@ def table(header: Sequence[str], body: Sequence[Sequence[object]]) -> str:
 
 def block_numbers(text: str, opened: Any) -> list[int]:
     """Return the block numbers meant by "all" or "3,4"; UserError if the checkpoint's model does not have one."""
-    if not hasattr(opened.model, "null_label"):
-        raise UserError(
-            f"{opened.path} holds {opened.model_name}, which is no diffusion model: it has no blocks to measure"
-        )
-    depth = opened.model.depth
+    depth = measurable(opened).depth
     if text == "all":
         return list(range(1, depth + 1))
     try:

@@ -17,6 +17,7 @@ from repa_eval.features import hidden_features, teacher_features
 from repa_eval.interpolant import Interpolant
 from repa_eval.metrics.cka import cka
 from repa_eval.metrics.cknna import cknna
+from repa_eval.models.layers import DiffusionModel
 from repa_eval.models.sit import SiT, SiTConfig
 from repa_eval.results import protocol_hash, records_of
 from repa_eval.teachers._registry import Teacher, load_teacher
@@ -34,13 +35,13 @@ def awake(**sizes: int) -> SiT:
     return model.eval()
 
 
-class Spy(nn.Module):
+class Spy(DiffusionModel):
     """A model that keeps what it was asked."""
 
     def __init__(self, model: SiT) -> None:
         super().__init__()
         self.model = model
-        self.config, self.null_label = model.config, model.null_label
+        self.config = model.config
         self.seen: list[tuple[Tensor, Tensor, Tensor, tuple[int, ...]]] = []
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, taps: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor]]:

@@ -400,14 +400,14 @@ def test_a_map_is_drawn(work: Path, here: Path) -> None:
         (
             "--ckpt ../ck/foreign.pt",
             2,
-            "foreign.pt is a checkpoint of no known layout (repa-eval); it holds: epoch, state",
+            "foreign.pt is a checkpoint of no known layout (diffusers, ",
         ),
         (
             "--ckpt ../ck/judge.pt",
             2,
             "judge.pt holds CNN-digits, which is no diffusion model: it has no blocks to measure",
         ),
-        ("--ckpt ../ck/vanilla.pt", 2, "was trained without a teacher: name one with --teacher, such as digits-vit"),
+        ("--ckpt ../ck/vanilla.pt", 2, "records no teacher: name one with --teacher, such as digits-vit"),
         ("--ckpt ../ck/repa.pt --layer 8", 2, "layer 8: this model has blocks 1..6; its aligned block is 3"),
         ("--ckpt ../ck/repa.pt --layer 0", 2, "layer 0: this model has blocks 1..6; its aligned block is 3"),
         ("--ckpt ../ck/vanilla.pt --layer 3 --teacher digits-vit", 2, "layer 3: this model has blocks 1..2"),
@@ -479,7 +479,7 @@ def test_sweep_adds_what_is_missing(here: Path) -> None:
 def test_what_cannot_be_swept_is_one_line(here: Path) -> None:
     fails(repa_eval("sweep", "nothing"), 2, "nothing is no run folder: it holds no checkpoints/")
     run(tiny("classifier", max_steps=1), here / "judge")
-    fails(repa_eval("sweep", "judge", "--quiet"), 2, "judge holds CNN-digits, which is no diffusion model")
+    fails(repa_eval("sweep", "judge", "--quiet"), 2, "holds CNN-digits, which is no diffusion model")
 
 
 # --- sample, fid

@@ -13,11 +13,13 @@ from repa_eval.commandline import (
     block_numbers,
     choose_device,
     computing,
+    data_of,
     deliver,
     example,
     gridded,
     layer_table,
     measuring,
+    open_checkpoint,
     opening,
     parse_floats,
     run_columns,
@@ -40,17 +42,13 @@ from repa_eval.results import Row
 @computing
 @measuring
 @example("repa-eval align --ckpt runs/digits-repa/checkpoints/0001500.pt --layer 3")
-def command(
-    ckpt: str, weights: str, layers: str, as_json: bool, rows: Path | None, plot: Path | None, **given: Any
-) -> None:
+def command(ckpt: str, layers: str, as_json: bool, rows: Path | None, plot: Path | None, **given: Any) -> None:
     """Measure CKNNA, CKA and others between hidden states and a teacher, per layer and timestep.
 
     All layers are read in one forward pass per timestep.
     """
-    from repa_eval import checkpoints
-
     times = parse_floats(given["timesteps"], "--timesteps")
-    opened = checkpoints.load(ckpt, weights=weights)
+    opened = open_checkpoint(ckpt, given)
     measured = _measure(opened, block_numbers(layers, opened), times, **given)
     if plot is not None:
         _plot(measured, plot)
@@ -71,8 +69,8 @@ def _measure(opened: Any, layers: list[int], times: list[float], **given: Any) -
     recorded = split_names(opened.option("enc_type") or "")
     names = split_names(given["teacher_name"] or "") or recorded
     if not names:
-        raise UserError(f"{opened.path} was trained without a teacher: name one with --teacher, such as digits-vit")
-    data_name = given["data_name"] or opened.recipe.get("data")
+        raise UserError(f"{opened.path} records no teacher: name one with --teacher, such as digits-vit")
+    data_name = data_of(opened, given["data_name"])
     split = given["split"] or unseen_split(data_name)
     images = load_data(data_name, split).head(given["num_images"])
     path = from_dict(Interpolant(), opened.option("interpolant") or {})

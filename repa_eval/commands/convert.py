@@ -7,42 +7,40 @@ from typing import Any
 
 import click
 
-from repa_eval.commandline import OneLine, example
+from repa_eval.commandline import OneLine, example, open_checkpoint, recognising
 
 
 @click.command(cls=OneLine)
 @click.argument("ckpt")
 @click.option("--to", "folder", required=True, type=click.Path(file_okay=False, path_type=Path), help="folder to write")
-@click.option("--name", help="stem of the files; default: the name of the run")
-@click.option(
-    "--weights", type=click.Choice(["ema", "online"]), default="ema", show_default=True, help="averaged or trained"
-)
+@click.option("--name", help="write NAME.safetensors, NAME.json and NAME.md instead")
+@recognising
 @click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
-@example("repa-eval convert runs/digits-vit/checkpoints/0000800.pt --to converted/digits-vit")
-def command(ckpt: str, folder: Path, name: str | None, weights: str, as_json: bool) -> None:
-    """Write a checkpoint as NAME.safetensors, NAME.json (architecture and recipe) and NAME.md (a card).
+@example("repa-eval convert runs/digits-repa/checkpoints/0001500.pt --to converted/digits-repa")
+def command(ckpt: str, folder: Path, name: str | None, as_json: bool, **given: Any) -> None:
+    """Write a checkpoint as model.safetensors, config.json (architecture, recipe) and README.md (a card).
 
-    An encoder gets its normalisation statistics from its training data, and its card says what it knows: accuracies
-    on the test images, which it never saw.
+    The folder opens again wherever a checkpoint is asked for. An encoder gets its normalisation statistics from its
+    training data, and its card says what it knows: accuracies on the test images, which it never saw.
     """
     import json
 
     from safetensors.torch import save
 
-    from repa_eval import checkpoints
-    from repa_eval.config import to_dict
+    from repa_eval.checkpoints import safetensors_folder
     from repa_eval.hashing import digest_module
     from repa_eval.results import write_atomic
 
-    opened = checkpoints.load(ckpt, weights=weights)
-    stem = name or opened.run
+    opened = open_checkpoint(ckpt, given)
     facts = _facts(opened)
-    tensors = {key: value.contiguous() for key, value in opened.model.state_dict().items()}
-    write_atomic(folder / f"{stem}.safetensors", save(tensors))
-    record = {"model": opened.model_name, "architecture": to_dict(opened.model.config), "recipe": opened.recipe}
-    write_atomic(folder / f"{stem}.json", json.dumps({**record, "step": opened.step}, indent=1) + "\n")
-    write_atomic(folder / f"{stem}.md", _card(stem, opened, digest_module(opened.model), facts))
-    files = [f"{folder / stem}.{ending}" for ending in ("safetensors", "json", "md")]
+    record = safetensors_folder.describe(opened)
+    tensors = {key: value.contiguous() for key, value in opened.network.state_dict().items()}
+    weights = f"{name}.safetensors" if name else safetensors_folder.WEIGHTS
+    config, card = (f"{name}.json", f"{name}.md") if name else (safetensors_folder.CONFIG, "README.md")
+    write_atomic(folder / weights, save(tensors))
+    write_atomic(folder / config, json.dumps(record, indent=1) + "\n")
+    write_atomic(folder / card, _card(name or opened.run, opened, digest_module(opened.network), facts))
+    files = [str(folder / file) for file in (weights, config, card)]
     click.echo(json.dumps({"files": files, "facts": facts}) if as_json else files[0])
 
 
@@ -66,15 +64,19 @@ def _facts(opened: Any) -> dict[str, float]:
 
 def _card(stem: str, opened: Any, digest: str, facts: dict[str, float]) -> str:
     recipe = opened.recipe
+    made = recipe.get("name")
+    source = opened.path.parent.parent.name + "/checkpoints/" if opened.path.parent.name == "checkpoints" else ""
+    origin = [f"`repa-train --recipe {made}` (seed {recipe.get('seed')}, {opened.step} steps), then"] if made else []
+    origin.append(f"`repa-eval convert {source}{opened.path.name} --to ... --name {stem}`")
     lines = [
         f"# {stem}",
         "",
-        f"{recipe.get('description', '')}.",
-        "",
-        f"- Made by: `repa-train --recipe {recipe.get('name')}` (seed {recipe.get('seed')}, {opened.step} steps), then",
-        f"  `repa-eval convert {opened.path.parent.parent.name}/checkpoints/{opened.path.name} --to ... --name {stem}`",
-        f"- Data: {recipe.get('data')}, split {recipe.get('split')}; the test images were not seen",
-        f"- Architecture: {opened.model_name}, {sum(p.numel() for p in opened.model.parameters()):,} parameters",
+        *([f"{recipe['description']}.", ""] if recipe.get("description") else []),
+        f"- Made by: {'  '.join(origin)}",
+        f"- System: {', '.join(opened.systems) or 'none of the family'}",
+        *([f"- Data: {recipe['data']}, split {recipe.get('split')}; test images were not seen"] if made else []),
+        f"- Architecture: {opened.model_name}, {sum(p.numel() for p in opened.network.parameters()):,} parameters",
+        f"- Convention: {' or '.join(getattr(model, 'native', 'none') for model in opened.models)}",
         f"- Weights: {opened.weights}, hash {digest}",
         *(f"- {name}: {value:.3f}" for name, value in facts.items()),
     ]

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
-from repa_eval.commandline import OneLine, example
+from repa_eval.commandline import OneLine, example, open_checkpoint, recognising
 
 
 @click.command(cls=OneLine)
 @click.argument("ckpt")
-@click.option(
-    "--weights", type=click.Choice(["ema", "online"]), default="ema", show_default=True, help="averaged or trained"
-)
+@recognising
 @click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
 @example("repa-eval inspect runs/digits-repa/checkpoints/0001500.pt")
-def command(ckpt: str, weights: str, as_json: bool) -> None:
-    """Say what a checkpoint is: systems it can be, architecture, sizes, step, teacher."""
-    from repa_eval import checkpoints
+def command(ckpt: str, as_json: bool, **given: Any) -> None:
+    """Say what a checkpoint is: systems it can be, architecture, sizes, step, teacher.
 
-    info = checkpoints.load(ckpt, weights=weights).info()
+    Recognised by the names and shapes in it, never by its file name; nothing in it is executed.
+    """
+    info = open_checkpoint(ckpt, given).info()
     if as_json:
         click.echo(json.dumps(info))
         return

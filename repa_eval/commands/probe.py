@@ -13,11 +13,13 @@ from repa_eval.commandline import (
     block_numbers,
     choose_device,
     computing,
+    data_of,
     deliver,
     example,
     gridded,
     layer_table,
     measuring,
+    open_checkpoint,
     opening,
     parse_floats,
     run_columns,
@@ -32,16 +34,14 @@ from repa_eval.results import Row
 @computing
 @measuring
 @example("repa-eval probe --ckpt runs/digits-repa/checkpoints/0001500.pt --layer 3")
-def command(ckpt: str, weights: str, layers: str, as_json: bool, rows: Path | None, **given: Any) -> None:
+def command(ckpt: str, layers: str, as_json: bool, rows: Path | None, **given: Any) -> None:
     """Probe hidden states for the class: linear and k-NN accuracy per layer and timestep.
 
     Fitted on training images, its setting chosen on validation images, scored on test images that training never saw.
     The teacher's own score is the reference level.
     """
-    from repa_eval import checkpoints
-
     times = parse_floats(given["timesteps"], "--timesteps")
-    opened = checkpoints.load(ckpt, weights=weights)
+    opened = open_checkpoint(ckpt, given)
     measured = _measure(opened, block_numbers(layers, opened), times, **given)
     deliver(measured, to=rows, as_json=as_json, show=lambda shown: _show(shown, opened.option("encoder_depth")))
 
@@ -57,7 +57,7 @@ def _measure(opened: Any, layers: list[int], times: list[float], **given: Any) -
 
     device = choose_device(given["device"])
     kinds = [kind.strip() for kind in given["kinds"].split(",")]
-    splits = probe_splits(given["data_name"] or opened.recipe.get("data"))
+    splits = probe_splits(data_of(opened, given["data_name"]))
     rows = grid.probe(
         opened.model.to(device=device, dtype=getattr(torch, given["dtype"])),
         splits,

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from repa_eval.commandline import OneLine, choose_device, deliver, example
+from repa_eval.commandline import OneLine, choose_device, deliver, example, measurable
 from repa_eval.errors import UserError
 
 
@@ -52,8 +52,7 @@ def _measure_missing(run: Path, teachers: list[str], device: str, quiet: bool) -
     for path in sorted((run / "checkpoints").glob("[0-9]*.pt")):
         opened = checkpoints.load(path)
         if not measures:
-            if not hasattr(opened.model, "null_label"):
-                raise UserError(f"{run} holds {opened.model_name}, which is no diffusion model: nothing to measure")
+            measurable(opened)
             measures = monitors.everything(monitors.Subject(resolve(opened.recipe), run, device), teachers)
         step = opened.step or 0
         for measure in measures:

@@ -1,0 +1,70 @@
+"""A transformer or UNet that diffusers saved: a folder with config.json (`_class_name`), or a pipeline around it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from repa_eval.checkpoints.recognise import Checkpoint, Request, layout
+from repa_eval.errors import Failure, UserError, first_line
+
+PARTS = ("transformer", "unet")  # where a pipeline keeps its denoiser
+SYSTEMS = {"SD3Transformer2DModel": ("SoftREPA",), "UNet2DConditionModel": ("SoftREPA",)}
+
+
+@layout("diffusers")
+def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
+    """Return the checkpoint with the network as diffusers builds it, its weights untouched."""
+    parts = [path / part for part in PARTS] if (path / "model_index.json").is_file() else []
+    folder = next((part for part in parts if part.is_dir()), path)
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        return None
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise Failure(f"{config_file} is damaged: {error}") from error
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    if name is None:
+        return None
+    network = _open(folder, str(name))
+    return Checkpoint(
+        path=path,
+        layout="diffusers",
+        systems=SYSTEMS.get(str(name), ()),
+        model_name=str(name),
+        models=(network,),
+        weights=request.weights,
+        step=None,
+        facts=_facts(config),
+    )
+
+
+def _open(folder: Path, name: str) -> Any:
+    try:
+        import diffusers
+    except ModuleNotFoundError as error:
+        raise UserError(f"{folder} holds a {name}: install diffusers, pip install 'repa-eval[latents]'") from error
+    known = getattr(diffusers, name, None)
+    if not (isinstance(known, type) and issubclass(known, diffusers.ModelMixin)):
+        raise UserError(f"{folder} holds a {name}, which the installed diffusers {diffusers.__version__} does not know")
+    try:
+        return known.from_pretrained(folder, use_safetensors=True)  # never a pickle
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise Failure(f"{folder} cannot be opened by diffusers: {first_line(error)}") from error
+
+
+def _facts(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the sizes under the names that `inspect` uses."""
+    heads, head_width = config.get("num_attention_heads"), config.get("attention_head_dim")
+    both = isinstance(heads, int) and isinstance(head_width, int)
+    return {
+        "depth": config.get("num_layers"),
+        "hidden_size": heads * head_width if both else None,
+        "num_heads": heads,
+        "patch_size": config.get("patch_size"),
+        "in_channels": config.get("in_channels"),
+        "input_size": config.get("sample_size"),
+        "num_classes": config.get("num_embeds_ada_norm"),
+    }

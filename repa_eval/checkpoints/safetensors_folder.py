@@ -1,0 +1,72 @@
+"""What `repa-eval convert` writes: model.safetensors beside config.json, or NAME.safetensors beside NAME.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from repa_eval.checkpoints import networks
+from repa_eval.checkpoints.reading import read_safetensors
+from repa_eval.checkpoints.recognise import Checkpoint, Request, layout
+from repa_eval.config import from_dict, to_dict
+from repa_eval.errors import Failure, UserError
+from repa_eval.models._registry import MODELS
+from repa_eval.models.conventions import VELOCITY, converted
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the record that opens the weights again without looking at them; UserError if no network of ours."""
+    network = checkpoint.network
+    registered = next((name for name, known in MODELS.items() if known.build is type(network)), None)
+    if registered is None:
+        raise UserError(f"{checkpoint.path} holds a {checkpoint.model_name}, which is not converted: it is one already")
+    return {
+        "class": registered,
+        "model": checkpoint.model_name,
+        "architecture": to_dict(network.config),
+        "systems": list(checkpoint.systems),
+        "conventions": [getattr(model, "native", VELOCITY) for model in checkpoint.models],
+        "weights": checkpoint.weights,
+        "step": checkpoint.step,
+        "recipe": checkpoint.recipe,
+    }
+
+
+@layout("safetensors")
+def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
+    """Return the checkpoint as its config describes it."""
+    weights = path / WEIGHTS if path.is_dir() else path
+    config_file = path / CONFIG if path.is_dir() else path.with_suffix(".json")
+    if weights.suffix != ".safetensors" or not config_file.is_file():
+        return None
+    try:
+        record = json.loads(config_file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise Failure(f"{config_file} is damaged: {error}") from error
+    if not isinstance(record, dict) or not {"model", "architecture"} <= set(record):
+        return None
+    if not weights.is_file():
+        raise Failure(f"{path} has a {CONFIG} but no {WEIGHTS}")
+    if request.weights != record.get("weights", "ema"):
+        raise UserError(f"{path} holds the {record.get('weights', 'ema')} weights only")
+    if "class" in record:
+        architecture = MODELS.get(record["class"])
+        config = from_dict(architecture.defaults, record["architecture"], where="architecture")
+    else:
+        architecture, config = networks.preset_of(record["model"], record["architecture"])
+    state = read_safetensors(weights) if path.is_dir() else content
+    natives = record.get("conventions") or [VELOCITY]
+    network = networks.assemble(architecture, config, state, where=str(path))
+    return Checkpoint(
+        path=path,
+        layout="safetensors",
+        systems=tuple(record.get("systems", ())),
+        model_name=record["model"],
+        models=tuple(converted(network, native) for native in natives),
+        weights=request.weights,
+        step=record.get("step"),
+        recipe=record.get("recipe") or {},
+    )

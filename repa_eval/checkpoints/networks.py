@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
@@ -72,13 +72,15 @@ def complete(
 def size_name(architecture: Architecture, config: Any) -> str:
     """Return the preset that a config is (data and teachers aside), else the architecture's name."""
     own = to_dict(config)
+    stub = bool(own.get("warmup"))  # ERW's first stage: the first blocks of a size
+    free = {*FREE, "depth"} if stub else FREE
     for size, row in architecture.presets.items():
-        if all(_plain(own.get(key)) == _plain(value) for key, value in row.items() if key not in FREE):
-            return size
+        if all(_plain(own.get(key)) == _plain(value) for key, value in row.items() if key not in free):
+            return f"{size}, first {own['depth']} blocks" if stub else size
     return architecture.name
 
 
-FREE = ("projector_dim", "z_dims", "num_classes", "input_size", "in_channels")  # do not make another size
+FREE = {"projector_dim", "z_dims", "num_classes", "input_size", "in_channels"}  # do not make another size
 
 
 def _plain(value: Any) -> Any:
@@ -106,12 +108,17 @@ def assemble(architecture: Architecture, config: Any, state: State, *, where: st
     """Return the network with the tensors of `state` as its own: built on the meta device, nothing is copied."""
     with torch.device("meta"):
         network = architecture.build(config)
+    fill(network, state, size=size_name(architecture, config), where=where)
+    return network.eval().requires_grad_(False)
+
+
+def fill(network: nn.Module, state: State, *, size: str, where: str) -> None:
+    """Give a network on the meta device the tensors of `state`; Failure that says what does not fit."""
     wrong = misfits({name: tuple(t.shape) for name, t in network.state_dict().items()}, state)
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise Failure(f"{where}: the weights do not fit {size_name(architecture, config)}: {wrong[0]}{more}")
+        raise Failure(f"{where}: the weights do not fit {size}: {wrong[0]}{more}")
     network.load_state_dict(state, strict=True, assign=True)
-    return network.eval().requires_grad_(False)
 
 
 def misfits(wanted: Mapping[str, tuple[int, ...]], state: State) -> list[str]:
@@ -133,13 +140,15 @@ def refuse_unfinite(network: nn.Module, path: Path) -> None:
         raise Failure(f"{path}: the weights {bad[0]}{more} are not finite; --allow-nan opens it all the same")
 
 
-def nearest(state: State) -> tuple[str, list[str]]:
-    """Return the architecture whose names are most like those of `state`, and what does not fit it; "" if none is."""
+def nearest(state: State, order: Iterable[str]) -> tuple[str, list[str]]:
+    """Return the first of the best architectures whose names are like those of `state`, and what does not fit it.
+
+    "" if none is like it. order: names of architectures, the most common first.
+    """
     own = {_pattern(name) for name in state}
     best: tuple[float, str, set[str]] = (0.0, "", set())
-    for name, architecture in MODELS.items():
-        if architecture.read is None:
-            continue
+    for name in order:
+        architecture = MODELS.get(name)
         with torch.device("meta"):
             network = architecture.build(architecture.preset(next(iter(architecture.presets))))
         patterns = {_pattern(key) for key in network.state_dict()}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from repa_eval.checkpoints import behaviour, networks
 from repa_eval.checkpoints.reading import read_file
-from repa_eval.checkpoints.systems import readings_of
+from repa_eval.checkpoints.systems import READINGS, readings_of
 from repa_eval.errors import Failure, UserError, unknown
 from repa_eval.models.conventions import converted, published
 from repa_eval.models.layers import DiffusionModel
@@ -158,17 +158,18 @@ def from_state(
         if reading.native not in models:
             network = networks.assemble(architecture, config, state, where=str(path))
             models[reading.native] = converted(network, reading.native)
-            names.append(size)
+            names.append(reading.published(size))
     systems = tuple(dict.fromkeys(reading.system for reading in readings))
     return Checkpoint(path=path, systems=systems, model_name=names[0], models=tuple(models.values()), **facts)
 
 
 def _unknown(file: Path, content: Any) -> UserError | Failure:
     tensors = _tensors(content)
-    name, wrong = networks.nearest(networks.cleaned(tensors))
+    name, wrong = networks.nearest(networks.cleaned(tensors), dict.fromkeys(r.architecture for r in READINGS))
     if name:
+        systems = ", ".join(dict.fromkeys(r.system for r in READINGS if r.architecture == name and not r.only_told))
         shown = "; ".join(wrong[:3]) + (f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else "")
-        return UserError(f"{file} is a checkpoint of no known system; nearest is {name}, but {shown}")
+        return UserError(f"{file} is a checkpoint of no known system; nearest is {name} ({systems}), but {shown}")
     shown = ", ".join(sorted(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
     return UserError(f"{file} is a checkpoint of no known layout ({', '.join(LAYOUTS.names())}); it holds: {shown}")
 

@@ -27,6 +27,10 @@ class Reading:
     told: Callable[[Options], bool] = lambda options: False
     only_told: bool = False
 
+    def published(self, size: str) -> str:
+        """Return the name that the system's own trainer gives a size: REG and ERW call their networks SiT too."""
+        return size.replace("SiT-REG", "SiT").replace("SiT-ERW", "SiT")
+
 
 def _sigma(config: Any) -> bool:
     return bool(config.learn_sigma)

@@ -9,7 +9,7 @@ import numpy as np
 
 from repa_eval.data._registry import Images
 from repa_eval.errors import UserError
-from repa_eval.features import hidden_features, teacher_features
+from repa_eval.features import ClassTokens, hidden_features, model_record, teacher_features
 from repa_eval.interpolant import Interpolant
 from repa_eval.models.layers import DiffusionModel, check_taps
 from repa_eval.probes import linear
@@ -48,6 +48,7 @@ def probe(
     kinds: Sequence[str] = KINDS,
     interpolant: Interpolant | None = None,
     seed: int = 0,
+    class_tokens: ClassTokens | None = None,
     batch_size: int = 256,
     columns: Mapping[str, Any] | None = None,
 ) -> list[Row]:
@@ -55,11 +56,11 @@ def probe(
 
     Features are token means under the null label, standardised with the training statistics (linear) or
     L2-normalised (k-NN). The noise of an image depends on the seed, its split and its index, not on layer or time.
-    stderr is the binomial one of the test images.
+    stderr is the binomial one of the test images. class_tokens: see `hidden_features`.
     """
     check_taps(layers, model.depth)
     path = interpolant or Interpolant()
-    records = {kind: protocol(splits, path, kind=kind, seed=seed) for kind in kinds}
+    records = {kind: protocol(splits, path, kind=kind, seed=seed) | model_record(model) for kind in kinds}
     rows = []
     for t in timesteps:
         features = {
@@ -71,6 +72,7 @@ def probe(
                 interpolant=path,
                 seed=seed,
                 stream=f"probe {name}",
+                class_tokens=class_tokens,
                 batch_size=batch_size,
             )
             for name, images in _parts(splits).items()

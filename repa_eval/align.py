@@ -9,7 +9,7 @@ import numpy as np
 
 from repa_eval.data._registry import Images
 from repa_eval.errors import UserError
-from repa_eval.features import Array, hidden_features, teacher_features
+from repa_eval.features import Array, ClassTokens, hidden_features, model_record, teacher_features
 from repa_eval.interpolant import Interpolant
 from repa_eval.metrics._kernels import normalise_rows
 from repa_eval.metrics._registry import ALIGNMENT
@@ -32,6 +32,7 @@ def align(
     interpolant: Interpolant | None = None,
     normalise: bool = True,
     seed: int = 0,
+    class_tokens: ClassTokens | None = None,
     batch_size: int = 256,
     columns: Mapping[str, Any] | None = None,
 ) -> list[Row]:
@@ -39,17 +40,26 @@ def align(
 
     Features: token means, null label; rows L2-normalised before a metric sees them (`normalise`), as the callers of
     platonic-rep do. layers: block numbers, 1-based. images: the same for model and teacher.
-    columns: further entries of every row (run, step, ...).
+    class_tokens: see `hidden_features`. columns: further entries of every row (run, step, ...).
     """
     functions = {name: ALIGNMENT.get(name).function for name in metrics}
     check_taps(layers, model.depth)
     path = interpolant or Interpolant()
     target = _prepared(teacher_features(teacher, images, batch_size=batch_size), f"teacher {teacher.name}", normalise)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    record = protocol(teacher, images, path, normalise=normalise, seed=seed, dtype=dtype)
+    record = protocol(teacher, images, path, normalise=normalise, seed=seed, dtype=dtype) | model_record(model)
     rows = []
     for t in timesteps:
-        hidden = hidden_features(model, images, layers=layers, t=t, interpolant=path, seed=seed, batch_size=batch_size)
+        hidden = hidden_features(
+            model,
+            images,
+            layers=layers,
+            t=t,
+            interpolant=path,
+            seed=seed,
+            class_tokens=class_tokens,
+            batch_size=batch_size,
+        )
         for layer in layers:
             features = _prepared(hidden[layer], f"layer {layer} at t={t}", normalise)
             cell = {"layer": layer, "timestep": float(t), "n": len(images), "seed": seed, **(columns or {})}

@@ -173,6 +173,29 @@ def data_of(opened: Any, given: str | None) -> str:
     return str(name)
 
 
+def class_tokens_of(opened: Any, device: str, given: str | None) -> Any:
+    """Return what gives a model with a class token the clean one of an image, None for other models.
+
+    It is that of the teacher the checkpoint was trained with; where the file names none, of the first of `given`.
+    """
+    from repa_eval.teachers._registry import load_teacher, split_names
+
+    if not measurable(opened).prefix_tokens:
+        return None
+    names = split_names(opened.option("enc_type") or given or "")
+    if not names:
+        raise UserError(f"{opened.path} reads a teacher's class token: name the teacher with --teacher")
+    teacher = load_teacher(names[0]).to(device)
+
+    def tokens(pixels: Any) -> Any:
+        cls = teacher(pixels.to(device)).cls
+        if cls is None:
+            raise UserError(f"teacher {names[0]} has no class token, which {opened.path} reads")
+        return cls
+
+    return tokens
+
+
 def gridded(function: F) -> F:
     """Add the options of a layer x timestep grid: --layer, --timesteps, --teacher, --data."""
     for decorator in (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from repa_eval.seeding import generators, normal
 from repa_eval.teachers._registry import Teacher
 
 Array = np.ndarray[Any, Any]
+ClassTokens = Callable[[Tensor], Tensor]  # uint8 images (B, C, H, W) -> clean class tokens (B, z)
 
 
 @torch.no_grad()
@@ -29,13 +30,15 @@ def hidden_features(
     interpolant: Interpolant,
     seed: int = 0,
     stream: str = "align",
+    class_tokens: ClassTokens | None = None,
     batch_size: int = 256,
 ) -> dict[int, Array]:
     """Return {layer: (N, D) float32}: token means of the hidden states of noised images, all layers in one forward.
 
     t: time in [0, 1], 1 = noise. The noise of image i depends on (seed, stream, i) alone: the same for every layer,
     time and checkpoint. The label is the null label: the class must not leak into the features (REPA
-    issues 24, 32).
+    issues 24, 32). class_tokens: what gives a model with a class token (REG) the clean one of an image; it is noised
+    at the same t, and left out of the means.
     """
     if not 0.0 <= t <= 1.0:
         raise UserError(f"timestep {t} is outside [0, 1] (0 = data, 1 = noise)")
@@ -44,8 +47,10 @@ def hidden_features(
     for first in range(0, len(images), batch_size):
         indices = range(first, min(first + batch_size, len(images)))
         pixels, _ = images.fetch(indices)
-        x, times, labels = noised(model, pixels, indices, t=t, interpolant=interpolant, seed=seed, stream=stream)
-        _, hidden = model(x, times, labels, taps=tuple(layers))
+        inputs = noised(
+            model, pixels, indices, t=t, interpolant=interpolant, seed=seed, stream=stream, class_tokens=class_tokens
+        )
+        _, hidden = model(**inputs, taps=tuple(layers))
         for layer in layers:
             collected[layer].append(hidden[layer][:, model.prefix_tokens :].float().mean(1).cpu())
     return {layer: torch.cat(parts).numpy() for layer, parts in collected.items()}
@@ -60,8 +65,12 @@ def noised(
     interpolant: Interpolant,
     seed: int,
     stream: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the model is given for images uint8 (B, C, H, W): x_t, t (B,) and null labels (B,), on its device."""
+    class_tokens: ClassTokens | None = None,
+) -> dict[str, Tensor]:
+    """Return what the model is given for images uint8 (B, C, H, W): x (noised), t (B,), y (null), on its device.
+
+    And cls_token (B, z), noised at the same t, where the model has one; UserError if `class_tokens` is missing then.
+    """
     like = next(model.parameters())
     x = to_signed(pixels)
     noise = normal(generators(seed, stream, indices), x.shape[1:])
@@ -71,7 +80,26 @@ def noised(
         given, wanted = ("x".join(map(str, shape)) for shape in (x.shape[1:], expected))
         raise UserError(f"the images are {given} (channels x height x width); this model reads {wanted}")
     x_t = model.noised(x, noise, times, interpolant).to(like)
-    return x_t, times.to(like.device), model.null_condition(len(x))
+    inputs = {"x": x_t, "t": times.to(like.device), "y": model.null_condition(len(x))}
+    if model.prefix_tokens:
+        if class_tokens is None:
+            raise UserError("this model reads a class token beside the image: name the teacher that it is from")
+        clean = class_tokens(pixels).float().cpu()
+        own = normal(generators(seed, f"{stream} class", indices), clean.shape[1:])
+        inputs["cls_token"] = interpolant.mix(clean, own, times).to(like)
+    return inputs
+
+
+def model_record(model: DiffusionModel) -> dict[str, Any]:
+    """Return the protocol entries of a model that is not in the project's own convention, or has a class token."""
+    record: dict[str, Any] = {}
+    if model.native != DiffusionModel.native:
+        record["native_convention"] = model.native
+    if model.noising != DiffusionModel.noising:
+        record["noising"] = model.noising
+    if model.prefix_tokens:
+        record["class_token"] = "the teacher's, noised at the same t"
+    return record
 
 
 @torch.no_grad()

@@ -38,8 +38,8 @@ def token_colours(
     side = images.shape[-1]
     device = next(model.parameters()).device
     layers = range(1, model.depth + 1)
-    x, times, labels = noised(model, pixels, range(len(images)), t=t, interpolant=interpolant, seed=0, stream="align")
-    _, hidden = model(x, times, labels, taps=layers)
+    inputs = noised(model, pixels, range(len(images)), t=t, interpolant=interpolant, seed=0, stream="align")
+    _, hidden = model(**inputs, taps=layers)
     sources = {f"teacher {teacher.name}": teacher(pixels.to(device)).patches}
     sources |= {f"block {layer}": hidden[layer] for layer in layers}
     rows = [_grey_to_rgb(pixels[:count]).numpy()]

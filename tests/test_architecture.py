@@ -55,6 +55,7 @@ SIDEWAYS = {
     ("repa_eval.features", "repa_eval.data"),
     ("repa_eval.features", "repa_eval.teachers"),
     ("repa_eval.sampling", "repa_eval.data"),
+    ("repa_eval.sampling", "repa_eval.models"),
 }
 # Reports read a table and nothing else, so that a report needs no GPU and no torch.
 ONLY_FLOOR_0 = ("repa_eval.reports",)

@@ -12,6 +12,7 @@ from repa_eval.commandline import (
     OneLine,
     block_numbers,
     choose_device,
+    class_tokens_of,
     computing,
     data_of,
     deliver,
@@ -88,6 +89,7 @@ def _measure(opened: Any, layers: list[int], times: list[float], **given: Any) -
             interpolant=path,
             normalise=not given["raw"],
             seed=given["seed"],
+            class_tokens=class_tokens_of(opened, device, given["teacher_name"]),
             batch_size=given["batch_size"],
             columns=columns,
         )

@@ -12,6 +12,7 @@ from repa_eval.commandline import (
     OneLine,
     block_numbers,
     choose_device,
+    class_tokens_of,
     computing,
     data_of,
     deliver,
@@ -66,6 +67,7 @@ def _measure(opened: Any, layers: list[int], times: list[float], **given: Any) -
         kinds=kinds,
         interpolant=from_dict(Interpolant(), opened.option("interpolant") or {}),
         seed=given["seed"],
+        class_tokens=class_tokens_of(opened, device, given["teacher_name"]),
         batch_size=given["batch_size"],
         columns=run_columns(opened),
     )

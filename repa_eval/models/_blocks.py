@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import Mlp, PatchEmbed
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repa_eval.config import option
@@ -16,6 +16,8 @@ from repa_eval.models.layers import (
     Attention,
     DiffusionModel,
     LabelEmbedder,
+    Mlp,
+    PatchEmbed,
     TimestepEmbedder,
     modulate,
     projector,
@@ -41,7 +43,22 @@ def plain_norm(width: int) -> nn.LayerNorm:
 
 def gelu_mlp(width: int, mlp_ratio: float) -> Mlp:
     """Return the family's MLP: Linear, tanh GELU, Linear."""
-    return Mlp(width, int(width * mlp_ratio), act_layer=GELU, drop=0.0)
+    return Mlp(width, int(width * mlp_ratio), act=GELU)
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward: w3(silu(first half) * second half) of one linear map w12 to twice the hidden width."""
+
+    def __init__(self, width: int, hidden: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(width, 2 * hidden, bias=bias)
+        self.w3 = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, N, D) from x (B, N, D)."""
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        out: Tensor = self.w3(F.silu(gate) * value)
+        return out
 
 
 class Block(nn.Module):
@@ -71,15 +88,22 @@ class Block(nn.Module):
         self, x: Tensor, c: Tensor, rotate: Rotate | None = None, *, logits: list[Tensor] | None = None
     ) -> Tensor:
         """Return tokens (B, N, D) from tokens x (B, N, D) and condition c (B, D); see Attention for the rest."""
-        chunks = self.adaLN_modulation(c)
+        shift, scale, gate, *mlp = self.chunks(c)
+        attended = self.attn(modulate(self.norm1(x), shift, scale), rotate, logits=logits)
+        return self.finish(x + gate.unsqueeze(1) * attended, *mlp)
+
+    def chunks(self, c: Tensor) -> tuple[Tensor, ...]:
+        """Return shift, scale and gate of the attention, then those of the MLP, each (B, D)."""
+        given = self.adaLN_modulation(c)
         if self.shift:
-            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = chunks.chunk(6, dim=-1)
-        else:
-            scale_a, gate_a, scale_m, gate_m = chunks.chunk(4, dim=-1)
-            shift_a = shift_m = torch.zeros_like(scale_a)
-        attended = self.attn(modulate(self.norm1(x), shift_a, scale_a), rotate, logits=logits)
-        x = x + gate_a.unsqueeze(1) * attended
-        return x + gate_m.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
+            return given.chunk(6, dim=-1)  # type: ignore[no-any-return]
+        scale_a, gate_a, scale_m, gate_m = given.chunk(4, dim=-1)
+        zeros = torch.zeros_like(scale_a)
+        return zeros, scale_a, gate_a, zeros, scale_m, gate_m
+
+    def finish(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        """Return the tokens (B, N, D) after the MLP, from those after the attention."""
+        return x + gate.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift, scale))
 
 
 class FinalLayer(nn.Module):
@@ -125,33 +149,54 @@ def run_blocks(
     return x
 
 
-def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
-    """Return images (B, C, H, W) from a square of patches (B, N, p*p*C)."""
+def unpatchify(patches: Tensor, patch_size: int, *, grid: tuple[int, int] | None = None) -> Tensor:
+    """Return images (B, C, H, W) from patches (B, N, p*p*C); grid: their rows and columns, if these are no square."""
     batch, tokens, values = patches.shape
-    side, channels = int(tokens**0.5), values // patch_size**2
-    grid = patches.reshape(batch, side, side, patch_size, patch_size, channels)
-    return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, side * patch_size, side * patch_size)
+    rows, columns = grid or (int(tokens**0.5),) * 2
+    p, channels = patch_size, values // patch_size**2
+    blocks = patches.reshape(batch, rows, columns, p, p, channels)
+    return blocks.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * p, columns * p)
 
 
 def initialise(model: Any, blocks: Sequence[nn.Module] | nn.ModuleList) -> None:
     """Initialise a network as DiT, SiT and REPA do: a fresh one outputs exactly 0.
 
-    Linear layers xavier with zero bias, the patch convolution xavier as a matrix, embedders N(0, 0.02), every adaLN
-    and the final linear zero. Attributes: x_embedder, t_embedder, y_embedder, final_layer (None where there is none).
+    As `initialise_open`, then every adaLN and the final linear zero. Attributes: x_embedder, t_embedder, y_embedder,
+    final_layer (None where there is none).
     """
+    initialise_open(model, (model.y_embedder.embedding_table, model.t_embedder.mlp[0], model.t_embedder.mlp[2]))
+    close(blocks, model.final_layer)
+
+
+def initialise_open(model: Any, embedders: Iterable[nn.Module]) -> None:
+    """Initialise linear layers by xavier with zero bias, x_embedder xavier as a matrix, `embedders` by N(0, 0.02)."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             xavier(module)
     patch = model.x_embedder.proj.weight
     nn.init.xavier_uniform_(patch.data.view(patch.shape[0], -1))
     zero(model.x_embedder.proj, only="bias")
-    for layer in (model.y_embedder.embedding_table, model.t_embedder.mlp[0], model.t_embedder.mlp[2]):
+    for layer in embedders:
+        assert isinstance(layer, nn.Linear | nn.Embedding)
         nn.init.normal_(layer.weight, std=0.02)
+
+
+def close(blocks: Iterable[nn.Module], final_layer: Any) -> None:
+    """Set every adaLN of the blocks and of the final layer to zero, and the final linear: the output is exactly 0."""
     closed = [block.get_submodule("adaLN_modulation.1") for block in blocks]
-    if model.final_layer is not None:
-        closed += [model.final_layer.adaLN_modulation[-1], model.final_layer.linear]
+    if final_layer is not None:
+        closed += [final_layer.adaLN_modulation[-1], final_layer.linear]
     for linear in closed:
         zero(linear)
+
+
+def teacher_heads(config: Any) -> list[nn.Sequential]:
+    """Return one projector for each of config.z_dims, xavier-initialised."""
+    heads = [projector(config.hidden_size, config.projector_dim, width) for width in config.z_dims]
+    for module in nn.ModuleList(heads).modules():
+        if isinstance(module, nn.Linear):
+            xavier(module)
+    return heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +233,7 @@ class PatchTransformer(DiffusionModel):
         width = config.hidden_size
         if config.input_size % config.patch_size:
             raise UserError(f"patch_size {config.patch_size} does not divide the latent's side {config.input_size}")
-        self.x_embedder = PatchEmbed(config.input_size, config.patch_size, config.in_channels, width, bias=True)
+        self.x_embedder = PatchEmbed(config.input_size, config.patch_size, config.in_channels, width)
         self.t_embedder = TimestepEmbedder(width)
         self.y_embedder = LabelEmbedder(config.num_classes, width, config.class_dropout_prob)
         table = sincos_table(width, config.input_size // config.patch_size)
@@ -202,11 +247,7 @@ class PatchTransformer(DiffusionModel):
         """Initialise everything as published, and make the projectors."""
         initialise(self, self.blocks)
         # made last: from one seed, models with and without teachers start with the same weights elsewhere
-        width, hidden = self.config.hidden_size, self.config.projector_dim
-        self.projectors.extend(projector(width, hidden, z) for z in self.config.z_dims)
-        for module in self.projectors.modules():
-            if isinstance(module, nn.Linear):
-                xavier(module)
+        self.projectors.extend(teacher_heads(self.config))
 
     def condition(self, t: Tensor, y: Tensor) -> Tensor:
         """Return c (B, D), the sum of the embedded times t (B,) and labels y (B,)."""

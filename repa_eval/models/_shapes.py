@@ -61,8 +61,10 @@ def mlp_ratio(shapes: Shapes, name: str = "blocks.0.mlp.fc1.weight") -> dict[str
 
 # the modules that hold parameters in a network of the SiT family, list indices left out
 SIT = frozenset(
-    """pos_embed x_embedder.proj t_embedder.mlp.0 t_embedder.mlp.2 y_embedder.embedding_table blocks.attn.qkv
-    blocks.attn.proj blocks.mlp.fc1 blocks.mlp.fc2 blocks.adaLN_modulation.1""".split()
+    [
+        *("pos_embed", "x_embedder.proj", "t_embedder.mlp.0", "t_embedder.mlp.2", "y_embedder.embedding_table"),
+        *("blocks.attn.qkv", "blocks.attn.proj", "blocks.mlp.fc1", "blocks.mlp.fc2", "blocks.adaLN_modulation.1"),
+    ]
 )
 FINAL = frozenset(("final_layer.linear", "final_layer.adaLN_modulation.1"))
 EXTRAS = frozenset(("blocks.attn.q_norm", "blocks.attn.k_norm", "projectors.0", "projectors.2", "projectors.4"))
@@ -75,7 +77,7 @@ def has_parts(shapes: Shapes, parts: Set[str], *, extras: Set[str] = EXTRAS) -> 
     """
     found = {re.sub(r"^(blocks|projectors)\.\d+\.", r"\1.", name) for name in shapes}
     modules = {re.sub(r"\.(weight|bias)$", "", name) for name in found}
-    return modules - extras == parts and transformer_fields(shapes) is not None
+    return parts <= modules <= parts | extras and transformer_fields(shapes) is not None
 
 
 def sit_fields(shapes: Shapes) -> dict[str, Any]:

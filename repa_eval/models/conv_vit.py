@@ -9,12 +9,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from repa_eval.config import option
 from repa_eval.models._registry import model
-from repa_eval.models.layers import Attention, sincos_table
+from repa_eval.models.layers import Attention, Mlp, sincos_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,6 @@ class ConvViT(nn.Module):
             nn.ReLU(),
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("pos_embed", sincos_table(width, config.input_size // 2)[None], persistent=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.register_buffer("feature_mean", torch.zeros(width))
@@ -83,7 +81,10 @@ class ConvViT(nn.Module):
 
     def forward(self, x: Tensor, *, taps: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
         """Return (tokens (B, 1 + T, D), class token first, {layer: hidden}) for images x (B, C, H, W) in [-1, 1]."""
-        patches = self.stem(x).flatten(2).transpose(1, 2) + self.pos_embed  # (B, T, D)
+        grid = self.stem(x)  # (B, D, side, side)
+        # made here and not kept: what the file does not hold must not be needed from it
+        positions = sincos_table(grid.shape[1], grid.shape[-1]).to(grid)
+        patches = grid.flatten(2).transpose(1, 2) + positions  # (B, T, D)
         x = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
         hidden = {0: x} if 0 in taps else {}
         for layer, block in enumerate(self.blocks, 1):

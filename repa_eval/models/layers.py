@@ -68,6 +68,45 @@ def sincos_table(width: int, side: int) -> Tensor:
     return torch.cat([columns, rows], dim=-1).reshape(side * side, width).float()
 
 
+class PatchEmbed(nn.Module):
+    """Images cut into squares, each mapped to a token. (timm has one; importing timm costs 0.2 GB and a second.)"""
+
+    def __init__(self, input_size: int, patch_size: int, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.proj = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens (B, N, D), row by row, of images x (B, C, H, W); UserError for images of another size."""
+        if x.shape[-2:] != (self.input_size, self.input_size):
+            given = "x".join(map(str, x.shape[-2:]))
+            raise UserError(f"the input is {given}; this model reads {self.input_size}x{self.input_size}")
+        tokens: Tensor = self.proj(x).flatten(2).transpose(1, 2)
+        return tokens
+
+
+class Mlp(nn.Module):
+    """Two linear maps with an activation between; linear: nn.Linear on tokens, or a 1x1 convolution on maps."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        act: Callable[[], nn.Module] = nn.GELU,
+        linear: Callable[[int, int], nn.Module] = nn.Linear,
+    ) -> None:
+        super().__init__()
+        self.fc1 = linear(width, hidden)
+        self.act = act()
+        self.fc2 = linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of x."""
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out
+
+
 class TimestepEmbedder(nn.Module):
     """t in [0, 1], NOT multiplied by 1000, as 256 cosines then sines, and a two-layer MLP to the model's width."""
 
@@ -155,10 +194,10 @@ class Attention(nn.Module):
 
 
 def xavier(linear: nn.Module) -> None:
-    """Initialise a linear layer as MAE and DiT do: xavier weights, zero bias."""
+    """Initialise a linear layer as MAE and DiT do: xavier weights, zero bias if it has one."""
     assert isinstance(linear, nn.Linear)
     nn.init.xavier_uniform_(linear.weight)
-    nn.init.zeros_(linear.bias)
+    zero(linear, only="bias")
 
 
 def zero(layer: nn.Module, *, only: str = "") -> None:

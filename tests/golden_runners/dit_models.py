@@ -1,0 +1,16 @@
+"""facebookresearch/DiT: forward, guided forward, names and shapes."""
+
+from __future__ import annotations
+
+from golden_runners import Arrays, Case, runner
+from golden_runners.sit_models import network, plain_and_guided, shapes_of
+
+
+@runner("dit", "forward")
+def forward(case: Case, arrays: Arrays) -> Arrays:
+    return plain_and_guided(network("DiT", case["config"], keep=case["fill"]["kept_as_initialised"]), arrays)
+
+
+@runner("dit", "state_dict")
+def state_dict(case: Case, arrays: Arrays) -> Arrays:
+    return shapes_of(case["model"])

@@ -1,0 +1,82 @@
+"""The golden cases notice what people get wrong: each change below, made for the time of one check, fails one."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from golden_runners import compare
+from repa_eval.models.layers import Attention, modulate, sincos_table
+from repa_eval.models.sit_cls import SiTCls
+from repa_eval.sampling.ode import sample_ode
+from repa_eval.sampling.sde import sample_sde
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+
+CHANGES: dict[str, tuple[str, Callable[..., Any], str, str]] = {
+    # what: (case, function, its text, the wrong text)
+    "halves of the sin-cos table swapped": (
+        "repa/sit_forward_a", sincos_table, "torch.cat([columns, rows], dim=-1)", "torch.cat([rows, columns], dim=-1)",
+    ),
+    "sines and cosines swapped": (
+        "repa/sit_forward_a", sincos_table, "[axis.sin(), axis.cos()]", "[axis.cos(), axis.sin()]",
+    ),
+    "Heun on the last step": ("repa/sample_ode_heun", sample_ode, "if heun and after > 0:", "if heun:"),
+    "guidance judged at t_next": (
+        "repa/sample_ode_euler_cfg", sample_ode, "guidance.applies(now)", "guidance.applies(after)",
+    ),
+    "the score's sign": ("repa/sample_sde", sample_sde, "velocity - 0.5 * diffusion", "velocity + 0.5 * diffusion"),
+    "the SDE's w = t": ("repa/sample_sde", sample_sde, "diffusion = 2 * now", "diffusion = now"),
+    "head count halved": (
+        "repa/sit_forward_a", Attention.heads,
+        "3, self.num_heads, width // self.num_heads)", "3, self.num_heads // 2, 2 * width // self.num_heads)",
+    ),
+    "queries not scaled": ("haste/sit_forward_a", Attention.forward, "(q * q.shape[-1] ** -0.5)", "q"),
+    "scale without the one": ("repa/sit_forward_a", modulate, "1 + scale.unsqueeze(1)", "scale.unsqueeze(1)"),
+    "class token appended": (
+        "reg/forward_base", SiTCls.forward,
+        "torch.cat([front, self.x_embedder(x)]", "torch.cat([self.x_embedder(x), front]",
+    ),
+}  # fmt: skip
+
+
+@contextmanager
+def changed(function: Callable[..., Any], old: str, new: str) -> Iterator[None]:
+    """Let a function run with `new` in place of `old` in its source; everybody who imported it sees the change."""
+    plain = inspect.unwrap(function)
+    source = textwrap.dedent(inspect.getsource(plain))
+    assert source.count(old) == 1, f"{old!r} is not, or not once, in {plain.__qualname__}: this test is out of date"
+    namespace = dict(plain.__globals__)
+    body = source[source.index("def ") :].replace(old, new)  # without its decorators, which stay in place
+    exec(compile("from __future__ import annotations\n" + body, inspect.getfile(plain), "exec"), namespace)
+    before = plain.__code__
+    plain.__code__ = namespace[plain.__name__].__code__
+    try:
+        yield
+    finally:
+        plain.__code__ = before
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_wrong_constant_is_noticed(what: str) -> None:
+    case, function, old, new = CHANGES[what]
+    path = GOLDEN / f"{case}.json"
+    assert compare.check(path)[0] == []
+    with changed(function, old, new):
+        wrong, compared = compare.check(path)
+    assert compared
+    assert wrong, f"{what}: {case} did not notice"
+    assert compare.check(path)[0] == []  # and all is well again
+
+
+def test_the_change_is_made_and_taken_back() -> None:
+    with changed(modulate, "1 + scale.", "2 + scale."):
+        assert "2" in str(inspect.unwrap(modulate).__code__.co_consts)
+    with pytest.raises(AssertionError, match="out of date"), changed(modulate, "3 + scale", ""):
+        pass

@@ -235,6 +235,7 @@ def test_the_last_line_is_the_next_command(here: Path) -> None:
         ("batch_size", "cannot read 'batch_size': an override is written key=value"),
         ("seed=[", "cannot read the value of 'seed=['"),
         ("--model SiT-XL2", "unknown model 'SiT-XL2'; did you mean 'SiT-XL/2'?"),
+        ("--model DiT-B/2", "method repa does not train DiT-B/2 (DiT), only SiT, SiT-ERW"),
         ("--proj-coeff 1 proj_coeff=2", "proj_coeff is given twice"),
         ("--method vanilla proj_coeff=2", "unknown key 'proj_coeff'"),
         ("--method missing.py", "method file 'missing.py' does not exist"),

@@ -101,7 +101,10 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None)
     options, architecture = (dict(tree.pop(part, None) or {}) for part in ("options", "architecture"))
     method_name, method_changed = _choose("method", "repa", tree, overrides)
     model_name, model_changed = _choose("model", "SiT-XL/2", tree, overrides)
-    method, (_, config) = METHODS.get(method_name)(), find_preset(model_name)
+    method, (architecture_class, config) = METHODS.get(method_name)(), find_preset(model_name)
+    if architecture_class.name not in method.architectures:
+        trained = ", ".join(sorted(method.architectures))
+        raise UserError(f"method {method_name} does not train {model_name} ({architecture_class.name}), only {trained}")
     if method_changed:
         options = {key: value for key, value in options.items() if key in to_dict(method)}
         name = f"{name}-{method_name}"

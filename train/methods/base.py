@@ -43,6 +43,7 @@ class Method(ABC):
     systems: ClassVar[tuple[str, ...]] = ()  # what its checkpoints are; the first is the name in tables
     paper: ClassVar[str] = ""  # arXiv number
     needs: ClassVar[frozenset[str]] = frozenset({"labels"})  # of "labels", "ema"
+    architectures: ClassVar[frozenset[str]] = frozenset({"SiT", "SiT-ERW"})  # the networks that it can train
     samples: ClassVar[bool] = True  # whether images can be generated from its model
 
     def teachers(self) -> list[str]:

@@ -27,6 +27,7 @@ class SSL(Method):
     systems = ("digits-vit",)
     paper = "2002.05709"
     needs = frozenset({"ema"})
+    architectures = frozenset({"ConvViT"})
     samples = False
 
     temperature: float = option(0.2, help="of SimCLR's softmax")

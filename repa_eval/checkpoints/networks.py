@@ -99,7 +99,7 @@ def _heads(architecture: Architecture, given: Mapping[str, Any], options: Mappin
     if len(heads) == 1:
         return int(heads.pop())
     raise UserError(
-        f"{architecture.name} of width {width} and depth {given.get('depth')}: shapes do not tell the number of heads "
+        f"a {architecture.name} of width {width} and depth {given.get('depth')}: shapes do not tell the number of heads "
         "and no published size has these; add --set num_heads=N"
     )
 

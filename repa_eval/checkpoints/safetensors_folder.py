@@ -39,7 +39,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     """Return the checkpoint as its config describes it."""
     weights = path / WEIGHTS if path.is_dir() else path
-    config_file = path / CONFIG if path.is_dir() else path.with_suffix(".json")
+    config_file = weights.with_name(CONFIG) if weights.name == WEIGHTS else weights.with_suffix(".json")
     if weights.suffix != ".safetensors" or not config_file.is_file():
         return None
     try:

@@ -50,7 +50,9 @@ def test_torch_has_no_upper_bound() -> None:
 def test_every_import_is_required() -> None:
     known = {"sklearn": "scikit-learn", "yaml": "PyYAML", "PIL": "pillow", "torch_fidelity": "torch-fidelity"}
     known |= {"jinja2": "Jinja2", "markupsafe": "Jinja2", "pandas": "seaborn"}
-    required = {re.split(r"[<>=\[]", line)[0] for line in lines(setup_cfg()["options"]["install_requires"])}
+    config = setup_cfg()
+    listed = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    required = {re.split(r"[<>=\[]", line)[0] for text in listed for line in lines(text)}
     for top in ("repa_eval", "probes", "reports", "train"):
         for file in (ROOT / top).rglob("*.py"):
             names = re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)

@@ -71,14 +71,14 @@ def sincos_table(width: int, side: int) -> Tensor:
 class PatchEmbed(nn.Module):
     """Images cut into squares, each mapped to a token. (timm has one; importing timm costs 0.2 GB and a second.)"""
 
-    def __init__(self, input_size: int, patch_size: int, in_channels: int, width: int) -> None:
+    def __init__(self, input_size: int | None, patch_size: int, in_channels: int, width: int) -> None:
         super().__init__()
-        self.input_size = input_size
+        self.input_size = input_size  # None: any
         self.proj = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, N, D), row by row, of images x (B, C, H, W); UserError for images of another size."""
-        if x.shape[-2:] != (self.input_size, self.input_size):
+        if self.input_size is not None and x.shape[-2:] != (self.input_size, self.input_size):
             given = "x".join(map(str, x.shape[-2:]))
             raise UserError(f"the input is {given}; this model reads {self.input_size}x{self.input_size}")
         tokens: Tensor = self.proj(x).flatten(2).transpose(1, 2)

@@ -61,7 +61,7 @@ def forward(case: Case, arrays: Arrays) -> Arrays:
 
 @runner("repa", "state_dict")
 def state_dict(case: Case, arrays: Arrays) -> Arrays:
-    architecture, config = find_preset(case["model"])
+    architecture, config = find_preset(case["model"].split(" of ")[0])  # "MMDiT of train_t2i.py (...)"
     with torch.device("meta"):
         model = architecture.build(dataclasses.replace(config, z_dims=(768,)))
     return {f"state_dict:{name}": np.array(tensor.shape) for name, tensor in model.state_dict().items()}

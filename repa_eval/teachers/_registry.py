@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from repa_eval.errors import UserError
 from repa_eval.registry import Registry
+from repa_eval.teachers import _attention
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,37 @@ class Tokens:
 
 
 class Teacher(nn.Module, ABC):
-    """A frozen encoder. name: as given by the user; width: D; digest: hash of its weights."""
+    """A frozen encoder. name: as given by the user; width: D; digest: hash of its weights.
+
+    prefix_tokens: how many tokens stand before the patches inside the network (class token, registers).
+    """
 
     name: str
     width: int
     digest: str
+    prefix_tokens: int = 1
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tokens:
         """Return Tokens for uint8 images (B, C, H, W) of any size that the encoder takes."""
+
+    def attentions(self) -> Sequence[nn.Module]:
+        """Return the attention module of each block; none where logits cannot be read from outside."""
+        return ()
+
+    def attention(self, layers: Collection[int]) -> AbstractContextManager[dict[int, Tensor]]:
+        """Collect attention logits of the forward passes inside the `with`: features and logits in one pass.
+
+        Yields a dict that each forward fills with {layer: (B, heads, T, T)}; layers are numbers of blocks, 1-based.
+        UserError for a layer that does not exist and for a teacher without such attention.
+        """
+        return _attention.attention_logits(self.attentions(), layers, prefix_tokens=self.prefix_tokens, name=self.name)
+
+    def attention_logits(self, images: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
+        """Return {layer: (q head_width^-0.5) k^T, (B, heads, T, T)} for uint8 images, patch tokens only."""
+        with self.attention(layers) as logits:
+            self(images)
+        return logits
 
     def freeze(self) -> Teacher:
         """Return the teacher in eval mode without gradients."""
@@ -42,7 +66,7 @@ TEACHERS: Registry[Builder] = Registry("teacher", "repa_eval.teachers", group="r
 
 
 def teacher(name: str) -> Callable[[Builder], Builder]:
-    """Register a builder: (name, file of weights or None) -> Teacher."""
+    """Register a builder: (name, file of weights or None) -> Teacher. "kind:NAME" stands for every name so begun."""
     return TEACHERS.register(name)
 
 
@@ -51,7 +75,8 @@ def load_teacher(name: str, weights: str | Path | None = None) -> Teacher:
     path = None if weights is None else Path(weights)
     if path is not None and not path.is_file():
         raise UserError(f"teacher weights {str(weights)!r} do not exist")
-    return TEACHERS.get(name)(name, path).freeze()
+    kind, colon, _ = name.partition(":")
+    return TEACHERS.get(f"{kind}:NAME" if colon else name)(name, path).freeze()
 
 
 def split_names(enc_type: str) -> list[str]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from repa_eval.data._registry import load_data, to_signed
 from repa_eval.errors import Failure, UserError, first_line
@@ -44,6 +45,10 @@ class DigitsViT(Teacher):
         tokens, _ = self.network(to_signed(images))
         scaled = (tokens - self.network.feature_mean) / self.network.feature_std
         return Tokens(patches=scaled[:, 1:], cls=scaled[:, 0])
+
+    def attentions(self) -> Sequence[nn.Module]:
+        """Return the attention module of each block."""
+        return [block.get_submodule("attn") for block in self.network.blocks]
 
 
 @teacher("digits-vit")

@@ -2,97 +2,114 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from repa_eval.commandline import OneLine, choose_device, computing, example, opening, run_columns
+from repa_eval.commandline import OneLine, choose_device, computing, example, open_checkpoint, opening, run_columns
+from repa_eval.commands._sample_options import open_bank, sampling, settings_for
 from repa_eval.errors import UserError
 
 
 @click.command(cls=OneLine)
 @opening
-@click.option("--num", type=click.IntRange(min=1), default=50_000, show_default=True, help="images")
+@click.option(
+    "--num", "--num-fid-samples", "num", type=click.IntRange(min=1), default=50_000, show_default=True, help="images"
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="folder of PNG files, or FILE.npz")
-@click.option("--mode", type=click.Choice(["ode", "sde"]), default="ode", show_default=True, help="sampler")
-@click.option("--num-steps", type=click.IntRange(min=1), default=50, show_default=True, help="steps from noise to data")
-@click.option("--heun", is_flag=True, help="Heun instead of Euler steps")
-@click.option("--cfg-scale", type=float, default=1.0, show_default=True, help="guidance; 1 = none")
-@click.option("--guidance-low", type=float, default=0.0, show_default=True, help="guided from this t ...")
-@click.option("--guidance-high", type=float, default=1.0, show_default=True, help="... to this t (1 = noise)")
+@click.option("--flat", is_flag=True, help="all PNG files in one folder; default: a folder per thousand")
+@sampling
 @click.option("--balanced", is_flag=True, help="equally many images of every class; default: random labels")
-@click.option("--uint8", type=click.Choice(["floor", "round"]), default="floor", show_default=True, help="REPA: floor")
+@click.option("--labels", help="these labels in turn, joined by commas")
+@click.option("--bank", type=click.Path(dir_okay=False, path_type=Path), help="GMem: memory bank, a tensor (N, D)")
+@click.option("--vae", help="decoder of latents: folder or hub name of an AutoencoderKL")
+@click.option(
+    "--uint8", type=click.Choice(["floor", "round"]), help="default: as published (REPA, REG floor; others round)"
+)
 @computing
 @click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
 @example("repa-eval sample --ckpt runs/digits-repa/checkpoints/0001500.pt --num 2000 --out samples")
 def command(
-    ckpt: str, weights: str, num: int, out: Path, batch_size: int, device: str, quiet: bool, as_json: bool, **given: Any
+    ckpt: str, num: int, out: Path, batch_size: int, device: str, quiet: bool, as_json: bool, **given: Any
 ) -> None:
     """Generate images; what an interrupted call left in --out is kept and continued.
 
-    An image depends on the seed and its index alone, not on how many are made at once.
+    An image depends on the seed and its index alone, not on how many are made at once. Under `accelerate launch` or
+    torchrun every process makes its share, and the files are the same bytes. (torchrun takes --num for an option of its
+    own: say --num-fid-samples there.)
     """
     import json
 
     import torch
 
-    from repa_eval import checkpoints
-    from repa_eval.config import from_dict
-    from repa_eval.interpolant import Interpolant
-    from repa_eval.sampling.generate import SamplerSettings
-    from repa_eval.sampling.guidance import Guidance
+    from repa_eval.hashing import digest_file
+    from repa_eval.models.layers import DiffusionModel
+    from repa_eval.sampling.decode import decoder_for
+    from repa_eval.sampling.generate import bank_for
+    from repa_eval.sampling.shares import join
 
-    opened = checkpoints.load(ckpt, weights=weights)
-    if not hasattr(opened.model, "null_label"):
+    opened = open_checkpoint(ckpt, given)
+    model = opened.model
+    if not isinstance(model, DiffusionModel):
         raise UserError(f"{opened.path} holds {opened.model_name}, which generates no images")
-    guidance = Guidance(cfg_scale=given["cfg_scale"], low=given["guidance_low"], high=given["guidance_high"])
-    names = ("mode", "num_steps", "heun", "balanced", "uint8", "seed")
-    path = from_dict(Interpolant(), opened.option("interpolant") or {})
-    settings = SamplerSettings(guidance=guidance, interpolant=path, **{name: given[name] for name in names})
+    settings = settings_for(model, opened, given)
+    snippets = bank_for(model, open_bank(given["bank"]))
+    share = join(choose_device(device))
+    decoder = decoder_for(model, given["vae"], share.device)
     record = {**_origin(opened), **settings.record(), "dtype": given["dtype"], "batch_size": batch_size}
-    model = opened.model.to(device=choose_device(device), dtype=getattr(torch, given["dtype"]))
-    write = _write_npz if out.suffix == ".npz" else _write_folder
-    write(model, num, out, settings, batch_size, record, quiet)
-    click.echo(json.dumps({"samples": str(out), "num": num, "record": record}) if as_json else str(out))
+    if decoder is not None:
+        record.update(decoder.record())
+    if snippets is not None:
+        record.update(labels="snippets", bank=given["bank"].name, bank_hash=digest_file(given["bank"]))
+    model = model.to(device=share.device, dtype=getattr(torch, given["dtype"]))
+    sources = {"snippets": snippets, "decode": decoder, "batch_size": batch_size}
+    _make(share, model, num, out, given["flat"], settings, sources, record, quiet)
+    if share.first:
+        click.echo(json.dumps({"samples": str(out), "num": num, "record": record}) if as_json else str(out))
+    share.leave()
 
 
 def _origin(opened: Any) -> dict[str, Any]:
     from repa_eval.hashing import digest_module
+    from repa_eval.models.conventions import published
 
     return {
         **run_columns(opened),
-        "weights_hash": digest_module(opened.model),
+        "weights_hash": digest_module(published(opened.model)),
         "data": opened.recipe.get("data"),
         "extractor": opened.recipe.get("evaluation", {}).get("extractor"),
     }
 
 
-def _write_folder(model: Any, num: int, out: Path, settings: Any, batch_size: int, record: Any, quiet: bool) -> None:
+def _make(
+    share: Any,
+    model: Any,
+    num: int,
+    out: Path,
+    flat: bool,
+    settings: Any,
+    sources: Mapping[str, Any],
+    record: Mapping[str, Any],
+    quiet: bool,
+) -> None:
+    """Make this process's share of what is missing, and let the first process conclude."""
     from tqdm import tqdm
 
-    from repa_eval.samples import SampleFolder
-    from repa_eval.sampling.generate import generate
+    from repa_eval.samples import open_samples
+    from repa_eval.sampling.generate import chosen_of, generate
 
-    folder = SampleFolder(out, record)
-    missing = folder.missing(num)
-    with tqdm(total=num, initial=num - len(missing), disable=True if quiet else None, leave=False) as bar:
-        for indices, images, _ in generate(model, missing, settings, batch_size=batch_size):
-            folder.add(indices, images)
+    # the first process begins the record; the others find it there
+    target = open_samples(out, record, flat=flat) if share.first else None
+    missing = share.agree(None if target is None else target.missing(num))
+    target = target or open_samples(out, record, flat=flat)
+    mine = share.of(missing, sources["batch_size"])
+    hidden = True if quiet or not share.first else None
+    with tqdm(total=len(mine), disable=hidden, leave=False) as bar:
+        for indices, images, _ in generate(model, mine, settings, **sources):
+            target.add(indices, images)
             bar.update(len(indices))
-
-
-def _write_npz(model: Any, num: int, out: Path, settings: Any, batch_size: int, record: Any, quiet: bool) -> None:
-    import torch
-    from tqdm import tqdm
-
-    from repa_eval.samples import save_npz
-    from repa_eval.sampling.generate import generate
-
-    parts = []
-    with tqdm(total=num, disable=True if quiet else None, leave=False) as bar:
-        for part in generate(model, range(num), settings, batch_size=batch_size):
-            parts.append(part)
-            bar.update(len(part[0]))
-    images = torch.cat([images for _, images, _ in parts]).numpy()
-    save_npz(out, images, torch.cat([labels for _, _, labels in parts]).numpy(), record)
+    share.wait()
+    if share.first:
+        target.finish(chosen_of(range(num), model, settings, sources["snippets"]).numpy())

@@ -1,102 +1,91 @@
-"""Images from a model, one by one a function of (seed, index): the same for any batch, process count or restart."""
+"""Images from a model, one by one a function of (seed, index): the same for any process count or restart.
+
+Batch k always computes the indices k B ... k B + B - 1, whichever of them are wanted. So an image has the same
+neighbours in every run at one batch size B, and its bytes cannot depend on what else was asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from repa_eval.config import option
 from repa_eval.data._registry import to_uint8
 from repa_eval.errors import UserError
-from repa_eval.interpolant import Interpolant
-from repa_eval.models.layers import DiffusionModel
-from repa_eval.sampling.guidance import Guidance
-from repa_eval.sampling.ode import sample_ode
-from repa_eval.sampling.sde import sample_sde
+from repa_eval.sampling.families import integrate
+from repa_eval.sampling.settings import SamplerSettings, takes_snippets
 from repa_eval.seeding import generators, integers, normal
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplerSettings:
-    """How images are made; all of it goes into the protocol record."""
-
-    mode: str = option("ode", help="sampler", choices=("ode", "sde"))
-    num_steps: int = 50
-    heun: bool = False
-    interpolant: Interpolant = field(default_factory=Interpolant)
-    guidance: Guidance = field(default_factory=Guidance)
-    balanced: bool = False
-    uint8: str = option("floor", help="float to uint8", choices=("floor", "round"))
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise UserError(f"num_steps {self.num_steps}: at least 1 step is needed")
-        if self.mode not in ("ode", "sde"):
-            raise UserError(f"mode {self.mode!r}: choose ode or sde")
-        if self.heun and self.mode != "ode":
-            raise UserError("Heun steps belong to the ODE; with mode sde leave them out")
-
-    def record(self) -> dict[str, object]:
-        """Return the settings as protocol entries."""
-        solver = "heun" if self.heun else "euler" if self.mode == "ode" else "euler-maruyama, w=2t, last step 0.04"
-        return {
-            "sampler_mode": self.mode,
-            "solver": solver,
-            "num_steps": self.num_steps,
-            "path_type": self.interpolant.path_type,
-            "cfg_scale": self.guidance.cfg_scale,
-            "guidance_interval": [self.guidance.low, self.guidance.high],
-            "labels": "balanced" if self.balanced else "random",
-            "uint8": self.uint8,
-            "sampler_seed": self.seed,
-        }
-
-
 def labels_of(indices: Iterable[int], num_classes: int, settings: SamplerSettings) -> Tensor:
-    """Return the class labels of sample indices, int64: index modulo classes, or uniform draws."""
+    """Return the class labels of sample indices, int64: given ones in turn, index modulo classes, or uniform draws."""
+    if settings.labels:
+        return torch.tensor([settings.labels[index % len(settings.labels)] for index in indices])
     if settings.balanced:
         return torch.tensor([index % num_classes for index in indices])
     return integers(generators(settings.seed, "label", indices), num_classes)
 
 
-def generate(
-    model: DiffusionModel, indices: Iterable[int], settings: SamplerSettings, *, batch_size: int = 256
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Yield (indices, images uint8 (B, C, H, W) on the CPU, labels (B,)) batch by batch.
+def rows_of(indices: Iterable[int], size: int, settings: SamplerSettings) -> Tensor:
+    """Return the rows of a memory bank of `size` snippets that sample indices draw, int64, uniform with repeats."""
+    return integers(generators(settings.seed, "snippet", indices), size)
 
-    The last batch is padded to batch_size, because a matrix product may round differently for another batch size.
+
+def generate(
+    model: Any,
+    indices: Iterable[int],
+    settings: SamplerSettings,
+    *,
+    batch_size: int = 256,
+    snippets: Tensor | None = None,
+    decode: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Yield (indices, images uint8 (B, C, H, W) on the CPU, labels (B,)) batch by batch, in the order given.
+
+    snippets: GMem's memory bank (N, D), raw; instead of labels its rows' numbers are yielded. decode: from latents to
+    images in [-1, 1], where the model does not make images itself.
     """
-    wanted = list(indices)
+    settings = settings.for_model(model)
     config, like = model.config, next(model.parameters())
     shape = (config.in_channels, config.input_size, config.input_size)
-    for first in range(0, len(wanted), batch_size):
-        batch = wanted[first : first + batch_size]
-        padded = batch + [batch[-1]] * (batch_size - len(batch))
-        noise = normal(generators(settings.seed, "noise", padded), shape).to(like)
-        labels = labels_of(padded, config.num_classes, settings).to(like.device)
-        latents = _integrate(model, noise, labels, padded, settings)
-        images = to_uint8(latents, settings.uint8).cpu()
-        yield batch, images[: len(batch)], labels[: len(batch)].cpu()
+    bank = bank_for(model, snippets)
+    for block, wanted in groupby(indices, key=lambda index: index // batch_size):
+        batch = list(wanted)
+        whole = range(block * batch_size, (block + 1) * batch_size)
+        noise = normal(generators(settings.seed, "noise", whole), shape).to(like)
+        chosen = chosen_of(whole, model, settings, bank)
+        y = chosen.to(like.device) if bank is None else F.normalize(bank[chosen].float(), dim=1).to(like)
+        latents = integrate(model, noise, y, whole, settings)
+        places = [index - whole.start for index in batch]
+        images = to_uint8(latents if decode is None else decode(latents), settings.rule).cpu()
+        yield batch, images[places], chosen[places]
 
 
-def _integrate(
-    model: DiffusionModel, noise: Tensor, labels: Tensor, indices: Sequence[int], settings: SamplerSettings
-) -> Tensor:
-    if settings.mode == "ode":
-        return sample_ode(
-            model, noise, labels, num_steps=settings.num_steps, heun=settings.heun, guidance=settings.guidance
-        )
-    gens = generators(settings.seed, "step noise", indices)
-    return sample_sde(
-        model,
-        noise,
-        labels,
-        num_steps=settings.num_steps,
-        step_noise=lambda: normal(gens, noise.shape[1:]),
-        interpolant=settings.interpolant,
-        guidance=settings.guidance,
-    )
+def chosen_of(indices: Iterable[int], model: Any, settings: SamplerSettings, snippets: Tensor | None) -> Tensor:
+    """Return what sample indices are conditioned on, int64: labels, or row numbers of the bank."""
+    if snippets is not None:
+        return rows_of(indices, len(snippets), settings)
+    return labels_of(indices, model.config.num_classes, settings)
+
+
+def bank_for(model: Any, snippets: Tensor | None) -> Tensor | None:
+    """Return the memory bank (N, D) of a model that draws from one, else None.
+
+    UserError where either is without the other, and for a model that takes neither snippets nor labels.
+    """
+    if not takes_snippets(model):
+        if snippets is not None:
+            raise UserError("this model is conditioned on labels: a memory bank (--bank) does not apply")
+        if getattr(model.config, "num_classes", None) is None:
+            raise UserError("this model is conditioned on text: it cannot be sampled by labels")
+        return None
+    if snippets is None:
+        raise UserError("this model draws from a memory bank: name it with --bank FILE")
+    width = model.config.condition_size
+    if snippets.ndim != 2 or not len(snippets) or snippets.shape[1] != width:
+        raise UserError(f"the memory bank is {tuple(snippets.shape)}; this model needs (N, {width})")
+    return snippets

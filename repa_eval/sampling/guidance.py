@@ -12,28 +12,45 @@ from repa_eval.models.layers import DiffusionModel
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """cfg_scale 1 is no guidance; it applies where low <= t <= high, both inclusive, t = 1 being noise."""
+    """cfg_scale 1 is no guidance; it applies where low <= t <= high, both inclusive, t = 1 being noise.
+
+    channels: how many channels are guided, counted from the first; None = all. DiT and SiT guide 3 of 4.
+    """
 
     cfg_scale: float = 1.0
     low: float = 0.0
     high: float = 1.0
+    channels: int | None = None
 
     def applies(self, t: float) -> bool:
         """Return whether the velocity at t is guided."""
         return self.cfg_scale > 1.0 and self.low <= t <= self.high
 
+    def mix(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        """Return u + cfg_scale (c - u) (B, C, ...); channels that are not guided stay those of the condition."""
+        guided = unconditional + self.cfg_scale * (conditional - unconditional)
+        if self.channels is None:
+            return guided
+        return torch.cat([guided[:, : self.channels], conditional[:, self.channels :]], dim=1)
+
 
 def guided_velocity(
     model: DiffusionModel, x: Tensor, t: float, labels: Tensor, guidance: Guidance, *, guided: bool, dtype: torch.dtype
 ) -> Tensor:
-    """Return the velocity (B, C, H, W), float64, at state x (float64) and time t: u + cfg_scale (c - u) if guided."""
+    """Return the velocity (B, C, H, W), float64, at state x (float64) and time t: u + cfg_scale (c - u) if guided.
+
+    labels: (B,), or whatever else the model is conditioned on (GMem: snippets (B, D)). t runs as the model counts it.
+    """
     count = len(x)
     if guided:
-        null = torch.full_like(labels, model.null_label)
-        x, labels = torch.cat([x, x]), torch.cat([labels, null])
+        x, labels = torch.cat([x, x]), torch.cat([labels, null_of(model, labels)])
     times = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
     velocity = model(x.to(dtype), times.to(dtype), labels)[0].double()
-    if not guided:
-        return velocity
-    conditional, unconditional = velocity[:count], velocity[count:]
-    return unconditional + guidance.cfg_scale * (conditional - unconditional)
+    return guidance.mix(velocity[:count], velocity[count:]) if guided else velocity
+
+
+def null_of(model: DiffusionModel, labels: Tensor) -> Tensor:
+    """Return the condition "nothing in particular", of the shape of the labels (B,) or snippets (B, D)."""
+    if labels.is_floating_point():
+        return model.null_condition(len(labels)).to(labels)
+    return torch.full_like(labels, model.null_label)

@@ -1,0 +1,63 @@
+"""Several processes that make one set of samples: started by `accelerate launch` or torchrun, or one alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of `count` processes, and where it computes."""
+
+    rank: int = 0
+    count: int = 1
+    device: str = "cpu"
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that speaks and concludes."""
+        return self.rank == 0
+
+    def agree(self, value: Any) -> Any:
+        """Return the first process's value, in every process."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        held = [value]
+        broadcast_object_list(held, from_process=0)
+        return held[0]
+
+    def of(self, missing: Sequence[int], batch_size: int) -> list[int]:
+        """Return this process's part of the missing indices, in whole batches (see generate.py)."""
+        mine = set(sorted({index // batch_size for index in missing})[self.rank :: self.count])
+        return [index for index in missing if index // batch_size in mine]
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+    def leave(self) -> None:
+        """Take leave of the others."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().destroy_process_group()
+
+
+def join(device: str) -> Share:
+    """Return this process's share. device: cpu, cuda or cuda:N, as for one process alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Share(device=device)
+    from accelerate import PartialState
+
+    # the slowest process may be hours behind the first
+    state = PartialState(cpu=device == "cpu", timeout=timedelta(days=7))
+    return Share(state.process_index, state.num_processes, str(state.device))

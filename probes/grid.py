@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from repa_eval.data._registry import Images
-from repa_eval.errors import UserError
-from repa_eval.features import ClassTokens, hidden_features, model_record, teacher_features
+from repa_eval.features import Capture, hidden_features, model_record, teacher_features
+from repa_eval.hashing import digest_module
 from repa_eval.interpolant import Interpolant
 from repa_eval.models.layers import DiffusionModel, check_taps
-from repa_eval.probes import linear
-from repa_eval.probes.knn import knn_votes
+from repa_eval.probes import kinds as known_kinds
+from repa_eval.probes.batch_norm import Training
+from repa_eval.probes.confusion import as_note, confusion
+from repa_eval.probes.contract import Known, check_finite
+from repa_eval.probes.kinds import kind_of
+from repa_eval.probes.splits import Splits
 from repa_eval.results import Row, make_row
 from repa_eval.teachers._registry import Teacher
 
+__all__ = ["KINDS", "NAMES", "Splits", "probe", "protocol", "teacher_level"]
+
 Array = np.ndarray[Any, Any]
-KINDS = ("linear", "knn")
-NAMES = {"linear": "probe_accuracy", "knn": "knn_accuracy"}
-KS = (5, 10, 20, 50)
+KINDS = ("linear", "knn")  # those that are measured where nobody says which
+NAMES = {name: kind.metric for name, kind in known_kinds.KINDS.items()}
 
 
-class Splits:
-    """The three parts of a probe: it is fitted on train, its one setting is chosen on val, its score is test's."""
+@dataclass(frozen=True)
+class Score:
+    """What a probe of one layer says of the test images."""
 
-    def __init__(self, train: Images, val: Images, test: Images) -> None:
-        self.train, self.val, self.test = train, val, test
-        if min(map(len, (train, val, test))) < 1:
-            raise UserError("a probe needs training, validation and test images")
+    metric: str
+    accuracy: float
+    note: str | None
 
-    def record(self) -> dict[str, Any]:
-        """Return the protocol entries of the images."""
-        parts = {"train": self.train, "val": self.val, "test": self.test}
-        sizes = {f"num_{name}": len(images) for name, images in parts.items()}
-        hashes = {f"{name}_hash": images.digest() for name, images in parts.items()}
-        return {"data": self.test.name, "split": self.test.split, **sizes, **hashes}
+    def row(self, ending: str, n: int, record: Mapping[str, Any], cell: Mapping[str, Any]) -> Row:
+        """Return the row; stderr is the binomial one of n test images."""
+        error = float(np.sqrt(self.accuracy * (1 - self.accuracy) / n))
+        columns = {"stderr": error, "n": n, "note": self.note, "protocol": record, **cell}
+        return make_row(metric=f"{self.metric}{ending}", value=self.accuracy, **columns)
 
 
 def probe(
@@ -46,21 +50,28 @@ def probe(
     layers: Sequence[int],
     timesteps: Sequence[float],
     kinds: Sequence[str] = KINDS,
-    interpolant: Interpolant | None = None,
-    seed: int = 0,
-    class_tokens: ClassTokens | None = None,
-    batch_size: int = 256,
+    training: Training | None = None,
+    capture: Capture | None = None,
     columns: Mapping[str, Any] | None = None,
+    with_confusion: bool = False,
 ) -> list[Row]:
     """Return the test accuracy of each kind of probe for every timestep and layer.
 
-    Features are token means under the null label, standardised with the training statistics (linear) or
+    Features are token means under the null label, standardised with the training statistics (all but k-NN) or
     L2-normalised (k-NN). The noise of an image depends on the seed, its split and its index, not on layer or time.
-    stderr is the binomial one of the test images. class_tokens: see `hidden_features`.
+    training: of linear-bn; its seed is that of the capture. capture: noise, batch size, cache; its stream is set here.
+    with_confusion: notes hold which class was taken for which, see `confusion.as_note`.
     """
     check_taps(layers, model.depth)
-    path = interpolant or Interpolant()
-    records = {kind: protocol(splits, path, kind=kind, seed=seed) | model_record(model) for kind in kinds}
+    splits.check()
+    capture = capture or Capture()
+    training = replace(training or Training(), seed=capture.seed)
+    weights_hash = digest_module(model) if capture.cache is not None else ""
+    records = {
+        kind: protocol(splits, capture.interpolant, kind=kind, seed=capture.seed, training=training)
+        | model_record(model)
+        for kind in kinds
+    }
     rows = []
     for t in timesteps:
         features = {
@@ -69,18 +80,20 @@ def probe(
                 images,
                 layers=layers,
                 t=t,
-                interpolant=path,
-                seed=seed,
-                stream=f"probe {name}",
-                class_tokens=class_tokens,
-                batch_size=batch_size,
+                capture=replace(capture, stream=f"probe {name}"),
+                weights_hash=weights_hash,
             )
-            for name, images in _parts(splits).items()
+            for name, images in splits.parts().items()
         }
+        if not capture.share.first:
+            continue
+        by_layer = {layer: {name: found[layer] for name, found in features.items()} for layer in layers}
+        names = {layer: f"layer {layer} at t={t:g}" for layer in layers}
+        found = _scores({names[layer]: by_layer[layer] for layer in layers}, splits, kinds, training, with_confusion)
         for layer in layers:
-            scores = _scores({name: of_layer[layer] for name, of_layer in features.items()}, splits, kinds)
-            cell = {"layer": layer, "timestep": float(t), "n": len(splits.test), "seed": seed, **(columns or {})}
-            rows += [_row(NAMES[kind], score, len(splits.test), records[kind], cell) for kind, score in scores.items()]
+            cell = {"layer": layer, "timestep": float(t), "seed": capture.seed, **(columns or {})}
+            scores = found[names[layer]]
+            rows += [score.row("", len(splits.test), records[kind], cell) for kind, score in scores.items()]
     return rows
 
 
@@ -89,13 +102,17 @@ def teacher_level(
     splits: Splits,
     *,
     kinds: Sequence[str] = KINDS,
-    batch_size: int = 256,
+    training: Training | None = None,
+    capture: Capture | None = None,
     columns: Mapping[str, Any] | None = None,
+    with_confusion: bool = False,
 ) -> list[Row]:
     """Return the test accuracy of the same probes on the teacher's features of clean images."""
-    features = {
-        name: teacher_features(teacher, images, batch_size=batch_size) for name, images in _parts(splits).items()
-    }
+    splits.check()
+    training = replace(training or Training(), seed=capture.seed if capture else 0)
+    features = {name: teacher_features(teacher, images, capture=capture) for name, images in splits.parts().items()}
+    if capture is not None and not capture.share.first:
+        return []
     record = {
         "kind": "probe",
         "features": f"teacher {teacher.name}",
@@ -103,15 +120,17 @@ def teacher_level(
         "pooling": "token mean",
         **splits.record(),
     }
-    cell = {"n": len(splits.test), **(columns or {})}
-    scores = _scores(features, splits, kinds)
+    name = f"teacher {teacher.name}"
+    scores = _scores({name: features}, splits, kinds, training, with_confusion)[name]
     return [
-        _row(f"{NAMES[kind]}_teacher", score, len(splits.test), {**record, "probe": _recipe(kind)}, cell)
+        score.row("_teacher", len(splits.test), {**record, **_recipe(kind, training)}, columns or {})
         for kind, score in scores.items()
     ]
 
 
-def protocol(splits: Splits, interpolant: Interpolant, *, kind: str, seed: int) -> dict[str, Any]:
+def protocol(
+    splits: Splits, interpolant: Interpolant, *, kind: str, seed: int, training: Training | None = None
+) -> dict[str, Any]:
     """Return the record that stands beside the rows of one kind of probe of hidden states."""
     return {
         "kind": "probe",
@@ -121,44 +140,42 @@ def protocol(splits: Splits, interpolant: Interpolant, *, kind: str, seed: int) 
         "t_convention": "t=1 noise",
         "path_type": interpolant.path_type,
         "seed": seed,
-        "probe": _recipe(kind),
+        **_recipe(kind, replace(training or Training(), seed=seed)),
         **splits.record(),
     }
 
 
-def _recipe(kind: str) -> str:
-    if kind not in KINDS:
-        raise UserError(f"probe {kind}: choose of {', '.join(KINDS)}")
-    if kind == "linear":
-        return f"standardised, ridge, strength of {linear.STRENGTHS[0]:g}..{linear.STRENGTHS[-1]:g} chosen on val"
-    return f"k-NN, cosine, temperature 0.07, k of {', '.join(map(str, KS))} chosen on val"
+def _recipe(kind: str, training: Training) -> dict[str, Any]:
+    chosen = kind_of(kind)
+    return {"probe": chosen.text(training), **({"seed": training.seed} if chosen.drawn else {})}
 
 
-def _parts(splits: Splits) -> dict[str, Images]:
-    return {"train": splits.train, "val": splits.val, "test": splits.test}
-
-
-def _scores(features: Mapping[str, Array], splits: Splits, kinds: Sequence[str]) -> dict[str, float]:
-    labels = {name: images.labels for name, images in _parts(splits).items()}
-    scores = {}
-    if "linear" in kinds:
-        classes = splits.train.num_classes
-        fitted = linear.fit_best(
-            features["train"], labels["train"], features["val"], labels["val"], num_classes=classes
-        )
-        scores["linear"] = fitted.score(features["test"], labels["test"])
-    if "knn" in kinds:
-        ks = [k for k in KS if k <= len(labels["train"])] or [1]
-        classes = splits.train.num_classes
-        votes = {
-            name: knn_votes(features["train"], labels["train"], features[name], ks=ks, num_classes=classes)
-            for name in ("val", "test")
-        }
-        accuracy = {k: float((votes["val"][k].argmax(1) == labels["val"]).mean()) for k in ks}
-        best = max(ks, key=lambda k: accuracy[k])
-        scores["knn"] = float((votes["test"][best].argmax(1) == labels["test"]).mean())
-    return scores
-
-
-def _row(metric: str, value: float, n: int, record: Mapping[str, Any], cell: Mapping[str, Any]) -> Row:
-    return make_row(metric=metric, value=value, stderr=float(np.sqrt(value * (1 - value) / n)), protocol=record, **cell)
+def _scores(
+    features: Mapping[str, Mapping[str, Array]],
+    splits: Splits,
+    kinds: Sequence[str],
+    training: Training,
+    with_confusion: bool,
+) -> dict[str, dict[str, Score]]:
+    """Return {layer: {kind: score}} for features {layer: {part: (N, D)}}; what fits the probes is not given test."""
+    for layer, parts in features.items():
+        for part, values in parts.items():
+            check_finite(values, layer, part)
+    known = Known(
+        [parts["train"] for parts in features.values()],
+        splits.train.labels,
+        [parts["val"] for parts in features.values()],
+        splits.val.labels,
+        splits.train.num_classes,
+    )
+    found: dict[str, dict[str, Score]] = {layer: {} for layer in features}
+    for name in kinds:
+        kind = kind_of(name)
+        for (layer, parts), fitted in zip(features.items(), kind.fit(known, training), strict=True):
+            predicted = fitted.predict(parts["test"])
+            accuracy = float((predicted == splits.test.labels).mean())
+            note = fitted.remark
+            if with_confusion:
+                note = as_note(confusion(splits.test.labels, predicted), chosen=fitted.chosen, remark=note)
+            found[layer][name] = Score(kind.metric, accuracy, note)
+    return found

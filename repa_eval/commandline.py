@@ -178,22 +178,16 @@ def class_tokens_of(opened: Any, device: str, given: str | None) -> Any:
 
     It is that of the teacher the checkpoint was trained with; where the file names none, of the first of `given`.
     """
-    from repa_eval.teachers._registry import load_teacher, split_names
+    from repa_eval.teachers._registry import class_tokens_by, load_teacher, split_names
 
     if not measurable(opened).prefix_tokens:
         return None
-    names = split_names(opened.option("enc_type") or given or "")
+    recorded = split_names(opened.option("enc_type") or "")
+    names = recorded or split_names(given or "")
     if not names:
         raise UserError(f"{opened.path} reads a teacher's class token: name the teacher with --teacher")
-    teacher = load_teacher(names[0]).to(device)
-
-    def tokens(pixels: Any) -> Any:
-        cls = teacher(pixels.to(device)).cls
-        if cls is None:
-            raise UserError(f"teacher {names[0]} has no class token, which {opened.path} reads")
-        return cls
-
-    return tokens
+    weights = opened.recipe.get("teacher_weights") if recorded else None
+    return class_tokens_by(load_teacher(names[0], weights).to(device))
 
 
 def gridded(function: F) -> F:
@@ -272,17 +266,19 @@ def layer_table(rows: Sequence[Row], aligned: int | None) -> str:
             values = {row.layer: row.value for row in members if row.timestep == t}
             finite = [value for value in values.values() if value is not None]
             best = max(finite) if finite and len(layers) > 1 else None
-            body.append([f"{t:g}", *(_cell(values.get(layer), best) for layer in layers)])
+            errors = {row.layer: row.stderr for row in members if row.timestep == t}
+            body.append([f"{t:g}", *(_cell(values.get(layer), best, errors.get(layer)) for layer in layers)])
         header = ["t", *(f"block {layer}{'*' if layer == aligned else ''}" for layer in layers)]
         title = f"{metric}{f' with {teacher}' if teacher else ''}, n={members[0].n}, t=1 is noise"
         blocks.append(f"{title}{', * aligned block' if aligned else ''}\n{table(header, body)}")
     return "\n\n".join(blocks)
 
 
-def _cell(value: float | None, best: float | None) -> str:
+def _cell(value: float | None, best: float | None, stderr: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}{'<' if best is not None and value == best else ' '}"
+    spread = "" if stderr is None else f"+-{stderr:.3f}"
+    return f"{value:.3f}{spread}{'<' if best is not None and value == best else ' '}"
 
 
 def parse_floats(text: str, what: str) -> list[float]:

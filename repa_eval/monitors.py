@@ -15,63 +15,25 @@ from typing import Any
 
 import torch
 
-from repa_eval.align import METRICS, TIMESTEPS, align
+from repa_eval.align import METRICS, TIMESTEPS, Preparation, align
 from repa_eval.align import protocol as alignment_record
 from repa_eval.data._registry import Images, load_data
 from repa_eval.extractors._registry import Extractor, load_extractor
+from repa_eval.features import model_record
 from repa_eval.fidelity import evaluate, names_of, record_of
-from repa_eval.interpolant import Interpolant
 from repa_eval.models.layers import DiffusionModel
 from repa_eval.pictures import side_by_side, token_colours
 from repa_eval.probes import grid
 from repa_eval.results import Row, protocol_hash, write_atomic
 from repa_eval.sampling.generate import SamplerSettings, generate
+from repa_eval.subject import Subject
 from repa_eval.teachers._registry import Teacher, load_teacher
-from repa_eval.train.methods.base import name_of
-from repa_eval.train.recipe import Recipe
 
 STRIP = 10  # images of a preview, always from the same noise and of the first ten classes
 PREVIEW_STEPS = 25
 MAP_IMAGES = 600
 PROBE_TRAIN, PROBE_TEST = 1500, 600
 PCA_IMAGES, PCA_FIT, PCA_TIME = 8, 256, 0.1
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The run that is measured: its recipe, its folder, and where to compute."""
-
-    recipe: Recipe
-    run: Path
-    device: str = "cpu"
-    weights: str = "ema"
-
-    def columns(self, step: int | None) -> dict[str, Any]:
-        """Return the columns that say which model a row speaks of."""
-        systems = self.recipe.method.systems
-        return {
-            "run": self.run.resolve().name,
-            "system": systems[0] if systems else None,
-            "method": name_of(self.recipe.method),
-            "step": step,
-            "weights": self.weights,
-            "train_seed": self.recipe.settings.seed,
-        }
-
-    @property
-    def interpolant(self) -> Interpolant:
-        """The path that the model was trained on."""
-        path: Interpolant = getattr(self.recipe.method, "interpolant", Interpolant())
-        return path
-
-    @property
-    def data(self) -> str:
-        """The data that the model was trained on."""
-        return self.recipe.settings.data
-
-    def is_last(self, step: int) -> bool:
-        """Return whether this is the last step of the recipe."""
-        return step >= self.recipe.settings.max_steps
 
 
 class Measure(ABC):
@@ -215,14 +177,18 @@ class AlignmentMap(Measure):
                 layers=_all_layers(model),
                 timesteps=self.timesteps,
                 metrics=self.metrics,
-                interpolant=self.subject.interpolant,
+                capture=self.subject.capture,
                 columns=self.subject.columns(step),
             )
         return rows
 
     def done(self, step: int, rows: Collection[Row]) -> bool:
         """Return whether the maps against all teachers are complete."""
-        records = [alignment_record(teacher, self.images, self.subject.interpolant) for teacher in self.teachers]
+        capture = self.subject.capture
+        records = [
+            alignment_record(teacher, self.images, capture, Preparation()) | model_record(self.subject.network)
+            for teacher in self.teachers
+        ]
         layers = range(1, self.subject.recipe.architecture.depth + 1)
         return _complete(step, rows, records, self.metrics, layers, self.timesteps)
 
@@ -242,7 +208,7 @@ class Probes(Measure):
             self.splits,
             layers=_all_layers(model),
             timesteps=self.timesteps,
-            interpolant=self.subject.interpolant,
+            capture=self.subject.capture,
             columns=self.subject.columns(step),
         )
         for teacher in self.teachers:
@@ -254,6 +220,7 @@ class Probes(Measure):
         layers = range(1, self.subject.recipe.architecture.depth + 1)
         for kind in grid.KINDS:
             record = grid.protocol(self.splits, self.subject.interpolant, kind=kind, seed=0)
+            record |= model_record(self.subject.network)
             if not _complete(step, rows, [record], [grid.NAMES[kind]], layers, self.timesteps):
                 return False
         levels = [row for row in rows if row.metric == f"{grid.NAMES[grid.KINDS[-1]]}_teacher"]
@@ -291,7 +258,13 @@ class TokenPictures(Measure):
     def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
         """Write the picture and the words beside it; there are no rows."""
         png, words = token_colours(
-            model, self.teacher, self.images, count=PCA_IMAGES, t=PCA_TIME, interpolant=self.subject.interpolant
+            model,
+            self.teacher,
+            self.images,
+            count=PCA_IMAGES,
+            t=PCA_TIME,
+            interpolant=self.subject.interpolant,
+            class_tokens=self.subject.class_tokens,
         )
         write_atomic(self._file(step).with_suffix(".json"), json.dumps(words, indent=1) + "\n")
         write_atomic(self._file(step), png)
@@ -308,7 +281,7 @@ class TokenPictures(Measure):
 def of_recipe(subject: Subject) -> list[Measure]:
     """Return what the trainer measures of itself, as the recipe asks for."""
     recipe = subject.recipe
-    if not recipe.settings.evaluation.eval_every or not recipe.method.samples:
+    if not recipe.settings.evaluation.eval_every or not subject.generates:
         return []
     return [Quality(subject), Preview(subject)]
 
@@ -316,7 +289,7 @@ def of_recipe(subject: Subject) -> list[Measure]:
 def everything(subject: Subject, teachers: Sequence[str] = ()) -> list[Measure]:
     """Return every measure of a run; teachers: beside those that the run was trained with."""
     names = list(dict.fromkeys([*teachers, *subject.recipe.method.teachers()]))
-    measures: list[Measure] = [Quality(subject), Floor(subject), Preview(subject)]
+    measures: list[Measure] = [Quality(subject), Floor(subject), Preview(subject)] if subject.generates else []
     measures.append(Probes(subject, names))
     if names:
         measures += [AlignmentMap(subject, names, metrics=(*METRICS, "mutual_knn")), TokenPictures(subject, names[0])]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repa_eval.data._registry import Images
-from repa_eval.features import noised
+from repa_eval.features import ClassTokens, noised
 from repa_eval.interpolant import Interpolant
 from repa_eval.models.layers import DiffusionModel
 from repa_eval.samples import png
@@ -27,21 +27,38 @@ def side_by_side(images: Array) -> bytes:
 
 @torch.no_grad()
 def token_colours(
-    model: DiffusionModel, teacher: Teacher, images: Images, *, count: int, t: float, interpolant: Interpolant
+    model: DiffusionModel,
+    teacher: Teacher,
+    images: Images,
+    *,
+    count: int,
+    t: float,
+    interpolant: Interpolant,
+    class_tokens: ClassTokens | None = None,
 ) -> tuple[bytes, dict[str, Any]]:
     """Return a PNG with one row per source (image, teacher, every block) of `count` images, and the words beside it.
 
     Colours are the first three principal components of a source's tokens less each position's mean, fitted on all of
-    `images`, each scaled to its 2nd..98th percentile: comparable within a row, not between rows.
+    `images`, each scaled to its 2nd..98th percentile: comparable within a row, not between rows. class_tokens: for a
+    model that reads one, which is not among the pictures.
     """
     pixels, _ = images.fetch(range(len(images)))
     side = images.shape[-1]
     device = next(model.parameters()).device
     layers = range(1, model.depth + 1)
-    inputs = noised(model, pixels, range(len(images)), t=t, interpolant=interpolant, seed=0, stream="align")
+    inputs = noised(
+        model,
+        pixels,
+        range(len(images)),
+        t=t,
+        interpolant=interpolant,
+        seed=0,
+        stream="align",
+        class_tokens=class_tokens,
+    )
     _, hidden = model(**inputs, taps=layers)
     sources = {f"teacher {teacher.name}": teacher(pixels.to(device)).patches}
-    sources |= {f"block {layer}": hidden[layer] for layer in layers}
+    sources |= {f"block {layer}": hidden[layer][:, model.prefix_tokens :] for layer in layers}
     rows = [_grey_to_rgb(pixels[:count]).numpy()]
     rows += [_coloured(tokens.float().cpu(), count, side) for tokens in sources.values()]
     picture = np.concatenate([np.concatenate(list(_framed(row)), axis=-1) for row in rows], axis=-2)

@@ -22,58 +22,16 @@ from repa_eval.train import batches, loop
 from repa_eval.train.methods.base import METHODS, Batch
 from repa_eval.train.recipe import Recipe, builtin_recipes, read_recipe, resolve
 
-# the whole contract, as a user would write it beside their own project
-MY_LOSS = '''
-"""A method of a user's own: velocity loss in Huber's form, and hidden states of small norm."""
-from __future__ import annotations
-
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from repa_eval.config import option
-from repa_eval.interpolant import Interpolant
-from repa_eval.train.losses import denoising_draws, drop_labels
-from repa_eval.train.methods.base import Batch, Method, method
-
-
-@method("my-huber")
-@dataclass(frozen=True, kw_only=True)
-class MyHuber(Method):
-    """Huber loss of the velocity."""
-
-    interpolant: Interpolant = Interpolant()
-    cfg_prob: float = option(0.1, help="probability of dropping the label in training")
-    norm_coeff: float = option(0.01, help="weight of the norm of the last block's output")
-
-    def architecture(self, config: Any, widths: Sequence[int]) -> Any:
-        return dataclasses.replace(config, class_dropout_prob=self.cfg_prob, z_dims=())
-
-    def modules(self, model: nn.Module) -> nn.ModuleDict:
-        return nn.ModuleDict({"scale": nn.Linear(model.config.hidden_size, 1)})
-
-    def draws(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        return denoising_draws(batch, generators, self.interpolant)
-
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
-        t, noise = batch.draws["time"], batch.draws["noise"]
-        y = drop_labels(batch.y, batch.draws["drop"], self.cfg_prob, model.null_label)
-        last = model.config.depth
-        v, hidden = model(self.interpolant.mix(batch.x, noise, t), t, y, taps=(last,))
-        huber = F.huber_loss(v, self.interpolant.velocity(batch.x, noise, t), reduction="none").flatten(1).mean(1)
-        norm = batch.modules["scale"](hidden[last]).square().mean()
-        return {"huber_loss": huber, "norm_loss": self.norm_coeff * norm}
-'''
-
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
+# the whole contract, as a user would write it beside their own project: the example of the docs
+DOCS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+MY_LOSS = DOCS.partition("```python\n")[2].partition("```")[0]
 # whatever of these an architecture or a method has is made this small
-SMALL = {"depth": 2, "hidden_size": 32, "num_heads": 2, "projector_dim": 32, "stem_size": 8, "encoder_depth": 1}
+SMALL = {
+    "depth": 2, "hidden_size": 32, "num_heads": 2, "projector_dim": 32, "stem_size": 8, "encoder_depth": 1,
+    "student_layers": [1, 2], "l2r_depth": 1, "stage1_steps": 2,
+}  # fmt: skip
 
 
 def recipe_of(method: str) -> str:

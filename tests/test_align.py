@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from helpers import digits, wake
-from repa_eval.align import align
+from repa_eval.align import RAW, Preparation, align
 from repa_eval.data._registry import to_signed
 from repa_eval.errors import UserError
-from repa_eval.features import hidden_features, teacher_features
+from repa_eval.features import Capture, hidden_features, teacher_features
 from repa_eval.interpolant import Interpolant
 from repa_eval.metrics.cka import cka
 from repa_eval.metrics.cknna import cknna
@@ -57,9 +57,9 @@ def another(teacher: Teacher) -> Teacher:
 
 
 def features(model: nn.Module, count: int = 30, *, t: float = 0.3, **more: object) -> dict[int, np.ndarray]:
-    return hidden_features(
-        model, digits("test").head(count), **{"layers": (1, 3), "t": t, "interpolant": LINEAR, **more}
-    )
+    layers = more.pop("layers", (1, 3))
+    capture = Capture(**{"interpolant": LINEAR, **more})  # type: ignore[arg-type]
+    return hidden_features(model, digits("test").head(count), layers=layers, t=t, capture=capture)  # type: ignore
 
 
 # --- features
@@ -132,7 +132,9 @@ def test_teacher_features_are_those_of_clean_images() -> None:
     teacher, images = load_teacher("digits-vit"), digits("test").head(20)
     expected = teacher(images.fetch(range(20))[0]).patches.mean(1).numpy()
     for batch_size in (6, 20):
-        np.testing.assert_allclose(teacher_features(teacher, images, batch_size=batch_size), expected, atol=1e-5)
+        np.testing.assert_allclose(
+            teacher_features(teacher, images, capture=Capture(batch_size=batch_size)), expected, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("t", [-0.01, 1.01, float("nan")])
@@ -147,8 +149,8 @@ def test_times_outside_of_the_path_are_refused(t: float) -> None:
 def test_rows_of_a_map() -> None:
     teacher, images = load_teacher("digits-vit"), digits("test-large").head(50)
     rows = align(
-        awake(), teacher, images, layers=(3, 1), timesteps=(0.1, 0.4), metrics=("cka", "cknna"), seed=5,
-        columns={"run": "mine", "step": 7},
+        awake(), teacher, images, layers=(3, 1), timesteps=(0.1, 0.4), metrics=("cka", "cknna"),
+        capture=Capture(seed=5), columns={"run": "mine", "step": 7},
     )  # fmt: skip
     cells = [(row.timestep, row.layer, row.metric) for row in rows]
     assert cells == [(t, layer, metric) for t in (0.1, 0.4) for layer in (3, 1) for metric in ("cka", "cknna")]
@@ -163,10 +165,23 @@ def test_rows_of_a_map() -> None:
 def test_values_are_the_metrics_of_normalised_features() -> None:
     model, teacher, images = awake(), load_teacher("digits-vit"), digits("test-large").head(50)
     target = teacher_features(teacher, images)
-    hidden = hidden_features(model, images, layers=(2,), t=0.2, interpolant=LINEAR)[2]
-    [norm_a, norm_b] = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (hidden, target)]
-    for normalise, x, y in ((True, norm_a, norm_b), (False, hidden, target)):
-        rows = align(model, teacher, images, layers=(2,), timesteps=(0.2,), normalise=normalise)
+    hidden = hidden_features(model, images, layers=(2,), t=0.2)[2]
+
+    def unit(rows: np.ndarray) -> np.ndarray:
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def clamped(rows: np.ndarray) -> np.ndarray:
+        limit = np.mean([np.quantile(np.abs(row), 0.95) for row in rows])
+        return np.clip(rows, -limit, limit)
+
+    cases = {
+        Preparation(): (unit(clamped(hidden)), unit(clamped(target))),  # as platonic-rep's callers
+        Preparation(clamp=1.0): (unit(hidden), unit(target)),
+        Preparation(normalise=False): (clamped(hidden), clamped(target)),
+        RAW: (hidden, target),
+    }
+    for preparation, (x, y) in cases.items():
+        rows = align(model, teacher, images, layers=(2,), timesteps=(0.2,), preparation=preparation)
         values = {row.metric: row.value for row in rows}
         assert values == {"cknna": pytest.approx(cknna(x, y), rel=1e-4), "cka": pytest.approx(cka(x, y), rel=1e-4)}
 
@@ -176,16 +191,19 @@ def test_what_changes_the_number_changes_the_protocol() -> None:
     cell = {"layers": (1,), "timesteps": (0.3,), "metrics": ("cka",)}
     hashes = {
         align(model, teacher, images, **cell)[0].protocol,
-        align(model, teacher, images, **cell, seed=1)[0].protocol,
-        align(model, teacher, images, **cell, normalise=False)[0].protocol,
+        align(model, teacher, images, **cell, capture=Capture(seed=1))[0].protocol,
+        align(model, teacher, images, **cell, preparation=RAW)[0].protocol,
+        align(model, teacher, images, **cell, preparation=Preparation(clamp=1.0))[0].protocol,
         align(model, teacher, images.head(39), **cell)[0].protocol,
         align(model, teacher, digits("val").head(40), **cell)[0].protocol,
-        align(model, teacher, images, **cell, interpolant=Interpolant(path_type="cosine"))[0].protocol,
+        align(model, teacher, images, **cell, capture=Capture(interpolant=Interpolant(path_type="cosine")))[0].protocol,
         align(model, another(teacher), images, **cell)[0].protocol,
     }
-    assert len(hashes) == 7
+    assert len(hashes) == 8
     # the batch size does not, and neither do layers, times and metrics, which have columns of their own
-    others = align(model, teacher, images, layers=(2, 3), timesteps=(0.5,), metrics=("cknna",), batch_size=7)
+    others = align(
+        model, teacher, images, layers=(2, 3), timesteps=(0.5,), metrics=("cknna",), capture=Capture(batch_size=7)
+    )
     assert {row.protocol for row in others} == {align(model, teacher, images, **cell)[0].protocol}
 
 

@@ -21,6 +21,10 @@ FLOORS = {
     "repa_eval.results": 0,
     "repa_eval.hashing": 1,
     "repa_eval.seeding": 1,
+    "repa_eval.resampling": 1,
+    "repa_eval.shares": 1,
+    "repa_eval.hooks": 1,
+    "repa_eval.cache": 1,
     "repa_eval.interpolant": 1,
     "repa_eval.metrics": 1,
     "repa_eval.models.layers": 1,
@@ -40,6 +44,7 @@ FLOORS = {
     "repa_eval.reports": 3,
     "repa_eval.commandline": 4,
     "repa_eval.monitors": 4,
+    "repa_eval.subject": 4,
     "repa_eval.cli": 4,
     "repa_eval.commands": 4,
     "repa_eval.train.cli": 4,
@@ -56,6 +61,7 @@ SIDEWAYS = {
     ("repa_eval.features", "repa_eval.teachers"),
     ("repa_eval.sampling", "repa_eval.data"),
     ("repa_eval.sampling", "repa_eval.models"),
+    ("repa_eval.extractors", "repa_eval.teachers"),
 }
 # Reports read a table and nothing else, so that a report needs no GPU and no torch.
 ONLY_FLOOR_0 = ("repa_eval.reports",)

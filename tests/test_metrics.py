@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import tracemalloc
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +17,19 @@ import pytest
 from repa_eval.errors import UserError
 from repa_eval.metrics import _kernels
 from repa_eval.metrics import precision_recall as pr
+from repa_eval.metrics._neighbours import neighbours
+from repa_eval.metrics._prepared import prepare
 from repa_eval.metrics.cka import cka
 from repa_eval.metrics.cknna import cknna, cknna_centred_first
+from repa_eval.metrics.cknna_erw import cknna_erw
 from repa_eval.metrics.edit_distance_knn import _distances
-from repa_eval.metrics.lcs_knn import _lengths
+from repa_eval.metrics.lcs_knn import _lengths, lcs_knn
+from repa_eval.metrics.mutual_knn import mutual_knn
+from repa_eval.metrics.rsa import rsa
+from repa_eval.metrics.svcca import svcca
 
-GOLDEN = Path(__file__).parent / "golden" / "platonic"
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "platonic"
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -39,16 +48,21 @@ def test_nearest_is_the_sorted_inner_product_without_self() -> None:
 
 
 def test_neighbours_are_searched_in_blocks() -> None:
-    n = 6000
-    x = normal(n, 4).astype(np.float32)
-    tracemalloc.start()
-    found = _kernels.nearest(x, k=3)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < n * n * 4 / 2  # half of one float32 matrix n x n
-    last = x @ x[-1]
-    last[-1] = -np.inf
-    assert found[-1].tolist() == np.argsort(-last)[:3].tolist()
+    """In a process of its own, because what torch allocates is seen by the system only."""
+    code = """
+import resource, numpy as np, torch
+from repa_eval.metrics import _kernels
+x = np.random.default_rng(0).standard_normal((12000, 4)).astype(np.float32)
+_kernels.nearest(x[:3000], k=3)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = _kernels.nearest(x, k=3)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+last = x @ x[-1]
+last[-1] = -np.inf
+assert found[-1].tolist() == np.argsort(-last)[:3].tolist()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 12000 * 12000 * 4 / 1024 / 4  # KB; a quarter of one float32 matrix n x n
 
 
 def test_blocks_change_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +143,7 @@ def test_unbiased_cka_of_unrelated_wide_features_is_near_zero_and_biased_is_not(
     [
         (lambda x: cka(x, x, kernel="rbff"), "unknown kernel 'rbff'; did you mean 'rbf'"),
         (lambda x: cka(x, x, kernel="rbf", sigma=0.0), "sigma=0.0: the width of the rbf kernel must be positive"),
-        (lambda x: cka(x[:3], x[:3], unbiased=True), "at least 4 rows"),
+        (lambda x: cka(x[:3], x[:3], unbiased=True), "x has 3 rows; this metric needs at least 4 samples"),
         (lambda x: cknna(x, x, k=1), "k=1: at least 2 neighbours are needed"),
         (lambda x: cknna(x[:3], x[:3], k=2), "CKNNA needs at least 4 samples; given are 3"),
         (lambda x: cknna_centred_first(x, x, k=20), "k=20 neighbours need more than 20 samples"),
@@ -217,3 +231,91 @@ def test_list_distances_equal_their_recursive_definitions() -> None:
     pairs = list(zip(first.tolist(), second.tolist(), strict=True))
     assert _distances(first, second).tolist() == [levenshtein(a, b) for a, b in pairs]
     assert _lengths(first, second).tolist() == [common(a, b) for a, b in pairs]
+
+
+# --- neighbours in float32, put in order by float64
+
+
+@pytest.mark.parametrize("n", [60, 700])  # by products of all pairs, and by those of the candidates
+def test_neighbours_in_float32_have_the_order_and_the_products_of_float64(n: int) -> None:
+    x = _kernels.normalise_rows((100.0 + 0.1 * normal(n, 30)).astype(np.float32))  # all cosines are .999999
+    wide = x.astype(np.float64)
+    similar = wide @ wide.T
+    np.fill_diagonal(similar, -np.inf)
+    order = np.argsort(-similar, axis=1, kind="stable")[:, :10]
+    found = neighbours(x, k=10)
+    assert np.array_equal(found.indices, order)
+    assert found.products == pytest.approx(np.take_along_axis(similar, order, axis=1), rel=1e-14)
+    narrow = x @ x.T
+    np.fill_diagonal(narrow, -np.inf)
+    assert (np.argsort(-narrow, axis=1, kind="stable")[:, :10] != order).mean() > 0.5  # what a plain search finds
+
+
+def test_candidates_that_float32_cannot_order_are_not_cut_off() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.choice([-1.0, 1.0], (700, 1)) * (1.0 + 1e-5 * rng.standard_normal((700, 7)))  # two tight clusters
+    x = x.astype(np.float32)
+    similar = x.astype(np.float64) @ x.T.astype(np.float64)
+    np.fill_diagonal(similar, -np.inf)
+    order = np.argsort(-similar, axis=1, kind="stable")[:, :10]
+    assert np.array_equal(neighbours(x, k=10).indices, order)
+    pairs = zip(order.tolist(), _kernels.nearest(x, k=10).tolist(), strict=True)
+    assert sum(set(true) != set(found) for true, found in pairs) > 50  # rows that lose one without spare candidates
+
+
+@pytest.mark.parametrize("case", ["metrics_normalised", "metrics_raw", "metrics_unrelated"])
+def test_golden_neighbours(case: str) -> None:
+    text, arrays = json.loads((GOLDEN / f"{case}.json").read_text(encoding="utf-8")), np.load(GOLDEN / f"{case}.npz")
+    x = _kernels.normalise_rows(arrays["A"]) if text["config"]["normalised_first"] else arrays["A"]
+    assert np.array_equal(neighbours(x, k=arrays["knn_A"].shape[1]).indices, arrays["knn_A"])
+
+
+def test_equal_rows_take_the_lower_index_first() -> None:
+    x = np.repeat(np.eye(3), 4, axis=0)
+    assert neighbours(x, k=3).indices[[0, 3, 5]].tolist() == [[1, 2, 3], [0, 1, 2], [4, 6, 7]]
+
+
+def test_neighbours_are_found_once_for_many_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+    real = _kernels.nearest
+    monkeypatch.setattr(_kernels, "nearest", lambda x, **given: (searched.append(len(x)), real(x, **given))[1])
+    teacher, layers = prepare(normal(50, 6)), [prepare(normal(50, 4, seed=seed)) for seed in range(3)]
+    for layer in layers:
+        for metric in (cknna, mutual_knn, lcs_knn):
+            metric(layer, teacher)
+    assert len(searched) == 4
+
+
+@pytest.mark.parametrize(
+    ("metric", "options"),
+    [
+        (cknna, [{"k": k, "unbiased": unbiased} for k in (4, 9) for unbiased in (True, False)]),
+        (cknna_erw, [{"k": k, "unbiased": unbiased} for k in (4, 9) for unbiased in (True, False)]),
+        (mutual_knn, [{"k": 4}, {"k": 9}]),
+        (rsa, [{"dissimilarity": "correlation"}, {"dissimilarity": "euclidean"}]),
+        (svcca, [{"k": 2}, {"threshold": 0.8}, {"threshold": 0.99}]),
+        (
+            cka,
+            [{"unbiased": unbiased} for unbiased in (True, False)]
+            + [{"kernel": "rbf", "sigma": sigma, "unbiased": u} for sigma in (0.5, 2.0) for u in (True, False)]
+            + [{"kernel": "rbf_median", "sigma": sigma} for sigma in (0.5, 2.0)],
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_is_kept_of_a_side_is_kept_per_option(metric: Any, options: list[dict[str, Any]]) -> None:
+    x, y = normal(40, 6), normal(40, 5, seed=1)
+    y += x[:, :5]
+    expected = [metric(x, y, **given) for given in options]
+    assert len(set(expected)) == len(options)
+    first, second = prepare(x), prepare(y)
+    assert [metric(first, second, **given) for given in options] == expected
+
+
+def test_prepared_features_are_an_array_to_a_metric_that_knows_nothing_of_them() -> None:
+    x = normal(5, 3)
+    side = prepare(x)
+    assert np.array_equal(np.asarray(side), x)
+    assert np.asarray(side, dtype=np.float32).dtype == np.float32
+    assert np.array(side, copy=True) is not side.values
+    assert prepare(side) is side

@@ -29,7 +29,7 @@ from repa_eval.models.sit import SiT, SiTConfig
 from repa_eval.models.sit_cls import SiTCls, SiTClsConfig
 from repa_eval.samples import SampleArray, SampleFolder
 from repa_eval.sampling import generate as generating
-from repa_eval.sampling.shares import Share
+from repa_eval.shares import Share
 
 WIDTHS: dict[str, Any] = {"input_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 2}
 FAST = ("--num-steps", "3", "--device", "cpu", "--quiet", "--set", "num_heads=2")

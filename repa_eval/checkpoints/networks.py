@@ -37,7 +37,7 @@ def cleaned(state: State) -> dict[str, Tensor]:
 def encoder_blocks(names: Any) -> int | None:
     """Return the number of `blocks` before the `decoder_blocks` of an older REPA file, its aligned block; else None."""
     numbers = {match[1]: int(match[2]) for name in sorted(names, key=_numbers) if (match := _BLOCK.match(name))}
-    return numbers.get("blocks", -1) + 1 if "decoder_blocks" in numbers else None
+    return numbers["blocks"] + 1 if {"blocks", "decoder_blocks"} <= set(numbers) else None
 
 
 _BLOCK = re.compile(r"(blocks|decoder_blocks)\.(\d+)\.")

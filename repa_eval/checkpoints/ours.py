@@ -8,6 +8,7 @@ from typing import Any
 from repa_eval.checkpoints import networks
 from repa_eval.checkpoints.recognise import Checkpoint, Request, layout
 from repa_eval.errors import Failure
+from repa_eval.models.conventions import VELOCITY, converted
 
 KEYS = frozenset({"model", "ema", "method", "opt", "step", "rng", "recipe"})
 
@@ -22,12 +23,13 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
         raise Failure(f"{path}: its recipe does not say what the model is")
     architecture, config = networks.preset_of(recipe["model"], recipe["architecture"])
     state = networks.cleaned(request.choose(content, path))
+    network = networks.assemble(architecture, config, state, where=str(path))
     return Checkpoint(
         path=path,
         layout="repa-eval",
         systems=tuple(recipe.get("systems", ())),
         model_name=recipe["model"],
-        models=(networks.assemble(architecture, config, state, where=str(path)),),
+        models=(converted(network, getattr(network, "native", VELOCITY)),),
         weights=request.weights,
         step=int(content["step"]),
         recipe=recipe,

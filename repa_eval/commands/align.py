@@ -10,9 +10,6 @@ import click
 
 from repa_eval.commandline import (
     OneLine,
-    block_numbers,
-    choose_device,
-    class_tokens_of,
     computing,
     data_of,
     deliver,
@@ -20,11 +17,9 @@ from repa_eval.commandline import (
     gridded,
     layer_table,
     measuring,
-    open_checkpoint,
     opening,
-    parse_floats,
-    run_columns,
 )
+from repa_eval.commands._measuring import Session, caching, session
 from repa_eval.errors import UserError
 from repa_eval.results import Row
 
@@ -36,10 +31,17 @@ from repa_eval.results import Row
 @click.option("--teacher-weights", type=click.Path(path_type=Path), help="file that replaces the teacher's own weights")
 @click.option("--split", help="default: test images that training never saw")
 @click.option("--num-images", type=click.IntRange(min=4), default=600, show_default=True, help="images")
-@click.option("--raw", is_flag=True, help="do not L2-normalise the features first")
+@click.option("--raw", is_flag=True, help="features as they are: neither clamped nor L2-normalised")
+@click.option(
+    "--clamp", type=click.FloatRange(0.0, 1.0), default=0.95, show_default=True, help="quantile; 1 = no clamp"
+)
+@click.option("--pool", type=click.Choice(["mean", "cls"]), default="mean", show_default=True, help="of the tokens")
+@click.option("--against", default="", help="other teachers, joined by commas: their alignment as a reference level")
+@click.option("--ci", "confidence", is_flag=True, help="standard errors, and the level when pairs are torn apart")
 @click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="draw the map to this file (png, svg, pdf)"
 )
+@caching
 @computing
 @measuring
 @example("repa-eval align --ckpt runs/digits-repa/checkpoints/0001500.pt --layer 3")
@@ -48,52 +50,69 @@ def command(ckpt: str, layers: str, as_json: bool, rows: Path | None, plot: Path
 
     All layers are read in one forward pass per timestep.
     """
-    times = parse_floats(given["timesteps"], "--timesteps")
-    opened = open_checkpoint(ckpt, given)
-    measured = _measure(opened, block_numbers(layers, opened), times, **given)
-    if plot is not None:
-        _plot(measured, plot)
-    deliver(measured, to=rows, as_json=as_json, show=lambda shown: layer_table(shown, opened.option("encoder_depth")))
+    with session(ckpt, layers, "align", given) as current:
+        measured = _measure(current, **given)
+        if current.capture.share.first:
+            if plot is not None:
+                _plot([row for row in measured if row.layer is not None], plot)
+            deliver(measured, to=rows, as_json=as_json, show=lambda shown: _show(shown, current.aligned))
 
 
-def _measure(opened: Any, layers: list[int], times: list[float], **given: Any) -> list[Row]:
-    import torch
-
-    from repa_eval.align import align
-    from repa_eval.config import from_dict
+def _measure(current: Session, **given: Any) -> list[Row]:
+    from repa_eval.align import RAW, Preparation, align, level
     from repa_eval.data._registry import load_data
-    from repa_eval.interpolant import Interpolant
     from repa_eval.monitors import unseen_split
     from repa_eval.teachers._registry import load_teacher, split_names
 
-    device = choose_device(given["device"])
-    recorded = split_names(opened.option("enc_type") or "")
-    names = split_names(given["teacher_name"] or "") or recorded
+    opened = current.opened
+    names = split_names(given["teacher_name"] or opened.option("enc_type") or "")
     if not names:
         raise UserError(f"{opened.path} records no teacher: name one with --teacher, such as digits-vit")
     data_name = data_of(opened, given["data_name"])
-    split = given["split"] or unseen_split(data_name)
-    images = load_data(data_name, split).head(given["num_images"])
-    path = from_dict(Interpolant(), opened.option("interpolant") or {})
-    columns = run_columns(opened)
+    images = load_data(data_name, given["split"] or unseen_split(data_name)).head(given["num_images"])
+    metrics = [metric.strip() for metric in given["metrics"].split(",")]
+    preparation = RAW if given["raw"] else Preparation(clamp=given["clamp"])
+    shared = {
+        "metrics": metrics,
+        "preparation": preparation,
+        "capture": current.capture,
+        "confidence": given["confidence"],
+    }
+    others = [load_teacher(name).to(current.device) for name in split_names(given["against"])]
     rows: list[Row] = []
     for name in names:
-        teacher = load_teacher(name, given["teacher_weights"]).to(device)
+        teacher = load_teacher(name, given["teacher_weights"]).to(current.device)
         rows += align(
-            opened.model.to(device=device, dtype=getattr(torch, given["dtype"])),
+            current.model,
             teacher,
             images,
-            layers=layers,
-            timesteps=times,
-            metrics=[metric.strip() for metric in given["metrics"].split(",")],
-            interpolant=path,
-            normalise=not given["raw"],
-            seed=given["seed"],
-            class_tokens=class_tokens_of(opened, device, given["teacher_name"]),
-            batch_size=given["batch_size"],
-            columns=columns,
+            layers=current.layers,
+            timesteps=current.times,
+            columns=current.columns,
+            **shared,
         )
+        rows += level(teacher, others, images, columns={"run": opened.run}, **shared)
     return rows
+
+
+def _show(rows: Sequence[Row], aligned: int | None) -> str:
+    from repa_eval.commandline import table
+
+    of_layers = [row for row in rows if row.layer is not None and not row.metric.endswith("_torn")]
+    blocks = [layer_table(of_layers, aligned)] if of_layers else []
+    levels = [[row.metric, row.note or "", _number(row)] for row in rows if row.layer is None]
+    for metric in dict.fromkeys(row.metric for row in rows if row.metric.endswith("_torn")):
+        values = [row.value for row in rows if row.metric == metric and row.value is not None]
+        levels.append([metric, "pairs torn apart, all cells", f"{min(values):.3f} .. {max(values):.3f}"])
+    if levels:
+        blocks.append(table(["level", "of", "value"], levels))
+    return "\n\n".join(blocks)
+
+
+def _number(row: Row) -> str:
+    if row.value is None:
+        return "-"
+    return f"{row.value:.3f}" + (f" +- {row.stderr:.3f}" if row.stderr is not None else "")
 
 
 def _plot(rows: Sequence[Row], file: Path) -> None:

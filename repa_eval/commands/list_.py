@@ -42,10 +42,12 @@ def _methods() -> Entries:
 
 
 def _metrics() -> Entries:
-    from repa_eval.metrics._registry import ALIGNMENT, SAMPLE
+    from repa_eval.metrics._registry import ALIGNMENT, SAMPLE, SPATIAL
 
-    yield from ((name, _first(metric.function)) for name, metric in ALIGNMENT.items())
-    yield from ((name, _first(metric.function)) for name, metric in SAMPLE.items())
+    for registry in (ALIGNMENT, SPATIAL, SAMPLE):
+        for name, metric in registry.items():
+            scope = f" [{metric.range}]" if metric.range else ""
+            yield name, (metric.definition or _first(metric.function)) + scope
 
 
 def _models() -> Entries:

@@ -48,7 +48,7 @@ def command(
     from repa_eval.models.layers import DiffusionModel
     from repa_eval.sampling.decode import decoder_for
     from repa_eval.sampling.generate import bank_for
-    from repa_eval.sampling.shares import join
+    from repa_eval.shares import join
 
     opened = open_checkpoint(ckpt, given)
     model = opened.model

@@ -12,35 +12,56 @@ from repa_eval.errors import UserError
 Array = NDArray[Any]
 
 
+class Undefined(float):
+    """NaN that says why: the answer where a metric is not defined. `reason` belongs in the note of the row."""
+
+    reason: str
+
+
+def undefined(reason: str) -> Undefined:
+    """Return the NaN whose `reason` is given."""
+    value = Undefined("nan")
+    value.reason = reason
+    return value
+
+
+def reason_of(value: float) -> str | None:
+    """Return why a metric's value is NaN, None for a value that is a number or comes without a reason."""
+    return value.reason if isinstance(value, Undefined) else None
+
+
 def matrix(name: str, values: ArrayLike, *, at_least: int = 1) -> Array:
     """Return `values` as a float32 or float64 matrix (N, D) of finite numbers.
 
     float16 becomes float32, integers become float64. UserError: not two axes, fewer than `at_least` rows, no
     column, not real numbers, NaN or infinity.
     """
+    array = finite_array(name, values, axes=("samples", "features"))
+    if len(array) < at_least:
+        raise UserError(f"{name} has shape {array.shape}; needed are at least {at_least} rows and one column")
+    return array
+
+
+def finite_array(name: str, values: ArrayLike, *, axes: tuple[str, ...]) -> Array:
+    """Return `values` as float32 or float64 with these axes, each of length 1 at least, and finite numbers only.
+
+    UserError: other axes, not real numbers, NaN or infinity, with the first row that has it.
+    """
     array = np.asarray(values)
-    if array.ndim != 2:
-        raise UserError(f"{name} has shape {array.shape}; needed is a matrix (samples, features)")
+    if array.ndim != len(axes):
+        raise UserError(f"{name} has shape {array.shape}; needed are the axes ({', '.join(axes)})")
     if array.dtype.kind not in "fiu":
         raise UserError(f"{name} has dtype {array.dtype}; allowed are float32 and float64")
-    if len(array) < at_least or array.shape[1] == 0:
-        raise UserError(f"{name} has shape {array.shape}; needed are at least {at_least} rows and one column")
+    if 0 in array.shape:
+        raise UserError(f"{name} has shape {array.shape}; needed are at least one of the rows and one column")
     array = array.astype(_working_dtype(array.dtype), copy=False)
-    finite = np.isfinite(array).all(axis=1)
+    finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
     if not finite.all():
         bad = np.flatnonzero(~finite)
         raise UserError(
             f"{name} has NaN or infinity in {len(bad)} of {len(array)} rows, first in row {bad[0]}; remove these rows"
         )
     return array
-
-
-def paired(x: ArrayLike, y: ArrayLike, *, at_least: int) -> tuple[Array, Array]:
-    """Return x (N, D1) and y (N, D2) checked by `matrix`; UserError where their numbers of rows differ."""
-    first, second = matrix("x", x, at_least=at_least), matrix("y", y, at_least=at_least)
-    if len(first) != len(second):
-        raise UserError(f"x has {len(first)} rows and y {len(second)}; row i of both must be the same sample")
-    return first, second
 
 
 def same_width(real: ArrayLike, fake: ArrayLike, *, at_least: int) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from repa_eval.errors import UserError
-from repa_eval.metrics._checks import Array
+from repa_eval.metrics._checks import Array, undefined
 
 OFFICIAL_EPS = 1e-6  # platonic-rep adds it to the denominators of CKA and CKNNA
 BLOCK_ELEMENTS = 2**21  # size of one block of pairwise values: 8 MB in float32
@@ -48,12 +48,6 @@ def linear_gram(x: Array, rows: slice = slice(None)) -> Array:
     return product
 
 
-def rbf_gram(x: Array, rows: slice = slice(None), *, sigma: float = 1.0) -> Array:
-    """Return exp(-|u - v|^2 / (2 sigma^2)) for u in x[rows] and v in x (N, D): (rows, N)."""
-    kernel: Array = np.exp(squared_distances(x[rows], x) / (-2.0 * sigma**2))
-    return kernel
-
-
 def hsic(
     product: float, across: tuple[float, float], sums: tuple[float, float], n: int, *, unbiased: bool = False
 ) -> float:
@@ -84,11 +78,11 @@ def hsic_unbiased(K: Array, L: Array) -> float:
 
 
 def ratio(xy: float, xx: float, yy: float, *, eps: float) -> float:
-    """Return xy / (sqrt(xx * yy) + eps); NaN, without a warning, where the root or the quotient does not exist."""
+    """Return xy / (sqrt(xx * yy) + eps); NaN with its reason, without a warning, where that does not exist."""
     if xx * yy < 0.0:  # the unbiased HSIC of a masked matrix with itself may be negative
-        return float("nan")
+        return undefined("the two self-HSICs under the root have different signs: too few samples")
     below = float(np.sqrt(xx * yy)) + eps
-    return xy / below if below > 0.0 else float("nan")
+    return xy / below if below > 0.0 else undefined("a self-HSIC is 0: the kernel sees no differences between samples")
 
 
 def denominator_eps(x: Array, y: Array) -> float:
@@ -99,30 +93,38 @@ def denominator_eps(x: Array, y: Array) -> float:
     give 0). Therefore: rows of one common length a (for y: b) give 1e-6 a^2 b^2, which is the official value of
     the same rows at length 1; rows of different lengths have no unit to which the constant could refer: 0.
     """
-    eps = OFFICIAL_EPS
-    for array in (x, y):
-        lengths = np.square(array, dtype=np.float64).sum(axis=1)  # squared, (N,)
-        if np.ptp(lengths) > 1e-3 * lengths.max():
-            return 0.0
-        eps *= float(lengths.mean())
-    return eps
+    return OFFICIAL_EPS * common_square(x) * common_square(y)
 
 
-def nearest(x: Array, *, k: int, with_self: bool = False) -> Array:
+def common_square(x: Array) -> float:
+    """Return the squared length that all rows of x (N, D) have; 0 where they differ by more than one in a thousand."""
+    lengths = np.einsum("nd,nd->n", x, x, dtype=np.float64)  # squared, (N,)
+    return 0.0 if np.ptp(lengths) > 1e-3 * lengths.max() else float(lengths.mean())
+
+
+def nearest(x: Array, *, k: int, with_self: bool = False, device: str = "cpu") -> Array:
     """Return the indices (N, k) of the rows of x (N, D) with the largest inner product, most similar first.
 
-    A row is not its own neighbour unless `with_self`. Searches in the dtype of x, in row blocks: memory is
-    O(N * block), never N x N.
+    A row is not its own neighbour unless `with_self`. Searches on `device` and in the dtype of x, in row blocks:
+    memory is O(N * block), never N x N. Of <u, v> a row's ranking needs <u, v - m> only, m the mean: with u = c + m
+    that is <c, v - m> + <m, v - m>, whose last term is taken in float64. Thus a large mean costs no digits.
     """
-    found = np.empty((len(x), k), dtype=np.int64)
+    import torch
+
+    wide = x.astype(np.float64)
+    mean = wide.mean(axis=0)
+    wide -= mean
+    offsets = torch.from_numpy((wide @ mean).astype(x.dtype)).to(device)  # <m, v - m>, (N,)
+    rest = torch.from_numpy(wide.astype(x.dtype, copy=False)).to(device)  # (N, D)
+    del wide
+    found = torch.empty((len(x), k), dtype=torch.int64)
     for rows in row_blocks(len(x), len(x)):
-        similar = linear_gram(x, rows)  # (block, N)
+        similar = torch.addmm(offsets, rest[rows], rest.T)  # (block, N)
         if not with_self:
-            drop_self(similar, rows, -np.inf)
-        top = np.sort(np.argpartition(similar, len(x) - k, axis=1)[:, len(x) - k :], axis=1)
-        order = np.argsort(-np.take_along_axis(similar, top, axis=1), axis=1, kind="stable")
-        found[rows] = np.take_along_axis(top, order, axis=1)
-    return found
+            similar.diagonal(rows.start).fill_(-torch.inf)
+        found[rows] = torch.topk(similar, k, dim=1).indices.cpu()
+    indices: Array = found.numpy()
+    return indices
 
 
 def squared_distances(u: Array, v: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The two registries of metrics: of two sets of paired features, and of real against generated features."""
+"""The registries of metrics: of paired features, of one encoder's token grid, of real against generated features."""
 
 from __future__ import annotations
 
@@ -13,15 +13,31 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentMetric:
-    """An alignment metric: f(x (N, D1), y (N, D2)) -> float, and the invariances that it declares (all are tested)."""
+    """An alignment metric: f(x (N, D1), y (N, D2)) -> float, and what it declares (all of it is tested).
+
+    x and y are arrays, or `Prepared` (see `_prepared`), which keep what was computed of one side. Higher is closer.
+    """
 
     function: Callable[..., float]
+    definition: str  # one line
+    range: str  # of the values, for people
     best: float | None = 1.0  # value of f(x, x); None where it is not fixed
-    chance: float | None = 0.0  # value for independent features of many samples
+    chance: float | None = 0.0  # value for independent features of many samples; None where it is not fixed
     symmetric: bool = True
     scale: bool = True  # x -> c x, c > 0, changes nothing
     rotation: bool = True  # x -> x Q changes nothing
+    shift: bool = True  # x -> x + 1 m^T changes nothing
     permutation: bool = True  # reordering the samples of both changes nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialMetric:
+    """A metric of the token grid of ONE encoder: f(tokens (N, T, D), ...) -> float, the mean over the images."""
+
+    function: Callable[..., float]
+    definition: str
+    range: str
+    needs_mask: bool = False  # f(tokens, masks (N, T)), true in the foreground
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,29 +45,58 @@ class SampleMetric:
     """A metric of generated against real samples: f(real, fake) -> {suffix: value} on what `needs` names."""
 
     function: Callable[..., dict[str, float]]
-    needs: str  # "features" or "logits"
+    needs: str  # "features", "logits" or "spatial"
     gives: tuple[str, ...]  # the suffixes that the function returns, in its order
+    definition: str = ""  # one line; the first line of the docstring where it is empty
+    range: str = ""
+    streams: bool = False  # takes Moments in place of features, which then need not be kept
+    extractor: str = ""  # that it is defined on, where the user names none
+    held_out: bool = False  # f(real, fake, held_out): features of real images that training never saw
+    warns: Callable[[int, int], str | None] | None = None  # (samples, features) -> what is to be said of the number
+    stderr: Callable[..., dict[str, float]] | None = None  # (real, fake, values) -> {suffix: standard error}
 
 
-ALIGNMENT: Registry[AlignmentMetric] = Registry("alignment metric", "repa_eval.metrics", group="repa_eval.metrics")
-SAMPLE: Registry[SampleMetric] = Registry("sample metric", "repa_eval.metrics", group="repa_eval.metrics")
+PACKAGE, GROUP = "repa_eval.metrics", "repa_eval.metrics"
+ALIGNMENT: Registry[AlignmentMetric] = Registry("alignment metric", PACKAGE, group=GROUP)
+SPATIAL: Registry[SpatialMetric] = Registry("spatial metric", PACKAGE, group=GROUP)
+SAMPLE: Registry[SampleMetric] = Registry("sample metric", PACKAGE, group=GROUP)
 
 
-def alignment_metric(name: str, **declared: Any) -> Callable[[F], F]:
-    """Register an alignment metric; the function itself is returned unchanged."""
+def alignment_metric(name: str, *, definition: str, range: str, **declared: Any) -> Callable[[F], F]:
+    """Register an alignment metric; the function itself is returned unchanged. declared: fields of AlignmentMetric."""
 
     def record(function: F) -> F:
-        ALIGNMENT.register(name, source=function)(AlignmentMetric(function=function, **declared))
+        metric = AlignmentMetric(function=function, definition=definition, range=range, **declared)
+        ALIGNMENT.register(name, source=function)(metric)
         return function
 
     return record
 
 
-def sample_metric(name: str, *, needs: str, gives: tuple[str, ...]) -> Callable[[F], F]:
-    """Register a metric of generated against real features; the function itself is returned unchanged."""
+def spatial_metric(name: str, *, definition: str, range: str, needs_mask: bool = False) -> Callable[[F], F]:
+    """Register a metric of one encoder's tokens; the function itself is returned unchanged."""
 
     def record(function: F) -> F:
-        SAMPLE.register(name, source=function)(SampleMetric(function=function, needs=needs, gives=gives))
+        metric = SpatialMetric(function=function, definition=definition, range=range, needs_mask=needs_mask)
+        SPATIAL.register(name, source=function)(metric)
+        return function
+
+    return record
+
+
+def sample_metric(
+    name: str, *, needs: str, gives: tuple[str, ...], definition: str = "", range: str = "", **declared: Any
+) -> Callable[[F], F]:
+    """Register a metric of generated against real features; the function itself is returned unchanged.
+
+    It returns a value for each suffix of `gives` and may add its standard error as SUFFIX_stderr; where the error is
+    declared as a function of its own, the metric returns values only. declared: further fields of SampleMetric.
+    """
+
+    def record(function: F) -> F:
+        described = {"definition": definition, "range": range, **declared}
+        metric = SampleMetric(function=function, needs=needs, gives=gives, **described)
+        SAMPLE.register(name, source=function)(metric)
         return function
 
     return record

@@ -1,98 +1,122 @@
 """CKA: centred kernel alignment (Kornblith et al. 2019, arXiv 1905.00414), linear or rbf, biased or unbiased HSIC.
 
-Conventions of minyoungg/platonic-rep @ dcd76ba. Features are centred first, which changes no value and saves the digits
-that a large mean would cost.
+Conventions of minyoungg/platonic-rep @ dcd76ba; the median-scaled width of google's and ckatorch's code. Features are
+centred first, which changes no value and saves the digits that a large mean would cost. Everything in float64.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from repa_eval.errors import UserError, unknown
 from repa_eval.metrics import _kernels
-from repa_eval.metrics._checks import Array, is_constant, paired
+from repa_eval.metrics._checks import Array
+from repa_eval.metrics._gram import Gram
+from repa_eval.metrics._hsic_matrix import hsic_matrix, ratios
+from repa_eval.metrics._prepared import Prepared, centred, constant, paired, prepare
 from repa_eval.metrics._registry import alignment_metric
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@dataclass(kw_only=True)
-class _Sums:
-    """What the three HSICs need of the Gram matrices K of x and L of y: elementwise products, row sums."""
-
-    xx: float
-    xy: float
-    yy: float
-    rows_x: Array  # (N,)
-    rows_y: Array  # (N,)
-
-    def hsic(self, product: float, a: Array, b: Array, *, unbiased: bool) -> float:
-        across = float(a @ b)  # both matrices are symmetric
-        return _kernels.hsic(product, (across, across), (float(a.sum()), float(b.sum())), len(a), unbiased=unbiased)
+KERNELS = ("linear", "rbf", "rbf_median")
+MAX_MEDIAN = 20_000  # samples whose pairwise distances, 8 bytes each, are held for the median: 1.6 GB
 
 
-@alignment_metric("cka")
+@alignment_metric(
+    "cka",
+    definition="HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) of centred inner products, biased HSIC",
+    range="0..1, 1 = same up to rotation and scale; tends to 1 by itself where N < 4 D",
+)
 def cka(x: ArrayLike, y: ArrayLike, *, unbiased: bool = False, kernel: str = "linear", sigma: float = 1.0) -> float:
     """Return the CKA of paired features x (N, D1) and y (N, D2).
 
     unbiased: the HSIC of Song et al. 2012; may be slightly negative. Biased CKA of unrelated features tends to 1 as
-    D / N grows: for N < 4 D report the unbiased one. kernel: "linear", or "rbf" with the fixed width `sigma` (on
-    features far apart by that measure the kernel is the identity). The official 1e-6 of the denominator is kept as
-    it is for rbf; for linear see `_kernels.denominator_eps`. NaN for constant features.
+    D / N grows: for N < 4 D report the unbiased one. kernel: "linear"; "rbf" with the fixed width `sigma` (on features
+    far apart by that measure the kernel is the identity); "rbf_median" with the width sigma * sqrt(lower median of ALL
+    N^2 squared distances, the zeros of the diagonal among them), which is free of scale. The official 1e-6 of the
+    denominator is kept as it is for "rbf"; for "linear" see `_kernels.denominator_eps`; "rbf_median" has none.
+    Linear: from D x D or N x N products, whichever is smaller. NaN for constant features.
     UserError: N < 2 (unbiased: 4), unequal N, NaN or infinity, unknown kernel, sigma <= 0.
     """
-    x, y = paired(x, y, at_least=4 if unbiased else 2)
-    if kernel not in ("linear", "rbf"):
-        raise unknown("kernel", kernel, ("linear", "rbf"))
+    first, second = paired(x, y, at_least=4 if unbiased else 2)
+    if kernel not in KERNELS:
+        raise unknown("kernel", kernel, KERNELS)
     if sigma <= 0.0:
         raise UserError(f"sigma={sigma}: the width of the rbf kernel must be positive")
-    if is_constant(x) or is_constant(y):
-        return float("nan")
-    sums = _sums(_centred(x), _centred(y), unbiased=unbiased, kernel=kernel, sigma=sigma)
-    a, b = sums.rows_x, sums.rows_y
-    return _kernels.ratio(
-        sums.hsic(sums.xy, a, b, unbiased=unbiased),
-        sums.hsic(sums.xx, a, a, unbiased=unbiased),
-        sums.hsic(sums.yy, b, b, unbiased=unbiased),
-        eps=_kernels.OFFICIAL_EPS if kernel == "rbf" else _kernels.denominator_eps(x, y),
-    )
+    nan = constant(first, second)
+    if nan is not None:
+        return nan
+    K, L = (_gram(side, unbiased=unbiased, kernel=kernel, sigma=sigma) for side in (first, second))
+    return _kernels.ratio(K.hsic(L), K.own, L.own, eps=_eps(first, second, kernel))
 
 
-def _centred(x: Array) -> Array:
-    wide = x.astype(np.float64)
-    centred: Array = wide - wide.mean(axis=0)
-    return centred
+def cka_matrix(xs: Sequence[ArrayLike], ys: Sequence[ArrayLike], *, unbiased: bool = False) -> Array:
+    """Return the linear CKA of every layer in xs (N, D_i) with every layer in ys (N, D_j): (len(xs), len(ys)).
+
+    Each layer is centred once, in float64, and one product gives all pairs, in the dtype of the layers: of float32 the
+    values are within 1e-5 of those of `cka`, of float64 the same; without its 1e-6. NaN in the rows and columns of
+    constant layers. UserError: as `cka`, no layer at all.
+    """
+    sides = [[prepare(x, name=f"{word}s[{i}]") for i, x in enumerate(given)] for word, given in (("x", xs), ("y", ys))]
+    if not sides[0] or not sides[1]:
+        raise UserError(f"cka_matrix needs layers on both sides; given are {len(xs)} and {len(ys)}")
+    for side in (*sides[0], *sides[1]):
+        paired(sides[0][0], side, at_least=4 if unbiased else 2)
+    layers = ([centred(side).astype(side.values.dtype, copy=False) for side in given] for given in sides)
+    sums = hsic_matrix(*layers, unbiased=unbiased)
+    result = ratios(*sums)
+    result[[constant(side) is not None for side in sides[0]]] = np.nan
+    result[:, [constant(side) is not None for side in sides[1]]] = np.nan
+    return result
 
 
-def _sums(x: Array, y: Array, *, unbiased: bool, kernel: str, sigma: float) -> _Sums:
-    n, (p, q) = len(x), (x.shape[1], y.shape[1])
-    if kernel == "linear" and p * p + p * q + q * q <= n * (p + q):  # the cheaper form by multiplications
-        return _feature_sums(x, y, unbiased=unbiased)
-    return _gram_sums(x, y, unbiased=unbiased, kernel=kernel, sigma=sigma)
+def linear_gram(side: Prepared, *, unbiased: bool = False) -> Gram:
+    """Return the Gram matrix of centred inner products, kept with its side."""
+    return _gram(side, unbiased=unbiased, kernel="linear", sigma=1.0)
 
 
-def _feature_sums(x: Array, y: Array, *, unbiased: bool) -> _Sums:
-    """Linear kernel through D x D products: sum K * L = |x^T y|^2, and the rows of a centred K sum to zero."""
-    xx, xy, yy = (float(np.square(a.T @ b).sum()) for a, b in ((x, x), (x, y), (y, y)))
-    if not unbiased:
-        return _Sums(xx=xx, xy=xy, yy=yy, rows_x=np.zeros(len(x)), rows_y=np.zeros(len(y)))
-    k, m = np.square(x).sum(axis=1), np.square(y).sum(axis=1)  # the diagonals that the unbiased form removes
-    return _Sums(xx=xx - float(k @ k), xy=xy - float(k @ m), yy=yy - float(m @ m), rows_x=-k, rows_y=-m)
+def _gram(side: Prepared, *, unbiased: bool, kernel: str, sigma: float) -> Gram:
+    def compute() -> Gram:
+        width = {"linear": None, "rbf": sigma, "rbf_median": sigma}[kernel]
+        if kernel == "rbf_median":
+            width = sigma * float(np.sqrt(side.once("median", lambda: _median(side))))
+        return Gram(_tensor(side), width=width, unbiased=unbiased)
+
+    return side.once(("gram", unbiased, kernel, sigma), compute)
 
 
-def _gram_sums(x: Array, y: Array, *, unbiased: bool, kernel: str, sigma: float) -> _Sums:
-    """Any kernel through N x N Gram matrices, of which only a block of rows exists at a time."""
-    gram = _kernels.linear_gram if kernel == "linear" else partial(_kernels.rbf_gram, sigma=sigma)
-    sums = _Sums(xx=0.0, xy=0.0, yy=0.0, rows_x=np.empty(len(x)), rows_y=np.empty(len(y)))
-    for rows in _kernels.row_blocks(len(x), len(x)):
-        K, L = gram(x, rows), gram(y, rows)  # (block, N)
-        if unbiased:
-            _kernels.drop_self(K, rows, 0.0)
-            _kernels.drop_self(L, rows, 0.0)
-        sums.xx += float(np.vdot(K, K))
-        sums.xy += float(np.vdot(K, L))
-        sums.yy += float(np.vdot(L, L))
-        sums.rows_x[rows], sums.rows_y[rows] = K.sum(axis=1), L.sum(axis=1)
-    return sums
+def _tensor(side: Prepared) -> Tensor:
+    import torch
+
+    return side.once("tensor", lambda: torch.from_numpy(centred(side)).to(side.device))
+
+
+def _median(side: Prepared) -> float:
+    """Return the lower median of all N^2 squared distances: N zeros, then every other one twice."""
+    n, values = len(side), centred(side)
+    if n > MAX_MEDIAN:
+        raise UserError(f"{side.name}: the median distance of {n} samples needs {4e-9 * n * n:.0f} GB; take a subset")
+    place = ((n * n - 1) // 2 - n) // 2
+    if place < 0:
+        return 0.0
+    found = np.empty(n * (n - 1) // 2)
+    done = 0
+    for rows in _kernels.row_blocks(n, n):
+        block = _kernels.squared_distances(values[rows], values)
+        upper = block[np.arange(n)[None, :] > np.arange(rows.start, rows.stop)[:, None]]
+        found[done : done + len(upper)] = upper
+        done += len(upper)
+    found.partition(place)
+    return float(found[place])
+
+
+def _eps(x: Prepared, y: Prepared, kernel: str) -> float:
+    if kernel != "linear":
+        return _kernels.OFFICIAL_EPS if kernel == "rbf" else 0.0
+    squares = (side.once("common square", lambda side=side: _kernels.common_square(side.values)) for side in (x, y))  # type: ignore[misc]
+    return _kernels.OFFICIAL_EPS * next(squares) * next(squares)

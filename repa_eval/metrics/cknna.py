@@ -6,17 +6,29 @@ and the five sums that its HSIC needs are sums over these entries.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import sparse
 
 from repa_eval.errors import UserError
 from repa_eval.metrics import _kernels
-from repa_eval.metrics._checks import Array, is_constant, neighbour_count, paired
+from repa_eval.metrics._checks import Array, neighbour_count
+from repa_eval.metrics._neighbours import Neighbours, neighbours
+from repa_eval.metrics._prepared import Prepared, centred, constant, paired, prepare
 from repa_eval.metrics._registry import alignment_metric
 
+__all__ = ["Neighbours", "Prepared", "cknna", "cknna_centred_first", "neighbours", "prepare", "sparse_hsic"]
 
-@alignment_metric("cknna", symmetric=False)
+
+@alignment_metric(
+    "cknna",
+    definition="HSIC of the Gram matrices masked by common k nearest neighbours, over those masked by their own (k=10)",
+    range="about 0..1, 1 = same; unbiased, so slightly below 0 is possible",
+    symmetric=False,
+    shift=False,
+)
 def cknna(x: ArrayLike, y: ArrayLike, *, k: int = 10, unbiased: bool = True) -> float:
     """Return the CKNNA of paired features x (N, D1) and y (N, D2).
 
@@ -29,17 +41,14 @@ def cknna(x: ArrayLike, y: ArrayLike, *, k: int = 10, unbiased: bool = True) -> 
     The official 1e-6 of the denominator: see `_kernels.denominator_eps`. NaN for constant features, and where the
     HSICs under the root have different signs. UserError: k < 2, N <= k, N < 4, unequal N, NaN or infinity.
     """
-    x, y = _checked(x, y, k=k)
-    if is_constant(x) or is_constant(y):
-        return float("nan")
-    K, L = (_masked_gram(side, side, k=k, with_self=not unbiased) for side in (x, y))
-    common_K, common_L = K.multiply(_pattern(L)).tocsr(), L.multiply(_pattern(K)).tocsr()
-    return _kernels.ratio(
-        _sparse_hsic(common_K, common_L, unbiased=unbiased),
-        _sparse_hsic(K, K, unbiased=unbiased),
-        _sparse_hsic(L, L, unbiased=unbiased),
-        eps=_kernels.denominator_eps(x, y),
-    )
+    first, second = _checked(x, y, k=k)
+    nan = constant(first, second)
+    if nan is not None:
+        return nan
+    a, b = (_masked(side, k=k, unbiased=unbiased) for side in (first, second))
+    common_K, common_L = a.gram.multiply(b.pattern).tocsr(), b.gram.multiply(a.pattern).tocsr()
+    cross = sparse_hsic(common_K, common_L, unbiased=unbiased)
+    return _kernels.ratio(cross, a.own, b.own, eps=_kernels.OFFICIAL_EPS * a.square * b.square)
 
 
 def cknna_centred_first(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
@@ -48,41 +57,60 @@ def cknna_centred_first(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
     sum(M K L) / sqrt(sum(M_K K^2) sum(M_L L^2)) with centred K and L, neighbours by raw inner products, self
     excluded. NOT what platonic-rep computes; 2 to 3.5 % from `cknna` on the golden data. Errors and NaN as `cknna`.
     """
-    x, y = _checked(x, y, k=k)
-    if is_constant(x) or is_constant(y):
-        return float("nan")
-    K, L = (_masked_gram(side, side - side.mean(axis=0, dtype=np.float64), k=k, with_self=False) for side in (x, y))
+    first, second = _checked(x, y, k=k)
+    nan = constant(first, second)
+    if nan is not None:
+        return nan
+    K, L = (_centred_gram(side, k=k) for side in (first, second))
     xy, xx, yy = (float(a.multiply(b).sum()) for a, b in ((K, L), (K, K), (L, L)))
     return _kernels.ratio(xy, xx, yy, eps=0.0)
 
 
-def _checked(x: ArrayLike, y: ArrayLike, *, k: int) -> tuple[Array, Array]:
-    first, second = paired(x, y, at_least=1)
-    neighbour_count(k, len(first), least=2)
-    if len(first) < 4:
-        raise UserError(f"CKNNA needs at least 4 samples; given are {len(first)}")
-    return first, second
+def sparse_hsic(K: sparse.csr_matrix, L: sparse.csr_matrix, *, unbiased: bool) -> float:
+    """Return the HSIC of two sparse n x n matrices by `_kernels.hsic`; for the unbiased one their diagonals are empty.
 
-
-def _masked_gram(x: Array, values: Array, *, k: int, with_self: bool) -> sparse.csr_matrix:
-    """Return the inner products of `values` (N, D), in float64, at the k neighbours by x (N, D) of each row."""
-    columns = _kernels.nearest(x, k=k, with_self=with_self)  # (N, k)
-    entries = np.empty(columns.shape)
-    for rows in _kernels.row_blocks(len(x), k * x.shape[1]):
-        block = values[rows].astype(np.float64, copy=False)
-        others = values[columns[rows]].astype(np.float64, copy=False)  # (block, k, D)
-        entries[rows] = np.einsum("nd,nkd->nk", block, others)
-    starts = np.arange(0, columns.size + 1, k)
-    return sparse.csr_matrix((entries.ravel(), columns.ravel(), starts), shape=(len(x), len(x)))
-
-
-def _pattern(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
-    return sparse.csr_matrix((np.ones_like(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape)
-
-
-def _sparse_hsic(K: sparse.csr_matrix, L: sparse.csr_matrix, *, unbiased: bool) -> float:
+    tr(K L) is a sum over the pairs (i, j) of K whose transposed pair (j, i) is in L; 1'KL1 is the product of the
+    column sums of K with the row sums of L.
+    """
     columns = [np.asarray(side.sum(axis=0)).ravel() for side in (K, L)]
     rows = [np.asarray(side.sum(axis=1)).ravel() for side in (K, L)]
     product = float(K.multiply(L.T).sum())  # L^T: directed neighbour lists make neither matrix symmetric
     across = (float(columns[0] @ rows[1]), float(columns[1] @ rows[0]))
     return _kernels.hsic(product, across, (float(rows[0].sum()), float(rows[1].sum())), K.shape[0], unbiased=unbiased)
+
+
+@dataclass(frozen=True)
+class _Masked:
+    """What CKNNA needs of one side."""
+
+    gram: sparse.csr_matrix  # masked by the side's own lists
+    pattern: sparse.csr_matrix  # the mask
+    own: float  # HSIC of `gram` with itself
+    square: float  # common squared length of the rows, 0 if there is none
+
+
+def _masked(side: Prepared, *, k: int, unbiased: bool) -> _Masked:
+    def compute() -> _Masked:
+        gram = neighbours(side, k=k, with_self=not unbiased).gram()
+        pattern = sparse.csr_matrix((np.ones_like(gram.data), gram.indices, gram.indptr), shape=gram.shape)
+        square = side.once("common square", lambda: _kernels.common_square(side.values))
+        return _Masked(gram, pattern, sparse_hsic(gram, gram, unbiased=unbiased), square)
+
+    return side.once(("cknna", k, unbiased), compute)
+
+
+def _centred_gram(side: Prepared, *, k: int) -> sparse.csr_matrix:
+    """Return the inner products of the centred rows at the neighbours by raw inner product."""
+    places, values = neighbours(side, k=k).indices, centred(side)
+    products: Array = np.empty(places.shape)
+    for rows in _kernels.row_blocks(len(side), k * values.shape[1]):
+        products[rows] = np.einsum("nd,nkd->nk", values[rows], values[places[rows]])
+    return Neighbours(places, products).gram()
+
+
+def _checked(x: ArrayLike, y: ArrayLike, *, k: int) -> tuple[Prepared, Prepared]:
+    first, second = paired(x, y)
+    neighbour_count(k, len(first), least=2)
+    if len(first) < 4:
+        raise UserError(f"CKNNA needs at least 4 samples; given are {len(first)}")
+    return first, second

@@ -8,11 +8,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from repa_eval.metrics._lists import neighbour_lists
+from repa_eval.metrics._neighbours import neighbour_lists
 from repa_eval.metrics._registry import alignment_metric
 
 
-@alignment_metric("cycle_knn", best=None, symmetric=False)
+@alignment_metric(
+    "cycle_knn",
+    definition="share of samples reached again by a step to a neighbour in y and a step to a neighbour in x (k=10)",
+    range="0..1, about 1 - exp(-k^2 / N) = chance; of equal features below 1",
+    best=None,
+    symmetric=False,
+    shift=False,
+)
 def cycle_knn(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
     """Return the share of samples found among the x-neighbours (N, D1) of their own y-neighbours (N, D2).
 
@@ -21,8 +28,8 @@ def cycle_knn(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
     UserError: N <= k, k < 1, unequal N, NaN or infinity.
     """
     lists = neighbour_lists(x, y, k=k)
-    if lists is None:
-        return float("nan")
+    if isinstance(lists, float):
+        return lists
     in_x, in_y = lists
     reached = in_x[in_y]  # (N, k, k)
     home = np.arange(len(in_x))[:, None, None]

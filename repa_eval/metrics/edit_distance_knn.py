@@ -6,11 +6,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from repa_eval.metrics._checks import Array
-from repa_eval.metrics._lists import neighbour_lists
+from repa_eval.metrics._neighbours import neighbour_lists
 from repa_eval.metrics._registry import alignment_metric
 
 
-@alignment_metric("edit_distance_knn")
+@alignment_metric(
+    "edit_distance_knn",
+    definition="1 - mean Levenshtein distance of the two ordered neighbour lists / k (k=10)",
+    range="0..1, 1 = same lists",
+    shift=False,
+)
 def edit_distance_knn(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
     """Return 1 - (mean Levenshtein distance of the neighbour lists) / k, in 0..1.
 
@@ -18,7 +23,7 @@ def edit_distance_knn(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
     UserError: N <= k, k < 1, unequal N, NaN or infinity.
     """
     lists = neighbour_lists(x, y, k=k)
-    return float("nan") if lists is None else 1.0 - float(_distances(*lists).mean()) / k
+    return lists if isinstance(lists, float) else 1.0 - float(_distances(*lists).mean()) / k
 
 
 def _distances(first: Array, second: Array) -> Array:

@@ -6,11 +6,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from repa_eval.metrics._checks import Array
-from repa_eval.metrics._lists import neighbour_lists
+from repa_eval.metrics._neighbours import neighbour_lists
 from repa_eval.metrics._registry import alignment_metric
 
 
-@alignment_metric("lcs_knn", best=10.0)
+@alignment_metric(
+    "lcs_knn",
+    definition="mean length of the longest common subsequence of the two ordered neighbour lists (k=10)",
+    range="0..k, k = same lists",
+    best=10.0,
+    shift=False,
+)
 def lcs_knn(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
     """Return the mean length (0..k, not divided by k) of the longest common subsequence of the neighbour lists.
 
@@ -18,7 +24,7 @@ def lcs_knn(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
     UserError: N <= k, k < 1, unequal N, NaN or infinity.
     """
     lists = neighbour_lists(x, y, k=k)
-    return float("nan") if lists is None else float(_lengths(*lists).mean())
+    return lists if isinstance(lists, float) else float(_lengths(*lists).mean())
 
 
 def _lengths(first: Array, second: Array) -> Array:

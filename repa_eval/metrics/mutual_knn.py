@@ -8,11 +8,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from repa_eval.metrics._lists import neighbour_lists
+from repa_eval.metrics._neighbours import neighbour_lists
 from repa_eval.metrics._registry import alignment_metric
 
 
-@alignment_metric("mutual_knn")
+@alignment_metric(
+    "mutual_knn",
+    definition="share of the k nearest neighbours (inner product) in one space that are so in the other (k=10)",
+    range="0..1, 1 = same lists, k / (N - 1) = chance",
+    shift=False,
+)
 def mutual_knn(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
     """Return the mean share (0..1) of the k neighbours in x (N, D1) that are neighbours in y (N, D2) too.
 
@@ -20,8 +25,8 @@ def mutual_knn(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
     UserError: N <= k, k < 1, unequal N, NaN or infinity.
     """
     lists = neighbour_lists(x, y, k=k)
-    if lists is None:
-        return float("nan")
+    if isinstance(lists, float):
+        return lists
     first, second = lists
     rows = np.arange(len(first))[:, None] * len(first)  # one number for each (sample, neighbour)
     return float(np.isin(first + rows, second + rows).mean())

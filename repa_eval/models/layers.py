@@ -42,6 +42,10 @@ class DiffusionModel(nn.Module):
         """Return x_t (B, C, H, W) of clean x, noise and t (B,), as the model must be given it."""
         return interpolant.mix(x, noise, t)
 
+    def class_token(self, tokens: Tensor) -> Tensor:
+        """Return what is noised (B, z) of a teacher's clean class tokens (B, S), where the model reads one."""
+        return tokens
+
     def null_condition(self, count: int) -> Tensor:
         """Return what `forward` takes as y for `count` images of no class, on the model's device."""
         return torch.full((count,), self.null_label, device=next(self.parameters()).device)

@@ -16,7 +16,7 @@ from repa_eval.config import option
 from repa_eval.errors import UserError
 from repa_eval.models._blocks import PatchTransformer, TransformerConfig, plain_norm, run_blocks, unpatchify
 from repa_eval.models._registry import model
-from repa_eval.models._shapes import FINAL, SIT, Shapes, has_parts, sit_fields
+from repa_eval.models._shapes import EXTRAS, FINAL, SIT, Shapes, has_parts, sit_fields
 from repa_eval.models.layers import check_taps, modulate, zero
 from repa_eval.models.sit import PRESETS as SIT_PRESETS
 
@@ -27,6 +27,9 @@ class SiTClsConfig(TransformerConfig):
 
     z_dims: tuple[int, ...] = option((768,), help="widths of the teachers' features, one projector each")
     cls_token_dim: int = option(0, help="width of the class token; 0: the first of z_dims, as published", least=0)
+    cls_source_dim: int = option(
+        0, help="width of the teacher's, where a fixed linear map narrows it; 0: no map", least=0
+    )
 
     @property
     def cls_width(self) -> int:
@@ -48,10 +51,12 @@ PRESETS = {name.replace("SiT", "SiT-REG"): sizes for name, sizes in SIT_PRESETS.
 
 def read_sit_cls(shapes: Shapes) -> dict[str, Any] | None:
     """Return the config fields that a state dict's shapes tell, None if it is no SiT with a class token."""
-    if not has_parts(shapes, SIT | FINAL | {"final_layer.linear_cls", "cls_projectors2", "wg_norm"}):
+    parts = SIT | FINAL | {"final_layer.linear_cls", "cls_projectors2", "wg_norm"}
+    if not has_parts(shapes, parts, extras=EXTRAS | {"cls_mean", "cls_map"}):
         return None
     fields, width = sit_fields(shapes), shapes["cls_projectors2.weight"][1]
-    return {**fields, "cls_token_dim": 0 if fields["z_dims"][:1] == (width,) else width}
+    source = shapes.get("cls_map", (0,))[0]
+    return {**fields, "cls_token_dim": 0 if fields["z_dims"][:1] == (width,) else width, "cls_source_dim": source}
 
 
 class TwoFinalLayers(nn.Module):
@@ -75,7 +80,8 @@ class TwoFinalLayers(nn.Module):
 class SiTCls(PatchTransformer):
     """SiT on 1 + N tokens; the class token's position is 0, and it conditions nothing. A fresh one outputs exactly 0.
 
-    cls_width: width of the class token that `forward` takes.
+    cls_width: width of the class token that `forward` takes. Our own addition: a fixed linear map (buffers cls_mean and
+    cls_map, none by default) from the teacher's class token to a narrower one.
     """
 
     prefix_tokens = 1
@@ -86,8 +92,19 @@ class SiTCls(PatchTransformer):
         self.final_layer = TwoFinalLayers(width, config.patch_size**2 * config.in_channels, self.cls_width)
         self.cls_projectors2 = nn.Linear(self.cls_width, width)
         self.wg_norm = nn.LayerNorm(width, eps=1e-6)
+        if config.cls_source_dim:
+            self.register_buffer("cls_mean", torch.zeros(config.cls_source_dim))
+            self.register_buffer("cls_map", torch.eye(config.cls_source_dim, self.cls_width))
         self.start()
         zero(self.final_layer.linear_cls)
+
+    def class_token(self, tokens: Tensor) -> Tensor:
+        """Return what is noised (B, z) of the teacher's clean class tokens (B, S): these, or their image by the map."""
+        if not self.config.cls_source_dim:
+            return tokens
+        mean, matrix = (getattr(self, name).float() for name in ("cls_mean", "cls_map"))
+        narrow: Tensor = (tokens.to(mean) - mean) @ matrix
+        return narrow
 
     def forward(
         self,

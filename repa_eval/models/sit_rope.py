@@ -5,6 +5,7 @@ Parameter names and arithmetic are those of LINs-lab/ERW, whose file needs Light
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -85,19 +86,27 @@ class Transfer(NamedTuple):
     missing: list[str]
 
 
-def transfer(stage1: nn.Module, full: nn.Module) -> Transfer:
+def transfer(stage1: nn.Module, full: nn.Module, *, first_block: int = 0) -> Transfer:
     """Copy all weights of the warm-up stub into the full model, in place; the projectors too, though they read deeper.
 
-    The full model's average (EMA) is given the same weights: call it once more. UserError where a weight of the stub
-    has no place in the full model, which would be lost without a word.
+    first_block: how many blocks of the full model stand before those that are warmed (0 as published; the paper's
+    placement ablation has 1 and 2). The full model's average (EMA) is given the same weights: call it once more.
+    UserError where a weight of the stub has no place in the full model, which would be lost without a word.
     """
     given, own = stage1.state_dict(), full.state_dict()
-    for name, value in given.items():
-        if name not in own:
+    places = {name: _moved(name, first_block) for name in given}
+    for name, place in places.items():
+        if place not in own:
             raise UserError(f"stage 1 holds {name}, which the full model lacks")
-        if value.shape != own[name].shape:
-            raise UserError(f"{name} is {tuple(value.shape)} in stage 1, {tuple(own[name].shape)} in the full model")
+        if given[name].shape != own[place].shape:
+            shapes = tuple(given[name].shape), tuple(own[place].shape)
+            raise UserError(f"{name} is {shapes[0]} in stage 1, {shapes[1]} in the full model")
     with torch.no_grad():
-        for name, value in given.items():
-            own[name].copy_(value)
-    return Transfer(copied=sorted(given), missing=sorted(set(own) - set(given)))
+        for name, place in places.items():
+            own[place].copy_(given[name])
+    return Transfer(copied=sorted(places.values()), missing=sorted(set(own) - set(places.values())))
+
+
+def _moved(name: str, by: int) -> str:
+    """Return the name of a weight `by` blocks further on, the name itself if it is of no block."""
+    return re.sub(r"^blocks\.(\d+)\.", lambda found: f"blocks.{int(found[1]) + by}.", name)

@@ -23,6 +23,7 @@ from repa_eval.models.layers import DiffusionModel, LabelEmbedder, TimestepEmbed
 
 STAGES = ("encoder_level_1", "encoder_level_2", "latent", "decoder_level_2", "decoder_level_1")
 LEVELS = (0, 1, 2, 1, 0)  # of each stage: how often the map was halved
+WIDTHS = (1, 2, 4, 2, 2)  # of each stage: its channels over hidden_size
 # the condition that a stage takes: the last one is as wide as level 2, since no convolution halves its channels
 CONDITIONS = (1, 2, 3, 2, 2)
 # choices that are not words
@@ -51,6 +52,9 @@ class UDiTConfig:
     posemb_type: str | None = option("rope2d", help="rotary positions, or null", choices=ROPE)
     downsampler: str = option("dwconv5", help="convolution before the sub-grids", choices=("dwconv3", "dwconv5"))
     down_shortcut: int = option(1, help="1 adds its input to that convolution's output", choices=BIT)
+    # the published network has no projectors: a method that aligns it keeps them beside the model
+    z_dims: tuple[int, ...] = option((), help="widths of the teachers' features")
+    projector_dim: int = option(2048, help="hidden width of a method's projectors", least=1)
 
 
 PRESETS = {
@@ -106,7 +110,7 @@ class UDiT(DiffusionModel):
         for k, channels in enumerate((width, 2 * width, 4 * width), 1):
             self.add_module(f"t_embedder_{k}", TimestepEmbedder(channels))
             self.add_module(f"y_embedder_{k}", LabelEmbedder(config.num_classes, channels, config.class_dropout_prob))
-        for stage, times, blocks in zip(STAGES, (1, 2, 4, 2, 2), config.depth, strict=True):
+        for stage, times, blocks in zip(STAGES, WIDTHS, config.depth, strict=True):
             self.add_module(stage, nn.ModuleList(_block(config, times * width) for _ in range(blocks)))
         self.down1_2, self.down2_3 = (Resize(channels, channels // 2, down=True) for channels in (width, 2 * width))
         self.up3_2, self.up2_1 = (Resize(channels, 2 * channels, down=False) for channels in (4 * width, 2 * width))
@@ -126,6 +130,10 @@ class UDiT(DiffusionModel):
         check_taps((layer,), self.depth)
         ends = [sum(self.config.depth[: k + 1]) for k in range(len(STAGES))]
         return next(k for k, end in enumerate(ends) if layer <= end)
+
+    def width(self, layer: int) -> int:
+        """Return the width D of a layer's tokens."""
+        return WIDTHS[self.stage(layer)] * self.config.hidden_size
 
     def grid(self, layer: int) -> tuple[int, int]:
         """Return rows and columns of the map whose pixels are the tokens of a layer."""

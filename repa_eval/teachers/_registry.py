@@ -79,6 +79,19 @@ def load_teacher(name: str, weights: str | Path | None = None) -> Teacher:
     return TEACHERS.get(f"{kind}:NAME" if colon else name)(name, path).freeze()
 
 
+def class_tokens_by(teacher: Teacher) -> Callable[[Tensor], Tensor]:
+    """Return what gives uint8 images (B, C, H, W) their clean class tokens (B, D), computed where the teacher is."""
+    device = next(teacher.parameters()).device
+
+    def tokens(images: Tensor) -> Tensor:
+        cls = teacher(images.to(device)).cls
+        if cls is None:
+            raise UserError(f"teacher {teacher.name} has no class token, which this model reads")
+        return cls
+
+    return tokens
+
+
 def split_names(enc_type: str) -> list[str]:
     """Return the teachers named by "a,b"; none for "" and "None"."""
     return [part.strip() for part in enc_type.split(",") if part.strip() and part.strip().lower() != "none"]

@@ -1,4 +1,4 @@
-"""Several processes that make one set of samples: started by `accelerate launch` or torchrun, or one alone."""
+"""Processes that share one piece of work (samples, features): by `accelerate launch` or torchrun, or one alone."""
 
 from __future__ import annotations
 

@@ -1,0 +1,68 @@
+"""The images of a probe: fitted on train, its setting chosen on val, scored on test; few-shot subsets of train."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from repa_eval.data._registry import Images
+from repa_eval.errors import UserError
+from repa_eval.seeding import permutation
+
+
+class Splits:
+    """The three parts of a probe: it is fitted on train, its one setting is chosen on val, its score is test's."""
+
+    def __init__(self, train: Images, val: Images, test: Images) -> None:
+        self.train, self.val, self.test = train, val, test
+        self.drawn: dict[str, Any] = {}  # how train was drawn from more images
+        if min(map(len, (train, val, test))) < 1:
+            raise UserError("a probe needs training, validation and test images")
+
+    def parts(self) -> dict[str, Images]:
+        """Return the three parts by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    def few(self, shots: int, *, seed: int = 0) -> Splits:
+        """Return the same splits with `shots` training images of every class, drawn by the seed; val is unchanged.
+
+        The draw of a class depends on the seed and the class alone, and fewer shots are a part of more.
+        """
+        if shots < 1:
+            raise UserError(f"{shots} shots: at least one training image of every class is needed")
+        kept = []
+        for label in np.unique(self.train.labels):
+            own = np.flatnonzero(self.train.labels == label)
+            if len(own) < shots:
+                raise UserError(f"{shots} shots: class {label} has {len(own)} training images")
+            kept.append(own[permutation(len(own), seed, "shots", int(label))[:shots].numpy()])
+        rows = np.sort(np.concatenate(kept))
+        train = replace(self.train, images=self.train.images[rows], labels=self.train.labels[rows])
+        found = Splits(train, self.val, self.test)
+        found.drawn = {"shots": shots, "shots_seed": seed}
+        return found
+
+    def check(self) -> None:
+        """Raise UserError unless there are two classes, and training images of every class that val or test have."""
+        for name, images in self.parts().items():
+            wrong = images.labels[(images.labels < 0) | (images.labels >= images.num_classes)]
+            if len(wrong):
+                raise UserError(f"{name} has an image of class {wrong[0]}; the classes are 0..{images.num_classes - 1}")
+        known = np.unique(self.train.labels)
+        if len(known) < 2:
+            raise UserError(f"all {len(self.train)} training images are of class {known[0]}; a probe needs two classes")
+        lacking = np.setdiff1d(np.concatenate([self.val.labels, self.test.labels]), known)
+        if len(lacking):
+            classes = len(known) + len(lacking)
+            few = f"{len(self.train)} training images of {classes} classes" if len(self.train) < classes else ""
+            why = few or f"no training image of class {lacking[0]} ({len(lacking)} of {classes} classes lack one)"
+            raise UserError(f"{why}; a probe needs at least one of every class that it is asked for")
+
+    def record(self) -> dict[str, Any]:
+        """Return the protocol entries of the images."""
+        parts = self.parts()
+        sizes = {f"num_{name}": len(images) for name, images in parts.items()}
+        hashes = {f"{name}_hash": images.digest() for name, images in parts.items()}
+        return {"data": self.test.name, "split": self.test.split, **sizes, **hashes, **self.drawn}

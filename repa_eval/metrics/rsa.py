@@ -1,0 +1,86 @@
+"""RSA (Kriegeskorte et al. 2008): rank correlation of the two sides' dissimilarities of all pairs of samples."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from repa_eval.errors import UserError, unknown
+from repa_eval.metrics import _kernels
+from repa_eval.metrics._checks import Array, undefined
+from repa_eval.metrics._prepared import Prepared, centred, constant, paired
+from repa_eval.metrics._registry import alignment_metric
+
+DISSIMILARITIES = ("correlation", "euclidean")
+MAX_SAMPLES = 20_000  # N^2 / 2 pairs are sorted: 32 bytes each at the most, 6.4 GB
+
+
+@alignment_metric(
+    "rsa",
+    definition="Spearman correlation of 1 - Pearson(row i, row j) over all pairs of samples",
+    range="-1..1, 1 = same order of dissimilarities, 0 = chance",
+    rotation=False,
+    shift=False,
+)
+def rsa(x: ArrayLike, y: ArrayLike, *, dissimilarity: str = "correlation") -> float:
+    """Return the RSA of paired features x (N, D1) and y (N, D2).
+
+    dissimilarity: "correlation", 1 - Pearson between rows, which depends on the basis of the features; or "euclidean",
+    which a rotation or a shift of all rows leaves as it is. Memory O(N^2), time O(N^2 log N).
+    NaN for constant features and where all dissimilarities of a side are equal.
+    UserError: N < 3, N > 20,000, unequal N, NaN or infinity, unknown dissimilarity.
+    """
+    first, second = paired(x, y, at_least=3)
+    if dissimilarity not in DISSIMILARITIES:
+        raise unknown("dissimilarity", dissimilarity, DISSIMILARITIES)
+    if len(first) > MAX_SAMPLES:
+        raise UserError(
+            f"RSA of {len(first)} samples would sort {len(first) ** 2 // 2} pairs; take {MAX_SAMPLES} or fewer"
+        )
+    nan = constant(first, second)
+    if nan is not None:
+        return nan
+    a, b = _ranks(first, dissimilarity), _ranks(second, dissimilarity)
+    scale = float(np.sqrt(np.vdot(a, a) * np.vdot(b, b)))
+    return float(np.vdot(a, b)) / scale if scale > 0.0 else undefined("all dissimilarities of a side are equal")
+
+
+def _ranks(side: Prepared, dissimilarity: str) -> Array:
+    """Return the centred ranks of the upper triangle of the dissimilarities, equal ones sharing their mean rank."""
+
+    def compute() -> Array:
+        if dissimilarity == "correlation":
+            rows = side.values.astype(np.float64)
+            values = _kernels.normalise_rows(rows - rows.mean(axis=1, keepdims=True))
+        else:
+            values = centred(side)
+        ranks = _ranked(_upper(values, products=dissimilarity == "correlation"))
+        ranks -= ranks.mean()
+        return ranks
+
+    return side.once(("ranks", dissimilarity), compute)
+
+
+def _upper(values: Array, *, products: bool) -> Array:
+    """Return -<u, v>, ordered as 1 - <u, v>, or |u - v|^2, ordered as |u - v|, for all pairs i < j."""
+    n = len(values)
+    found = np.empty(n * (n - 1) // 2)
+    done = 0
+    for rows in _kernels.row_blocks(n, n):
+        block = values[rows] @ values.T if products else _kernels.squared_distances(values[rows], values)
+        for i, line in zip(range(rows.start, rows.stop), block, strict=True):
+            found[done : done + n - i - 1] = line[i + 1 :]
+            done += n - i - 1
+    return -found if products else found
+
+
+def _ranked(values: Array) -> Array:
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    first = np.concatenate([[True], ordered[1:] > ordered[:-1]])
+    del ordered
+    starts = np.append(np.flatnonzero(first), len(values))
+    mean = (starts[:-1] + starts[1:] - 1) / 2.0  # of the places that equal values take
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat(mean, np.diff(starts))
+    return ranks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,10 @@ from repa_eval import checkpoints
 from repa_eval.errors import UserError
 from repa_eval.hashing import digest_module
 from repa_eval.sampling.generate import SamplerSettings, generate
-from repa_eval.train import batches, loop, state
+from repa_eval.teachers._registry import load_teacher
+from repa_eval.train import batches, loop, stages, state
 from repa_eval.train.methods.base import METHODS, name_of
-from repa_eval.train.recipe import read_recipe, resolve
+from repa_eval.train.recipe import Recipe, read_recipe, resolve
 
 NAMES = METHODS.names()
 every_method = pytest.mark.parametrize("name", NAMES)
@@ -50,27 +52,39 @@ def test_it_says_what_it_is(name: str) -> None:
     assert recipe_of(name)
 
 
+def legs_of(recipe: Recipe) -> list[stages.Leg]:
+    """The stages of a method's run, most have one."""
+    images = digits(recipe.settings.split)
+    return stages.legs_of(recipe, images, [load_teacher(name) for name in recipe.method.teachers()])
+
+
 @every_method
 def test_gradients_reach_what_it_trains_and_nothing_else(name: str) -> None:
-    recipe, objective, images, teachers = steps_of(tiny(name))
-    ema = state.average_of(objective.model)
-    wake(objective)
-    objective.train()
-    [batch] = batches_of(recipe, images, teachers)
-    batch.ema = ema
-    torch.stack(list(objective(batch, 0).values())).sum().backward()
-    owned = {id(parameter) for parameter in recipe.method.trainable(objective.model, objective.extras)}
-    assert owned
-    for key, parameter in objective.named_parameters():
-        reached = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
-        assert reached == (id(parameter) in owned), key
-    frozen = [p for module in (ema, *teachers) for p in module.parameters()]
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in frozen)
+    for leg in legs_of(tiny(name)):
+        recipe, objective, images, teachers = steps_of(leg.recipe)
+        ema = state.average_of(objective.model)
+        wake(objective)
+        objective.train()
+        [batch] = batches_of(recipe, images, teachers)
+        batch.ema = ema
+        torch.stack(list(objective(batch, leg.first).values())).sum().backward()
+        owned = {id(parameter) for parameter in recipe.method.trainable(objective.model, objective.extras)}
+        assert owned
+        for key, parameter in objective.named_parameters():
+            reached = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+            assert reached == (id(parameter) in owned), key
+        frozen = [p for module in (ema, *teachers) for p in module.parameters()]
+        assert all(parameter.grad is None and not parameter.requires_grad for parameter in frozen)
 
 
 @every_method
 def test_a_few_steps_lower_the_loss(name: str) -> None:
-    recipe, objective, images, teachers = steps_of(tiny(name, batch_size=16, warmup_steps=0, learning_rate=2e-3))
+    for leg in legs_of(tiny(name, batch_size=16, warmup_steps=0, learning_rate=2e-3)):
+        lower_the_loss(leg.recipe)
+
+
+def lower_the_loss(recipe: Recipe) -> None:
+    recipe, objective, images, teachers = steps_of(recipe)
     accelerator = Accelerator(cpu=True)
     ema = state.average_of(objective.model)
     optimizer = recipe.settings.optim.build(recipe.method.trainable(objective.model, objective.extras))
@@ -81,6 +95,57 @@ def test_a_few_steps_lower_the_loss(name: str) -> None:
         losses.append(float(sum(terms.values())))
     # a constant part, such as a denoising loss that starts at its mean, must not hide the fall
     assert losses[-1] < losses[0] - 0.02 * abs(losses[0]), losses
+
+
+@every_method
+def test_the_last_stage_is_the_run_itself(name: str) -> None:
+    method = METHODS.get(name)()
+    *others, last = method.stages()
+    assert last.method is method
+    assert last.until is None
+    ends = [stage.until for stage in others]
+    assert ends == sorted(ends)
+    assert all(type(stage.method) is type(method) for stage in others)
+
+
+@every_method
+def test_teachers_run_while_they_are_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = resolve(read_recipe(recipe_of(name)), {"split": "val"})
+    images = digits("val")
+    teachers = [load_teacher(teacher) for teacher in recipe.method.teachers()]
+    asked = []
+    for teacher in teachers:
+        teacher.register_forward_hook(lambda *_: asked.append(1))
+    for step in (0, recipe.settings.max_steps - 1):
+        asked.clear()
+        [batch] = batches_of(recipe, images, teachers, step=step)
+        answers = len(teachers) if recipe.method.active(step) else 0
+        assert len(asked) == len(batch.teachers) == len(batch.class_tokens) == len(batch.attention) == answers
+        wanted = [sorted(layers) for layers in recipe.method.attention_layers()]
+        assert not answers or [sorted(logits) for logits in batch.attention[: len(wanted)]] == wanted
+    monkeypatch.setattr(METHODS.get(name), "active", lambda *_: False)
+    [batch] = batches_of(recipe, images, teachers)
+    assert (batch.teachers, batch.class_tokens, batch.attention) == ([], [], [])
+
+
+@every_method
+def test_teachers_rest_once_training_has_stopped_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `stopped` is asked before every step, with the extras as they are then
+    seen: list[int] = []
+    parts = batches.parts
+
+    def watch(fetched: Any, recipe: Recipe, step: int, share: range, teachers: Any, device: Any) -> Any:
+        seen.append(len(teachers))
+        return parts(fetched, recipe, step, share, loaded, device)
+
+    recipe = tiny(name)
+    loaded = [load_teacher(teacher) for teacher in recipe.method.teachers()]
+    monkeypatch.setattr(METHODS.get(name), "stopped", lambda _self, _modules: len(seen) >= 3)
+    monkeypatch.setattr(batches, "parts", watch)
+    run(recipe, tmp_path / "run")
+    assert seen == [len(loaded)] * 3 + [0] * 3
 
 
 @every_method
@@ -205,5 +270,5 @@ def test_images_can_be_made_from_its_checkpoint(name: str, trained: dict[str, Pa
 
 @pytest.mark.parametrize("name", [name for name in NAMES if METHODS.get(name)().aligned_layer() is not None])
 def test_a_layer_that_does_not_exist_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=r"encoder_depth 3: this model has blocks 1\.\.2"):
-        steps_of(tiny(name, encoder_depth=3))
+    with pytest.raises(UserError, match=r"encoder_depth 7: this model has blocks 1\.\.[26]"):
+        steps_of(tiny(name, encoder_depth=7))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +75,7 @@ def parts(
     size = len(share) // count
     for first in range(0, len(share), size):
         images, labels = (tensor[first : first + size] for tensor in fetched)
-        batch = Batch(x=to_signed(images), y=labels, images=images)
+        batch = Batch(x=to_signed(images), y=labels, images=images, architecture=recipe.architecture)
         positions = share[first : first + size]
         batch.draws = recipe.method.draws(batch, seeding.generators(seed, f"train step {step}", positions))
         yield _move(batch, recipe.method, step, teachers, device)
@@ -84,8 +86,19 @@ def _move(batch: Batch, method: Method, step: int, teachers: Sequence[Teacher], 
     batch.x, batch.y, batch.images = (tensor.to(device) for tensor in (batch.x, batch.y, batch.images))
     batch.draws = {name: draw.to(device) for name, draw in batch.draws.items()}
     if method.active(step):
-        batch.teachers = [teacher(batch.images).patches for teacher in teachers]
+        wanted = itertools.chain(method.attention_layers(), itertools.repeat(()))
+        for teacher, layers in zip(teachers, wanted, strict=False):
+            ask(teacher, layers, batch)
     return batch
+
+
+def ask(teacher: Teacher, layers: Collection[int], batch: Batch) -> None:
+    """Append what a teacher says of a batch's images: features, and the attention logits of `layers`, in one pass."""
+    with teacher.attention(layers) if layers else contextlib.nullcontext({}) as logits:
+        tokens = teacher(batch.images)
+    batch.teachers.append(tokens.patches)
+    batch.class_tokens.append(tokens.cls)
+    batch.attention.append(logits)
 
 
 def _as_it_is(fetched: Any) -> Any:

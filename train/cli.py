@@ -21,6 +21,9 @@ DEFAULT_RECIPE = "digits-repa"
 OFFICIAL = {
     "--encoder-depth": "encoder_depth",
     "--proj-coeff": "proj_coeff",
+    "--cls": "cls_coeff",
+    "--l2r-depth": "l2r_depth",
+    "--warmup-steps": "stage1_steps",
     "--enc-type": "enc_type",
     "--path-type": "path_type",
     "--prediction": "prediction",
@@ -169,22 +172,12 @@ def _print_recipe(tree: dict[str, Any], as_json: bool) -> None:
 def _list(as_json: bool) -> None:
     import json
 
-    from repa_eval.train.methods.base import METHODS
-    from repa_eval.train.recipe import builtin_recipes, read_recipe
+    from repa_eval.train import listing
 
-    methods = {}
-    for name, cls in METHODS.items():
-        needs = "teacher" if cls().teachers() else "no teacher"
-        line = (cls.__doc__ or "").strip().partition("\n")[0]
-        methods[name] = f"{line} [{needs}{', arXiv ' + cls.paper if cls.paper else ''}]"
-    recipes = {name: str(read_recipe(name).get("description", "")) for name in builtin_recipes()}
     if as_json:
-        click.echo(json.dumps({"methods": methods, "recipes": recipes}))
-        return
-    for title, entries in {"methods": methods, "recipes": recipes}.items():
-        click.echo(title)
-        for name, text in entries.items():
-            click.echo(f"  {name:20} {text}")
+        click.echo(json.dumps({"methods": listing.describe_methods(), "recipes": listing.describe_recipes()}))
+    else:
+        click.echo(listing.show())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ processes, and a resumed run equals one that never stopped.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import os
 import signal
@@ -23,19 +22,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from repa_eval import seeding
-from repa_eval.config import flatten
 from repa_eval.data._registry import Images, load_data
-from repa_eval.errors import Failure, UserError, first_line
+from repa_eval.errors import Failure
 from repa_eval.models._registry import find_preset
 from repa_eval.results import Row
 from repa_eval.teachers._registry import Teacher, load_teacher
-from repa_eval.train import batches, state
+from repa_eval.train import batches, stages, state
 from repa_eval.train.methods.base import Batch, Method, name_of
 from repa_eval.train.recipe import Recipe, Settings
 from repa_eval.train.writer import Writer, environment
-
-# what a resumed run may change without becoming another run
-FREE_ON_RESUME = frozenset({"max_steps", "checkpoint_every", "log_every", "num_workers", "description", "name"})
 
 Monitor = Callable[[int, Any], Iterable[Row]]  # (step, averaged model) -> rows
 
@@ -78,7 +73,7 @@ def train(
     run, settings = Path(out), recipe.settings
     accelerator = _accelerator(settings, device)
     share = batches.share_of(settings.batch_size, accelerator, settings.gradient_accumulation)
-    previous = _open_run(run, recipe, resume)
+    previous = stages.open_run(run, recipe, resume=resume)
     accelerator.wait_for_everyone()  # every process has looked before one of them writes
     lock = state.lock_run(run) if accelerator.is_main_process else contextlib.nullcontext()
 
@@ -86,53 +81,81 @@ def train(
     files = [settings.teacher_weights]  # of the first teacher; the others have their own
     named = itertools.zip_longest(recipe.method.teachers(), files)
     teachers = [load_teacher(name, file).to(accelerator.device) for name, file in named if name]
-    recipe, objective = build(recipe, images, teachers)
-    ema = state.average_of(objective.model)
-    optimizer = settings.optim.build(recipe.method.trainable(objective.model, objective.extras))
+    legs = stages.legs_of(recipe, images, teachers)
+    recipe = legs[-1].recipe
+    saved: dict[str, Any] | None = None
     if previous is None:
         step = 0
         if (recorded := state.read_recipe(run)) is not None:  # killed before its first checkpoint
-            _refuse_other_settings(run / "recipe.yaml", recorded, recipe)
+            stages.refuse_other_settings(run / "recipe.yaml", recorded, recipe)
     else:
-        step = _restore(previous, recipe, objective, ema, optimizer)
-    if previous is not None and step >= settings.max_steps and (state.read_run(run) or {}).get("status") == "done":
-        return previous  # complete: nothing is touched
-    ema.to(accelerator.device)
-    wrapped, optimizer = accelerator.prepare(objective, optimizer)
-    if previous is not None and accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(state.load_checkpoint(previous)["rng"]["scaler"])
+        saved = state.load_checkpoint(previous)
+        step = int(saved["step"])
+        stages.refuse_other_settings(previous, saved["recipe"], stages.leg_at(step, legs).recipe)
+        if step >= settings.max_steps and (state.read_run(run) or {}).get("status") == "done":
+            return previous  # complete: nothing is touched
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(saved["rng"]["scaler"])
     writer = Writer(run, recipe, _record(recipe, run, labels)) if accelerator.is_main_process else None
     seconds = writer.seconds(step) if writer else 0.0
-    torch.manual_seed(seeding.derive(settings.seed, "torch", step))  # nothing of ours draws from it; a plug-in might
-
-    def measure(at: int) -> None:
-        if writer and at and (at == settings.max_steps or _due(at, settings.evaluation.eval_every)):
-            for monitor in monitors:
-                writer.rows(monitor(at, ema.eval()))
-
-    if writer and writer.start() != "done":
-        measure(step)  # a run killed between a checkpoint and its measurement
+    before: str | None = None  # the status that the folder had
     bar = _bar(recipe, step, shown=progress and writer is not None)
-    with lock, bar, _interruptible() as interrupted:
-        for fetched in batches.loader(images, recipe, step, share):
-            began = time.perf_counter()
-            parts = batches.parts(fetched, recipe, step, share, teachers, accelerator.device)
-            terms, norm = update(accelerator, wrapped, parts, step, optimizer, ema, settings)
-            step += 1
-            seconds += time.perf_counter() - began
+    stopped = False
 
-            done = step == settings.max_steps
-            stopped = _anywhere(accelerator, interrupted()) and not done
-            if writer and (done or step % settings.log_every == 0):
-                values = _curve_values(terms, norm, optimizer, seconds, step)
-                writer.curves(step, values)
-                bar.set_postfix({name: f"{value:.3f}" for name, value in values.items() if name.endswith("loss")})
-            if accelerator.is_main_process and (done or stopped or step % settings.checkpoint_every == 0):
-                _save(run, accelerator, wrapped, ema, optimizer, step, recipe)
+    with lock, bar, _interruptible() as interrupted:
+        todo = legs[legs.index(stages.leg_at(step, legs)) :]
+        for leg in todo:
+            _, objective = build(leg.recipe, images, teachers)
+            optimizer = settings.optim.build(leg.recipe.method.trainable(objective.model, objective.extras))
+            if previous is not None and saved is not None:
+                ema = state.average_of(objective.model)
+                stages.restore(previous, saved, objective, ema, optimizer)
+            else:
+                stages.begin(leg, run, objective.model, images, teachers)
+                ema = state.average_of(objective.model)
+            ema.to(accelerator.device)
+            wrapped, optimizer = accelerator.prepare(objective, optimizer)
+            if writer and leg is todo[0]:
+                before = writer.start()  # from here on the folder changes
+            torch.manual_seed(seeding.derive(settings.seed, "torch", step))  # ours never draw from it; a plug-in might
+
+            def measure(at: int, leg: stages.Leg = leg, ema: nn.Module = ema) -> None:
+                if not (writer and leg.samples and at):
+                    return
+                if at == settings.max_steps or _due(at, settings.evaluation.eval_every):
+                    for monitor in monitors:
+                        writer.rows(monitor(at, ema.eval()))
+
+            if saved is not None and before != "done":
+                measure(step)  # a run killed between a checkpoint and its measurement
+            saved = None
+            for fetched in batches.loader(images, leg.recipe, step, share):
+                began = time.perf_counter()
+                asked = () if leg.recipe.method.stopped(objective.extras) else teachers
+                parts = batches.parts(fetched, leg.recipe, step, share, asked, accelerator.device)
+                terms, norm = update(
+                    accelerator, wrapped, parts, step, optimizer, ema, leg.recipe.settings, first=leg.first
+                )
+                step += 1
+                seconds += time.perf_counter() - began
+
+                done = step == leg.last
+                stopped = _anywhere(accelerator, interrupted()) and step < settings.max_steps
+                if writer and (done or step % settings.log_every == 0):
+                    values = _curve_values(terms, norm, optimizer, seconds, step)
+                    writer.curves(step, values)
+                    bar.set_postfix({name: f"{value:.3f}" for name, value in values.items() if name.endswith("loss")})
+                if accelerator.is_main_process and (done or stopped or step % settings.checkpoint_every == 0):
+                    _save(run, accelerator, wrapped, ema, optimizer, step, leg.recipe)
+                if stopped:
+                    break
+                measure(step)
+                bar.update()
             if stopped:
                 break
-            measure(step)
-            bar.update()
+            accelerator.wait_for_everyone()  # the checkpoint that the next stage starts from is written
+            if leg is not legs[-1]:
+                accelerator.free_memory()
     accelerator.wait_for_everyone()
     finished = step >= settings.max_steps
     if writer:
@@ -144,19 +167,13 @@ def train(
 
 def build(recipe: Recipe, images: Images, teachers: Sequence[Teacher]) -> tuple[Recipe, Objective]:
     """Return the recipe with its architecture resolved against data and teachers, and the fresh objective."""
-    channels, height, width = images.shape
-    if height != width:
-        raise UserError(f"data {images.name}: images of {height}x{width}; the models take square ones")
-    names = {field.name for field in dataclasses.fields(recipe.architecture)}
-    of_data = {"input_size": height, "in_channels": channels, "num_classes": images.num_classes}
-    config = dataclasses.replace(recipe.architecture, **{k: v for k, v in of_data.items() if k in names})
-    config = recipe.method.architecture(config, [teacher.width for teacher in teachers])
+    recipe = stages.fitted(recipe, images, teachers)
     architecture, _ = find_preset(recipe.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.derive(recipe.settings.seed, "weights"))
-        model = architecture.build(config)
+        model = architecture.build(recipe.architecture)
         extras = recipe.method.modules(model)
-    return dataclasses.replace(recipe, architecture=config), Objective(model, extras, recipe.method)
+    return recipe, Objective(model, extras, recipe.method)
 
 
 def update(
@@ -167,15 +184,18 @@ def update(
     optimizer: torch.optim.Optimizer,
     ema: nn.Module,
     settings: Settings,
+    *,
+    first: int = 0,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Take one optimisation step; return its terms (means over all processes) and the gradient norm before clipping.
 
-    Order as in REPA's trainer: backward, clip, optimiser, average.
+    Order as in REPA's trainer: backward, clip, optimiser, average. first: the step at which the stage began, from which
+    its schedules count.
     """
     wrapped.train()
     terms: dict[str, Tensor] = {}
     for group in optimizer.param_groups:
-        group["lr"] = settings.optim.rate(step, settings.max_steps)
+        group["lr"] = settings.optim.rate(step - first, settings.max_steps - first)
     for batch in parts:
         batch.ema = ema
         with accelerator.autocast():
@@ -187,48 +207,10 @@ def update(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     model = accelerator.unwrap_model(wrapped).model
-    state.update_average(ema, model, settings.ema.decay(step, settings.max_steps))
+    state.update_average(ema, model, settings.ema.decay(step - first, settings.max_steps - first))
     if accelerator.num_processes > 1:
         terms = accelerator.reduce(terms, reduction="mean")
     return terms, norm
-
-
-def _open_run(run: Path, recipe: Recipe, resume: bool) -> Path | None:
-    """Return the checkpoint to continue from; UserError if the folder holds something that would be lost."""
-    record = state.read_run(run)
-    if record is None:
-        if run.is_dir() and any(path.name[0] != "." for path in run.iterdir()):
-            raise UserError(f"{run} is not empty and holds no run; choose another --out")
-        return None
-    ours = (recipe.name, name_of(recipe.method))
-    theirs = (record.get("recipe"), record.get("method"))
-    if theirs != ours:
-        raise UserError(f"{run} holds another run ({theirs[0]}, method {theirs[1]}); choose another --out")
-    if not resume:
-        raise UserError(f"{run} holds this run already ({record.get('status')}); add --resume or choose another --out")
-    return state.latest_checkpoint(run)
-
-
-def _restore(path: Path, recipe: Recipe, objective: Objective, ema: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put a checkpoint's state into the fresh objects and return its step."""
-    saved = state.load_checkpoint(path)
-    _refuse_other_settings(path, saved["recipe"], recipe)
-    try:
-        objective.model.load_state_dict(saved["model"])
-        ema.load_state_dict(saved["ema"])
-        objective.extras.load_state_dict(saved["method"])
-        optimizer.load_state_dict(saved["opt"])
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{path} belongs to other settings: {first_line(error)}") from error
-    return int(saved["step"])
-
-
-def _refuse_other_settings(path: Path, recorded: Mapping[str, Any], recipe: Recipe) -> None:
-    """UserError if a run would go on with settings that would make it another run."""
-    before, now = flatten(recorded), flatten(recipe.to_dict())
-    changed = sorted(key for key in {*before, *now} - FREE_ON_RESUME if before.get(key) != now.get(key))
-    if changed := [key for key in changed if not key.startswith("evaluation.")]:
-        raise UserError(f"{path} was trained with other settings: {', '.join(changed)}; choose another --out")
 
 
 def _accelerator(settings: Settings, device: str) -> Accelerator:

@@ -69,23 +69,24 @@ class Recipe:
 
 
 def builtin_recipes() -> dict[str, Path]:
-    """Return name -> file of the recipes that ship with the package."""
+    """Return name -> file of the recipes that ship with the package; `imagenet/repa` lies in a folder of its own."""
     folder = Path(str(files("repa_eval.train") / "recipes"))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def read_recipe(name_or_file: str) -> dict[str, Any]:
     """Return the tree of a shipped recipe or of a YAML file, its name put in."""
-    path = builtin_recipes().get(name_or_file, Path(name_or_file))
+    shipped = builtin_recipes()
+    path = shipped.get(name_or_file, Path(name_or_file))
     if not path.is_file():
-        raise unknown("recipe", name_or_file, builtin_recipes())
+        raise unknown("recipe", name_or_file, shipped)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {name_or_file!r} is not YAML: {first_line(error)}") from error
     if not isinstance(tree, dict):
         raise UserError(f"recipe {name_or_file!r} holds no keys")
-    return {"name": path.stem, **tree}
+    return {"name": name_or_file if name_or_file in shipped else path.stem, **tree}
 
 
 def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:

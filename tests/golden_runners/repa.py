@@ -141,6 +141,18 @@ def loss(case: Case, arrays: Arrays) -> Arrays:
     }
 
 
+def optim_of(given: dict[str, Any], max_grad_norm: float) -> Optim:
+    """Return our optimiser's settings for AdamW's official arguments."""
+    return Optim(
+        learning_rate=given["lr"],
+        adam_beta1=given["betas"][0],
+        adam_beta2=given["betas"][1],
+        adam_epsilon=given["eps"],
+        weight_decay=given["weight_decay"],
+        max_grad_norm=max_grad_norm,
+    )
+
+
 @runner("repa", "train_steps")
 def train_steps(case: Case, arrays: Arrays) -> Arrays:
     config = case["config"]
@@ -148,15 +160,7 @@ def train_steps(case: Case, arrays: Arrays) -> Arrays:
     method = method_of(config, config["model"])
     start = {f"{kind}:{name}": p.detach().clone() for name, p in model.named_parameters() for kind in ("param", "ema")}
     averaged = state.average_of(model)
-    given = config["optimizer"]
-    optim = Optim(
-        learning_rate=given["lr"],
-        adam_beta1=given["betas"][0],
-        adam_beta2=given["betas"][1],
-        adam_epsilon=given["eps"],
-        weight_decay=given["weight_decay"],
-        max_grad_norm=config["max_grad_norm"],
-    )
+    optim = optim_of(config["optimizer"], config["max_grad_norm"])
     settings = Settings(max_steps=config["steps"], optim=optim, ema=Average(ema_decay=config["ema_decay"]))
     accelerator = Accelerator(cpu=True)
     objective = Objective(model, nn.ModuleDict(), method)

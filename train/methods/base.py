@@ -6,14 +6,16 @@ Methods are final: none inherits from another; what two of them share is a funct
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from repa_eval.data._registry import ImageSource
 from repa_eval.registry import Registry
+from repa_eval.teachers._registry import Teacher
 
 C = TypeVar("C", bound=type["Method"])
 
@@ -23,7 +25,10 @@ class Batch:
     """What a method gets to compute its losses from.
 
     x: clean latents (B, C, H, W), float32.   y: labels (B,), int64.   images: uint8 (B, C, H, W).
-    teachers: patch tokens (B, T, D) of every teacher, empty where `active(step)` is false.
+    teachers: patch tokens (B, T, D) of every teacher; class_tokens: its class token (B, D), None if it has none;
+    attention: {layer: logits (B, heads, T, T)} of the layers that `attention_layers()` names. All three are empty where
+    the teachers do not run: where `active(step)` is false or `stopped(modules)` is true.
+    architecture: the network's config, which some draws' shapes depend on.
     draws: every random tensor of the step, made by `draws()`.
     modules: the trainable extras made by `modules()`.   ema: the averaged model, for methods that learn from it.
     """
@@ -31,10 +36,26 @@ class Batch:
     x: Tensor
     y: Tensor
     images: Tensor
+    architecture: Any = None
     teachers: list[Tensor] = field(default_factory=list)
+    class_tokens: list[Tensor | None] = field(default_factory=list)
+    attention: list[dict[int, Tensor]] = field(default_factory=list)
     draws: dict[str, Tensor] = field(default_factory=dict)
     modules: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     ema: nn.Module | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A training that makes up a run together with others, each of a network of its own.
+
+    method: what trains in it. until: the step at which it ends, counted from the start of the run; None: the last.
+    samples: whether images can be generated from its network; where they cannot, nothing is measured.
+    """
+
+    method: Method
+    until: int | None = None
+    samples: bool = True
 
 
 class Method(ABC):
@@ -50,6 +71,14 @@ class Method(ABC):
         """Return the names of the frozen encoders whose tokens the losses read."""
         return []
 
+    def attention_layers(self) -> Sequence[Collection[int]]:
+        """Return, teacher by teacher, the blocks (1-based) whose attention logits the losses read."""
+        return ()
+
+    def stages(self) -> Sequence[Stage]:
+        """Return the trainings that run in turn, the last one with `self` and without an end."""
+        return (Stage(method=self),)
+
     def architecture(self, config: Any, widths: Sequence[int]) -> Any:
         """Return the model's config as this method changes it; widths: feature sizes of the teachers."""
         return config
@@ -62,9 +91,24 @@ class Method(ABC):
         """Return the trainable extras beside the model; they are saved with the checkpoint."""
         return nn.ModuleDict()
 
+    def starts_from(self) -> str | None:
+        """Return the checkpoint that a fresh run takes over first; a later stage takes over the one before it."""
+        return None
+
+    def take_over(self, model: nn.Module, before: nn.Module) -> None:
+        """Put into a fresh model, in place, what the network trained before it has to give. Its average starts so."""
+        raise AssertionError(f"{type(self).__name__} starts from another network and does not say how")
+
+    def prepare(self, model: nn.Module, images: ImageSource, teachers: Sequence[Teacher]) -> None:  # noqa: B027
+        """Compute, once before the first step, what a fresh model has to know of the training images: its buffers."""
+
     def active(self, step: int) -> bool:
         """Return whether the teachers are needed at this step."""
         return True
+
+    def stopped(self, modules: nn.ModuleDict) -> bool:
+        """Return whether training itself found that the teachers are needed no more, as a buffer of the extras says."""
+        return False
 
     def trainable(self, model: nn.Module, modules: nn.ModuleDict) -> Iterable[nn.Parameter]:
         """Yield the parameters to optimise."""

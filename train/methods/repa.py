@@ -14,7 +14,7 @@ from repa_eval.config import option
 from repa_eval.errors import UserError
 from repa_eval.interpolant import Interpolant
 from repa_eval.teachers._registry import split_names
-from repa_eval.train.losses import cosine_alignment, denoising_draws, velocity_loss
+from repa_eval.train.losses import cosine_alignment, denoising_draws, token_contrast, velocity_loss
 from repa_eval.train.methods.base import Batch, Method, method
 
 
@@ -29,6 +29,10 @@ class Repa(Method):
     enc_type: str = option("dinov2-vit-b", help="teachers, joined by commas")
     encoder_depth: int = option(8, help="block whose output is aligned, 1-based")
     proj_coeff: float = option(0.5, help="weight of the alignment")
+    proj_loss: str = option(
+        "cosine", help="nt-xent: our own choice of negatives, for the code has none", choices=("cosine", "nt-xent")
+    )
+    proj_temperature: float = option(0.1, help="of nt-xent's softmax", least=1e-6)
     interpolant: Interpolant = Interpolant()
     cfg_prob: float = option(0.1, help="probability of dropping the label in training")
 
@@ -57,4 +61,9 @@ class Repa(Method):
         """Return the velocity loss per sample and the weighted alignment."""
         loss, hidden = velocity_loss(model, batch, self.interpolant, cfg_prob=self.cfg_prob, taps=(self.encoder_depth,))
         projected = [head(hidden[self.encoder_depth]) for head in model.projectors]
-        return {"denoising_loss": loss, "proj_loss": self.proj_coeff * cosine_alignment(batch.teachers, projected)}
+        return {"denoising_loss": loss, "proj_loss": self.proj_coeff * self._alignment(batch.teachers, projected)}
+
+    def _alignment(self, targets: Sequence[Tensor], projected: Sequence[Tensor]) -> Tensor:
+        if self.proj_loss == "cosine":
+            return cosine_alignment(targets, projected)
+        return token_contrast(targets, projected, self.proj_temperature)

@@ -302,3 +302,25 @@ def test_rows_with_confidence_and_levels() -> None:
     assert (other.metric, other.layer, other.note) == ("cka_teachers", None, "digits-vit-random against digits-vit")
     [itself] = level(teacher, [teacher], images, metrics=("cka",), preparation=Preparation(clamp=1.0))
     assert itself.value == pytest.approx(1.0, abs=1e-5)
+
+
+# --- spatial metrics
+
+
+def test_spatial_metrics_of_a_model_and_its_teacher() -> None:
+    from repa_eval.metrics.lds import lds
+    from repa_eval.spatial import spatial, spatial_level
+
+    model, teacher, images = awake(), load_teacher("digits-vit"), digits("test").head(10)
+    rows = spatial(
+        model, images, layers=(1, 3), timesteps=(0.2,), metrics=("lds", "rmsc"), capture=Capture(batch_size=4)
+    )
+    assert [(row.layer, row.metric) for row in rows] == [(1, "lds"), (1, "rmsc"), (3, "lds"), (3, "rmsc")]
+    tokens = hidden_features(model, images, layers=(3,), t=0.2, capture=Capture(pool="none"))[3]
+    assert rows[2].value == pytest.approx(lds(tokens), rel=1e-5)
+    [own] = spatial_level(teacher, images, metrics=("lds",), capture=Capture(batch_size=4))
+    patches = teacher_features(teacher, images, capture=Capture(pool="none"))
+    assert (own.metric, own.layer) == ("lds_teacher", None)
+    assert own.value == pytest.approx(lds(patches), rel=1e-5)
+    with pytest.raises(UserError, match="srss needs a mask of the foreground"):
+        spatial(model, images, layers=(1,), timesteps=(0.2,), metrics=("srss",))

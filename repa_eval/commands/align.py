@@ -61,7 +61,9 @@ def command(ckpt: str, layers: str, as_json: bool, rows: Path | None, plot: Path
 def _measure(current: Session, **given: Any) -> list[Row]:
     from repa_eval.align import RAW, Preparation, align, level
     from repa_eval.data._registry import load_data
+    from repa_eval.metrics._registry import SPATIAL
     from repa_eval.monitors import unseen_split
+    from repa_eval.spatial import spatial, spatial_level
     from repa_eval.teachers._registry import load_teacher, split_names
 
     opened = current.opened
@@ -70,7 +72,9 @@ def _measure(current: Session, **given: Any) -> list[Row]:
         raise UserError(f"{opened.path} records no teacher: name one with --teacher, such as digits-vit")
     data_name = data_of(opened, given["data_name"])
     images = load_data(data_name, given["split"] or unseen_split(data_name)).head(given["num_images"])
-    metrics = [metric.strip() for metric in given["metrics"].split(",")]
+    wanted = [metric.strip() for metric in given["metrics"].split(",")]
+    of_tokens = [name for name in wanted if name in SPATIAL.names()]
+    metrics = [name for name in wanted if name not in of_tokens]
     preparation = RAW if given["raw"] else Preparation(clamp=given["clamp"])
     shared = {
         "metrics": metrics,
@@ -80,18 +84,17 @@ def _measure(current: Session, **given: Any) -> list[Row]:
     }
     others = [load_teacher(name).to(current.device) for name in split_names(given["against"])]
     rows: list[Row] = []
+    grid = {"layers": current.layers, "timesteps": current.times, "columns": current.columns}
+    if of_tokens and current.capture.share.first:
+        rows += spatial(current.model, images, metrics=of_tokens, capture=current.capture, **grid)
     for name in names:
         teacher = load_teacher(name, given["teacher_weights"]).to(current.device)
-        rows += align(
-            current.model,
-            teacher,
-            images,
-            layers=current.layers,
-            timesteps=current.times,
-            columns=current.columns,
-            **shared,
-        )
-        rows += level(teacher, others, images, columns={"run": opened.run}, **shared)
+        own = {"run": opened.run}
+        if of_tokens and current.capture.share.first:
+            rows += spatial_level(teacher, images, metrics=of_tokens, capture=current.capture, columns=own)
+        if metrics:
+            rows += align(current.model, teacher, images, **grid, **shared)
+            rows += level(teacher, others, images, columns=own, **shared)
     return rows
 
 

@@ -217,7 +217,7 @@ def test_projectors_of_u_dit_start_as_those_of_other_networks() -> None:
     for linear in objective.extras["projectors"][0][::2]:
         assert not bool(linear.bias.any())
         bound = (6 / sum(linear.weight.shape)) ** 0.5  # xavier's
-        assert 0.95 * bound < float(linear.weight.abs().max()) <= bound
+        assert 0.95 * bound < float(linear.weight.detach().abs().max()) <= bound
 
 
 # --- options

@@ -22,13 +22,14 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     if not isinstance(recipe, dict) or not {"model", "architecture"} <= set(recipe):
         raise Failure(f"{path}: its recipe does not say what the model is")
     architecture, config = networks.preset_of(recipe["model"], recipe["architecture"])
+    stub = getattr(config, "warmup", False)  # of ERW's first stage
     state = networks.cleaned(request.choose(content, path))
     network = networks.assemble(architecture, config, state, where=str(path))
     return Checkpoint(
         path=path,
         layout="repa-eval",
         systems=tuple(recipe.get("systems", ())),
-        model_name=recipe["model"],
+        model_name=f"{recipe['model']}, first {config.depth} blocks" if stub else recipe["model"],
         models=(converted(network, getattr(network, "native", VELOCITY)),),
         weights=request.weights,
         step=int(content["step"]),

@@ -112,7 +112,10 @@ class Haste(Method):
 
     def stopped(self, modules: nn.ModuleDict) -> bool:
         """Return whether the trigger has fired."""
-        return "trigger" in modules and bool(modules["trigger"].stopped_at >= 0)
+        if "trigger" not in modules:
+            return False
+        trigger: Any = modules["trigger"]
+        return bool(trigger.stopped_at >= 0)
 
     def draws(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Return time, noise and label drops."""
@@ -164,12 +167,10 @@ class Haste(Method):
             asked = dataclasses.replace(batch, draws=draws)
             loss, hidden = velocity_loss(model, asked, path, cfg_prob=0.0, **self._wanted())
             terms = self.terms(model, hidden, batch)
-            own = gradient_of(loss.mean(), block)
-            proj, attn = (
-                gradient_of(terms[key], block) if key in terms else None for key in ("proj_loss", "attn_loss")
-            )
+            own, proj = (gradient_of(term, block) for term in (loss.mean(), terms["proj_loss"]))
+            attn = gradient_of(terms["attn_loss"], block) if "attn_loss" in terms else None
             both = proj if attn is None else proj + attn
-            rows.append(torch.stack([gradient_cosine(own, g) for g in (both, proj, attn)]))
+            rows.append(torch.stack([gradient_cosine(own, gradient) for gradient in (both, proj, attn)]))
         return torch.stack(rows)
 
     def _wanted(self) -> dict[str, Any]:

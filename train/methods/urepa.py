@@ -133,7 +133,8 @@ class Urepa(Method):
 
         told (B,): the time as the network is told it.
         """
-        projected = [head(tokens) for head in model.projectors or batch.modules["projectors"]]
+        heads: Any = model.projectors or batch.modules["projectors"]
+        projected = [head(tokens) for head in heads]
         if self.time_aware:
             scales: Any = batch.modules["time"]
             projected = [scale(h, told) for scale, h in zip(scales, projected, strict=True)]

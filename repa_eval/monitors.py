@@ -25,7 +25,9 @@ from repa_eval.models.layers import DiffusionModel
 from repa_eval.pictures import side_by_side, token_colours
 from repa_eval.probes import grid
 from repa_eval.results import Row, protocol_hash, write_atomic
+from repa_eval.samples import record_path, save_npz
 from repa_eval.sampling.generate import SamplerSettings, generate
+from repa_eval.shares import ALONE, Share
 from repa_eval.subject import Subject
 from repa_eval.teachers._registry import Teacher, load_teacher
 
@@ -37,7 +39,9 @@ PCA_IMAGES, PCA_FIT, PCA_TIME = 8, 256, 0.1
 
 
 class Measure(ABC):
-    """Something that is measured of a model at a step."""
+    """Something that is measured of a model at a step. shared: several processes divide it among them."""
+
+    shared = False
 
     @abstractmethod
     def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
@@ -65,10 +69,16 @@ class Only(Measure):
 
 
 class Quality(Measure):
-    """Sample quality by the recipe's extractor, and by pixels as a second opinion."""
+    """Sample quality by the recipe's extractor, and by pixels as a second opinion.
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
+    share: the processes among which samples and features are divided; all of them call this, the rows come to the
+    first. keep_samples: the samples of that many of the newest steps stay on disk, as RUN/samples/<step>.npz.
+    """
+
+    shared = True
+
+    def __init__(self, subject: Subject, *, share: Share = ALONE, keep_samples: int = 0) -> None:
+        self.subject, self.share, self.keep_samples = subject, share, keep_samples
         settings = subject.recipe.settings.evaluation
         self.reference = load_data(subject.data, "reference")
         self.judges: list[tuple[Extractor, Sequence[str]]] = [
@@ -95,11 +105,19 @@ class Quality(Measure):
         """Return the rows of every round and judge."""
         rows = []
         for place, sampler in enumerate(self.rounds(step)):
-            samples = draw(model, self.count_of(place), sampler)
+            samples = draw(model, self.count_of(place), sampler, self.share)
+            if self.keep_samples and not place and self.share.first:
+                self._keep(step, samples, sampler)
             columns = {**self.subject.columns(step), "seed": sampler.seed}
             for judge, metrics in self.judges:
                 rows += evaluate(
-                    samples, self.reference, judge, metrics=metrics, protocol=self._made(sampler), columns=columns
+                    samples,
+                    self.reference,
+                    judge,
+                    metrics=metrics,
+                    protocol=self._made(sampler),
+                    columns=columns,
+                    workers=self.share,
                 )
         return rows
 
@@ -116,6 +134,15 @@ class Quality(Measure):
 
     def _made(self, sampler: SamplerSettings) -> dict[str, Any]:
         return {**sampler.record(), "weights": self.subject.weights, "dtype": "float32"}
+
+    def _keep(self, step: int, samples: Images, sampler: SamplerSettings) -> None:
+        folder = self.subject.run / "samples"
+        origin = {"data": self.subject.data, "extractor": self.subject.recipe.settings.evaluation.extractor}
+        record = {**self.subject.columns(step), **origin, **self._made(sampler)}
+        save_npz(folder / f"{step:07d}.npz", samples.images, samples.labels, record)
+        for file in sorted(folder.glob("[0-9]*.npz"))[: -self.keep_samples]:
+            record_path(file).unlink(missing_ok=True)
+            file.unlink()
 
 
 class Floor(Measure):
@@ -286,19 +313,28 @@ def of_recipe(subject: Subject) -> list[Measure]:
     return [Quality(subject), Preview(subject)]
 
 
-def everything(subject: Subject, teachers: Sequence[str] = ()) -> list[Measure]:
-    """Return every measure of a run; teachers: beside those that the run was trained with."""
+def everything(
+    subject: Subject, teachers: Sequence[str] = (), *, share: Share = ALONE, keep_samples: int = 0
+) -> list[Measure]:
+    """Return every measure of a run; teachers: beside those that the run was trained with.
+
+    share, keep_samples: see `Quality`.
+    """
     names = list(dict.fromkeys([*teachers, *subject.recipe.method.teachers()]))
-    measures: list[Measure] = [Quality(subject), Floor(subject), Preview(subject)] if subject.generates else []
+    measures: list[Measure] = []
+    if subject.generates:
+        measures += [Quality(subject, share=share, keep_samples=keep_samples), Floor(subject), Preview(subject)]
     measures.append(Probes(subject, names))
     if names:
         measures += [AlignmentMap(subject, names, metrics=(*METRICS, "mutual_knn")), TokenPictures(subject, names[0])]
     return measures
 
 
-def draw(model: DiffusionModel, count: int, sampler: SamplerSettings) -> Images:
-    """Return `count` samples of a model, held in memory."""
-    parts = list(generate(model, range(count), sampler, batch_size=min(count, 256)))
+def draw(model: DiffusionModel, count: int, sampler: SamplerSettings, share: Share = ALONE) -> Images:
+    """Return `count` samples of a model, held in memory; each process makes its share, and all of them get all."""
+    size = min(count, 256)
+    parts = share.gather(list(generate(model, share.of(range(count), size), sampler, batch_size=size)))
+    parts.sort(key=lambda part: part[0][0])
     images = torch.cat([images for _, images, _ in parts]).numpy()
     labels = torch.cat([labels for _, _, labels in parts]).numpy()
     return Images("samples", "all", images, labels, model.config.num_classes)

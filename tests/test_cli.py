@@ -25,6 +25,7 @@ from repa_eval.commandline import Folder
 from repa_eval.results import Row
 from repa_eval.train.cli import OFFICIAL
 from repa_eval.train.cli import main as trainer
+from repa_eval.train.methods.base import METHODS
 from repa_eval.train.recipe import builtin_recipes
 
 COMMANDS = Folder("x").list_commands(click.Context(evaluate))
@@ -157,8 +158,10 @@ def test_dry_run_with_official_flags() -> None:
 def test_every_official_flag_has_its_field() -> None:
     values = {"model": "SiT-digits/2", "path_type": "linear", "prediction": "v", "weighting": "uniform"}
     values |= {"enc_type": "digits-vit", "data": "digits", "mixed_precision": "no"}
+    options = {name: {field.name for field in dataclasses.fields(cls)} for name, cls in METHODS.items()}
     for flag, key in OFFICIAL.items():
-        shown = repa_train("--dry-run", flag, values.get(key, "1"))
+        owner = next((name for name, known in options.items() if key in known), "repa")
+        shown = repa_train("--dry-run", "--method", owner, flag, values.get(key, "1"))
         assert shown.exit_code == 0, shown.stderr
         assert f"{key}: " in shown.stdout
 

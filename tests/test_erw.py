@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from helpers import batches_of, equal_trees, files_of, run, save_small_data, steps_of, tiny
 from repa_eval import checkpoints, results
+from repa_eval.cli import main
 from repa_eval.errors import UserError
 from repa_eval.results import Row, make_row
 from repa_eval.train import loop, state
@@ -62,6 +65,20 @@ def test_the_files_of_both_stages(whole: tuple[Recipe, Path]) -> None:
         assert (opened.model.feat_rope is None) == warmup
     record = json.loads((out / "run.json").read_text())
     assert (record["status"], record["step"], record["max_steps"]) == ("done", 8, 8)
+
+
+def test_the_stub_is_measured_but_not_sampled(whole: tuple[Recipe, Path], tmp_path: Path) -> None:
+    file = str(state.checkpoint_path(whole[1], BORDER))
+    words = ["--num", "2", "--device", "cpu", "--quiet", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(main, ["sample", "--ckpt", file, *words])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "the stub of ERW's first stage, which generates nothing" in done.stderr
+    quick = ["--timesteps", "0.1", "--num-images", "20", "--device", "cpu", "--quiet", "--no-cache", "--json"]
+    done = CliRunner().invoke(main, ["align", "--ckpt", file, *quick])
+    assert done.exit_code == 0, done.stderr
+    assert {row["layer"] for row in json.loads(done.stdout)["rows"]} == {1}
+    shown = json.loads(CliRunner().invoke(main, ["inspect", file, "--json"]).stdout)
+    assert (shown["systems"], shown["depth"], shown["model"]) == (["ERW"], 1, "SiT-ERW-digits/2, first 1 blocks")
 
 
 def test_the_curves_of_both_stages(whole: tuple[Recipe, Path]) -> None:
@@ -236,6 +253,8 @@ def test_the_weight_fades(data: str) -> None:
     recipe, objective, images, teachers = steps_of(recipe_of(data, **options))
     [batch] = batches_of(recipe, images, teachers)
     losses = {step: recipe.method.losses(objective.model, batch, step)["proj_loss"] for step in (10, 15, 30)}
+    alone = dataclasses.replace(recipe.method, stage="full")  # its steps count from the start of stage 2
+    torch.testing.assert_close(losses[10], alone.losses(objective.model, batch, 0)["proj_loss"])
     torch.testing.assert_close(losses[15], losses[10] / 2)
     torch.testing.assert_close(losses[30], losses[10] / 16)
     assert [fading(6.0, step, warmup=100_000) for step in (0, 100_000, 150_000, 300_000)] == [6.0, 6.0, 3.0, 0.375]

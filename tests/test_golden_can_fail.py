@@ -16,6 +16,8 @@ from repa_eval.models.layers import Attention, modulate, sincos_table
 from repa_eval.models.sit_cls import SiTCls
 from repa_eval.sampling.ode import sample_ode
 from repa_eval.sampling.sde import sample_sde
+from repa_eval.train.methods.erw import ERW, fading
+from repa_eval.train.methods.reg import REG
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 
@@ -42,6 +44,32 @@ CHANGES: dict[str, tuple[str, Callable[..., Any], str, str]] = {
     "class token appended": (
         "reg/forward_base", SiTCls.forward,
         "torch.cat([front, self.x_embedder(x)]", "torch.cat([self.x_embedder(x), front]",
+    ),
+    "another weight of the class token": (
+        "reg/loss_linear_uniform", REG.losses, "self.cls_coeff * class_error", "0.04 * class_error",
+    ),
+    "the class token aligned with its negative": (
+        "reg/loss_linear_uniform", REG.losses, "torch.cat([a[:, None], b]", "torch.cat([-a[:, None], b]",
+    ),
+    "the class token's noise that of another sample": (
+        "reg/loss_cosine_uniform", REG.losses,
+        "self.interpolant.velocity(token, class_noise, t)", "self.interpolant.velocity(token, class_noise.flip(0), t)",
+    ),
+    "the class token's error summed": (
+        "reg/train_steps", REG.losses, "class_error.square().mean(1)", "class_error.square().sum(1)",
+    ),
+    "stage 1 at the time of noise": ("erw/loss_warmup", ERW._warmup, "torch.zeros(len(y)", "torch.ones(len(y)"),
+    "the first sample instead of the last": (
+        "erw/loss_warmup", ERW._warmup, "projected)[-1] / len(y)", "projected)[0] / len(y)",
+    ),
+    "the last sample not divided by the batch": (
+        "erw/loss_warmup_two_teachers", ERW._warmup, "[-1] / len(y)", "[-1]",
+    ),
+    "the weight falls from the first step on": (
+        "erw/coefficient_schedule", fading, "max(step - warmup, 0)", "max(step, 0)",
+    ),
+    "stage 2 aligned by stage 1's weight": (
+        "erw/loss_full", ERW.losses, "weight * cosine_alignment", "self.proj_coeff * cosine_alignment",
     ),
 }  # fmt: skip
 

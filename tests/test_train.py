@@ -441,8 +441,12 @@ def test_a_file_that_is_no_method(tmp_path: Path) -> None:
 # --- more than one process
 
 
-def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
-    recipe = tiny("repa", data=save_small_data(tmp_path / "small.npz"), split="train")
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("repa", {}), ("haste", {"early_stop_point": 3})],  # after its stop HASTE has parameters without a gradient
+)
+def test_two_processes_give_the_curve_of_one(tmp_path: Path, name: str, more: dict[str, object]) -> None:
+    recipe = tiny(name, data=save_small_data(tmp_path / "small.npz"), split="train", **more)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
     # `accelerate launch --cpu --num_processes 2` starts ONE process unless there is an mpirun
     torchrun = ["--standalone", "--nproc_per_node", "2", "--redirects", "3", "--log-dir", "logs"]
@@ -454,12 +458,15 @@ def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
     assert said == {"0": "repa-eval align --ckpt two/checkpoints/0000006.pt --layer 1\n", "1": ""}
     run(recipe, tmp_path / "one")
     for metric in ("loss", "denoising_loss", "proj_loss", "grad_norm"):
-        assert curve(tmp_path / "two", metric) == pytest.approx(curve(tmp_path / "one", metric), rel=1e-5), metric
+        expected = pytest.approx(curve(tmp_path / "one", metric), rel=1e-5, abs=1e-6)
+        assert curve(tmp_path / "two", metric) == expected, metric
     assert len(curve(tmp_path / "two")) == 6
     assert set(files_of(tmp_path / "two")) == set(files_of(tmp_path / "one"))
     a, b = (state.load_checkpoint(tmp_path / name / "checkpoints" / "0000006.pt") for name in ("one", "two"))
     for key, value in a["ema"].items():
-        torch.testing.assert_close(b["ema"][key], value, rtol=1e-4, atol=1e-5)
+        # a key's bias moves no softmax: its gradient is rounding, which Adam scales up to full steps
+        close = 1e-3 if key.endswith("qkv.bias") else 1e-5
+        torch.testing.assert_close(b["ema"][key], value, rtol=1e-4, atol=close)
 
 
 def test_a_second_trainer_is_kept_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -217,7 +217,9 @@ def _accelerator(settings: Settings, device: str) -> Accelerator:
     """Return accelerate's object on the device asked for; "cuda:1" is a wish that only its environment can tell it."""
     if device.startswith("cuda:"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
-    return Accelerator(mixed_precision=settings.mixed_precision, cpu=device == "cpu")
+    # a term that has stopped (or a stub's missing part) leaves parameters without a gradient
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(mixed_precision=settings.mixed_precision, cpu=device == "cpu", kwargs_handlers=[unused])
 
 
 def _save(

@@ -18,53 +18,90 @@ from repa_eval.errors import UserError
 @click.option("--watch", is_flag=True, help="go on until the trainer beside it has finished")
 @click.option("--every", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="seconds between looks")
 @click.option("--teacher", "teachers", default="", help="further teachers, joined by commas")
+@click.option("--method", "method_file", help="Python file of the method that was trained, if it is not installed")
+@click.option(
+    "--keep-samples",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="leave the samples of the N newest checkpoints in RUN/samples/",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 @click.option("--quiet", is_flag=True, help="no progress on stderr")
 @click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
 @example("repa-eval sweep runs/digits-repa")
-def command(run: Path, watch: bool, every: float, teachers: str, device: str, quiet: bool, as_json: bool) -> None:
+def command(
+    run: Path,
+    watch: bool,
+    every: float,
+    teachers: str,
+    method_file: str | None,
+    keep_samples: int,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Measure alignment, probes and sample quality for every checkpoint of a run that has none yet.
 
     Safe to repeat, to interrupt, and to run beside the trainer: what is measured is kept, what is missing is added.
+    Under `accelerate launch` or torchrun the processes divide samples and their features among them.
     """
+    from repa_eval.shares import join
     from repa_eval.teachers._registry import split_names
+    from repa_eval.train.methods.base import METHODS
 
     if not (run / "checkpoints").is_dir():
         raise UserError(f"{run} is no run folder: it holds no checkpoints/")
+    if method_file is not None:
+        METHODS.load_file(method_file)
+    share = join(choose_device(device))
     added: list[Any] = []
     while True:
-        finished = _status(run) != "running"  # asked before the look, so that the last checkpoint is not missed
-        for rows in _measure_missing(run, split_names(teachers), choose_device(device), quiet):
+        # asked before the look, so that the last checkpoint is not missed
+        finished = share.agree(_status(run) != "running")
+        for rows in _measure_missing(run, split_names(teachers), share, quiet, keep_samples):
             added += rows
         if finished or not watch:
             break
         time.sleep(every)
     done = f"{len(added)} rows added; next: repa-eval report {run}"
-    deliver(added, to=None, as_json=as_json, show=lambda _rows: done)
+    if share.first:
+        deliver(added, to=None, as_json=as_json, show=lambda _rows: done)
+    share.leave()
 
 
-def _measure_missing(run: Path, teachers: list[str], device: str, quiet: bool) -> Iterator[list[Any]]:
-    """Yield the rows of every measure that was missing, written to the run's table as soon as they are there."""
+def _measure_missing(
+    run: Path, teachers: list[str], share: Any, quiet: bool, keep_samples: int
+) -> Iterator[list[Any]]:
+    """Yield the rows of every measure that was missing, written to the run's table as soon as they are there.
+
+    The first of several processes decides what is missing, and takes the measures that are not divided.
+    """
     from repa_eval import checkpoints, monitors, results
     from repa_eval.train.recipe import resolve
 
     measures: list[Any] = []
-    for path in sorted((run / "checkpoints").glob("[0-9]*.pt")):
+    trained: Any = None  # the recipe that they are for: the stages of a run have recipes of their own
+    for path in share.agree(sorted((run / "checkpoints").glob("[0-9]*.pt"))):
         opened = checkpoints.load(path)
-        if not measures:
+        if (recipe := resolve(opened.recipe)) != trained:
             measurable(opened)
-            measures = monitors.everything(monitors.Subject(resolve(opened.recipe), run, device), teachers)
+            trained = recipe
+            measures = monitors.everything(
+                monitors.Subject(recipe, run, share.device), teachers, share=share, keep_samples=keep_samples
+            )
         step = opened.step or 0
         for measure in measures:
             table = results.read(run) if results.table_path(run).is_file() else []
-            if measure.done(step, table):
+            if share.agree(measure.done(step, table)) or not (share.first or measure.shared):
                 continue
-            if not quiet:
+            if not quiet and share.first:
                 click.echo(f"step {step}: {type(measure).__name__}", err=True)
             known = {row.key() for row in table}
-            new = [row for row in measure(step, opened.model.to(device)) if row.key() not in known]
-            results.append(run, new)
-            yield new
+            new = [row for row in measure(step, opened.model.to(share.device)) if row.key() not in known]
+            if share.first:
+                results.append(run, new)
+                yield new
 
 
 def _status(run: Path) -> str | None:

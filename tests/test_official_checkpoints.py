@@ -176,7 +176,7 @@ def test_wrappers_prefixes_and_decoder_blocks(tmp_path: Path) -> None:
 def test_heads_come_from_the_file_the_table_or_the_user(tmp_path: Path) -> None:
     state, _ = small()
     file = saved(tmp_path / "a.pt", state)
-    with pytest.raises(UserError, match=r"width 48 and depth 2: .* add --set num_heads=N"):
+    with pytest.raises(UserError, match=r"width 48, depth 2: .* add --set num_heads=N"):
         checkpoints.load(file)
     assert checkpoints.load(file, overrides={"num_heads": 6}).info()["num_heads"] == 6
     with pytest.raises(UserError, match="48 is not a multiple of num_heads 5"):

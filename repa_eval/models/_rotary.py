@@ -34,8 +34,8 @@ def rotary_angles(head_width: int, side: int) -> Tensor:
     if head_width % 4:
         raise UserError(f"a head's width {head_width} is not a multiple of 4, which the rotary table needs")
     half = head_width // 2
-    omega = 10000.0 ** -(torch.arange(0, half, 2, dtype=torch.float64) / half)
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * omega  # (side, half / 2)
+    omega = 10000.0 ** -(torch.arange(0, half, 2, dtype=torch.float64, device="cpu") / half)
+    angles = torch.arange(side, dtype=torch.float64, device="cpu")[:, None] * omega  # (side, half / 2)
     angles = angles.repeat_interleave(2, dim=1)  # (side, half): both numbers of a pair turn by one angle
     rows = angles[:, None].expand(side, side, half)
     columns = angles[None].expand(side, side, half)

@@ -64,8 +64,9 @@ def sincos_table(width: int, side: int) -> Tensor:
     """
     if width % 4:
         raise UserError(f"hidden_size {width} is not a multiple of 4, which the position table needs")
-    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    axis = torch.arange(side, dtype=torch.float64)[:, None] * omega  # (side, width/4)
+    steps = torch.arange(width // 4, dtype=torch.float64, device="cpu")  # a table is a table, also in a meta model
+    omega = 10000.0 ** -(steps / (width / 4))
+    axis = torch.arange(side, dtype=torch.float64, device="cpu")[:, None] * omega  # (side, width/4)
     code = torch.cat([axis.sin(), axis.cos()], dim=1)  # (side, width/2)
     columns = code[None].expand(side, side, -1)
     rows = code[:, None].expand(side, side, -1)

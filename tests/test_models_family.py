@@ -114,7 +114,8 @@ def test_a_network_made_without_memory_takes_its_weights(variant: str) -> None:
     model = make(variant)
     with torch.device("meta"):
         empty = type(model)(model.config).eval()
-    assert all(value.is_meta for value in empty.state_dict().values())
+    tables = ("pos_embed", "feat_rope.")  # small and fixed: made as they are
+    assert all(value.is_meta for name, value in empty.state_dict().items() if not name.startswith(tables))
     empty.load_state_dict(model.state_dict(), assign=True)
     taps = range(4)
     (outs, hidden), (again, hidden_again) = answer(model, taps=taps), answer(empty, taps=taps)

@@ -41,9 +41,8 @@ class Probe:
 
 def check_finite(features: Array, layer: str, part: str) -> None:
     """Raise UserError, naming the layer and the first image, if features (N, D) hold NaN or infinity."""
-    finite = np.isfinite(features).all(axis=1)
-    if not finite.all():
-        bad = np.flatnonzero(~finite)
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
         raise UserError(
-            f"{layer}: the features of {part} image {bad[0]} are not finite ({len(bad)} of {len(finite)} images)"
+            f"{layer}: the features of {part} image {bad[0]} are not finite ({len(bad)} of {len(features)} images)"
         )

@@ -194,7 +194,7 @@ def test_logistic_regression_is_chosen_likewise() -> None:
     assert converged
     assert model.score(*val) == max(scores.values())
     assert strength == max(each for each, score in scores.items() if score == max(scores.values()))
-    assert model[1].C == 1 / strength
+    assert linear.fit_logistic(*train, strength=100.0)[1].get_params()["C"] == pytest.approx(0.01)
 
 
 def test_logistic_regression_that_stops_early_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,9 +240,9 @@ def test_heads_are_those_that_torch_trains_one_by_one(batch_size: int) -> None:
         for ours, rate in zip(found[place], (0.001, 0.03), strict=True):
             weights, scores = reference(features, labels, rows, rate, shown, classes=5)
             assert ours.setting == rate
-            np.testing.assert_allclose(ours.weights.T, weights, rtol=2e-3, atol=2e-4)
+            np.testing.assert_allclose(ours.weights.T, weights, rtol=1e-3, atol=2e-5)
             own = (shown - ours.mean) / ours.scale @ ours.weights + ours.intercept
-            np.testing.assert_allclose(own, scores, rtol=2e-3, atol=2e-3)
+            np.testing.assert_allclose(own, scores, rtol=1e-3, atol=2e-4)
 
 
 def test_every_epoch_shows_every_image_once_in_an_order_of_the_seed() -> None:
@@ -281,14 +281,13 @@ def test_the_training_of_the_heads() -> None:
 # --- every kind
 
 
-def known(*, layers: int = 1) -> Known:
-    (train, labels), (val, val_labels) = clusters(80, spread=2.5), clusters(60, spread=2.5, seed=1)
-    return Known([train] * layers, labels, [val] * layers, val_labels, 5)
+def known(*, spread: float = 2.5) -> Known:
+    (train, labels), (val, val_labels) = clusters(80, spread=spread), clusters(60, spread=spread, seed=1)
+    return Known([train], labels, [val], val_labels, 5)
 
 
-def candidates(name: str, features: Array) -> dict[str, Array]:
-    """What the probe of every setting says of features, by the setting."""
-    given = known()
+def candidates(name: str, features: Array, given: Known) -> dict[str, Array]:
+    """What the probe of every setting says of features, by setting: weakest penalty, least k or rate first."""
     train, labels = given.train[0], given.train_labels
     if name == "knn":
         return {f"k {k}": votes.argmax(1) for k, votes in knn_votes(train, labels, features, ks=knn.KS).items()}
@@ -307,8 +306,8 @@ def candidates(name: str, features: Array) -> dict[str, Array]:
 def test_a_test_split_that_would_make_another_setting_win_changes_nothing(name: str) -> None:
     given = known()
     test = clusters(200, spread=2.5, seed=2)[0]
-    on_val = {each: (said == given.val_labels).mean() for each, said in candidates(name, given.val[0]).items()}
-    on_test = candidates(name, test)
+    on_val = {each: (said == given.val_labels).mean() for each, said in candidates(name, given.val[0], given).items()}
+    on_test = candidates(name, test, given)
     worst = min(on_val, key=lambda each: on_val[each])
     assert on_val[worst] < max(on_val.values())
     splits = as_splits(given, on_test[worst])  # the labels of test are what the worst on val says: it scores 1
@@ -318,6 +317,19 @@ def test_a_test_split_that_would_make_another_setting_win_changes_nothing(name: 
     assert on_val[chosen] == max(on_val.values())
     assert chosen != worst
     assert score.accuracy == (on_test[chosen] == on_test[worst]).mean() < 1
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_of_equally_good_settings_the_simplest_is_taken(name: str) -> None:
+    given = known(spread=0.3)
+    on_val = {each: (said == given.val_labels).mean() for each, said in candidates(name, given.val[0], given).items()}
+    best = [each for each, score in on_val.items() if score == max(on_val.values())]
+    assert len(best) > 1
+    (probe,) = kind_of(name).fit(given, SHORT)
+    assert probe.chosen == (best[-1] if name in ("linear", "logistic") else best[0])
+    alone = linear.fit_best(given.train[0], given.train_labels, given.val[0], given.val_labels)
+    if name == "linear":
+        assert best[-1] == f"strength {alone.setting:g}"
 
 
 def as_splits(given: Known, test_labels: Array) -> grid.Splits:
@@ -429,7 +441,7 @@ def test_every_kind_has_rows_and_a_level() -> None:
         model(), splits(), layers=(1, 2), timesteps=(0.1,), kinds=list(KINDS), training=SHORT, capture=Capture(seed=4)
     )
     assert [(row.layer, row.metric) for row in rows] == [(layer, name) for layer in (1, 2) for name in names]
-    assert all(row.value > 0.2 and row.note is None and row.seed == 4 for row in rows)
+    assert all(row.value > 0.15 and row.note is None and row.seed == 4 for row in rows)
     levels = grid.teacher_level(
         load_teacher("digits-vit"), splits(), kinds=list(KINDS), training=SHORT, capture=Capture(seed=4)
     )
@@ -442,6 +454,15 @@ def test_every_kind_has_rows_and_a_level() -> None:
         "batch norm without parameters, linear from 0, Adam, cosine to 0, 4"
     )
     assert [of_teacher[level.protocol].get("seed") for level in levels] == [None, None, 4, None]
+
+
+def test_the_heads_see_the_images_in_an_order_of_the_seed_of_the_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, original = [], batch_norm.fit_layers
+    monkeypatch.setattr(batch_norm, "fit_layers", lambda *a, **given: seen.append(given) or original(*a, **given))
+    how = {"kinds": ("linear-bn",), "training": SHORT, "capture": Capture(seed=4)}
+    grid.probe(model(), splits(), layers=(1,), timesteps=(0.1,), **how)
+    grid.teacher_level(load_teacher("digits-vit"), splits(), **how)
+    assert [given["training"] for given in seen] == [dataclasses.replace(SHORT, seed=4)] * 2
 
 
 def test_records_of_ridge_and_k_nn() -> None:
@@ -560,9 +581,10 @@ def test_more_shots_than_images() -> None:
 
 
 def test_a_probe_of_few_shots() -> None:
-    rows = grid.probe(model(), splits().few(4), layers=(2,), timesteps=(0.1,), kinds=list(KINDS), training=SHORT)
-    assert all(0.15 < row.value < 0.9 for row in rows)
-    assert all(record["shots"] == 4 for record in records_of(rows).values())
+    rows = grid.teacher_level(load_teacher("digits-vit"), splits().few(5), kinds=list(KINDS), training=SHORT)
+    assert len(rows) == 4
+    assert all(row.value > 0.5 for row in rows)
+    assert all(record["shots"] == 5 for record in records_of(rows).values())
 
 
 # --- confusion

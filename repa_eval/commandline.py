@@ -207,7 +207,7 @@ def deliver(rows: Sequence[Row], *, to: Path | None, as_json: bool, show: Callab
     if to is not None:
         append(to, rows)
     if as_json:
-        notes = sorted({row.note for row in rows if row.note})
+        notes = sorted({row.note for row in rows if row.note and not row.note.startswith("{")})  # {: a confusion
         click.echo(
             json.dumps({"rows": [asdict(row) for row in rows], "protocols": records_of(rows), "warnings": notes})
         )

@@ -115,6 +115,6 @@ def remarks(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Return (where, note) for the notes that stand beside numbers, e.g. that n is small for the metric."""
     grouped: dict[tuple[str, str], int] = {}
     for row in rows:
-        if row.note and row.value is not None:
+        if row.note and row.value is not None and not row.note.startswith("{"):  # {: a confusion, for programs
             grouped[row.metric, row.note] = grouped.get((row.metric, row.note), 0) + 1
     return [(f"{metric}, {plural(count, 'value')}", note) for (metric, note), count in grouped.items()]

@@ -19,6 +19,7 @@ ALIKE = (
 ORDER = (
     "fid", "fd_dinov2", "fd_digits", "sfid", "fd_", "kid", "cmmd", "inception_score", "is_", "precision", "recall",
     "density", "coverage", "vendi", "cknna", "cka", "mutual_knn", "probe_accuracy", "knn_accuracy",
+    "linear_bn_accuracy", "logistic_accuracy",
 )  # fmt: skip
 
 _MEANING = {
@@ -34,6 +35,8 @@ _MEANING = {
     "cka": "centred kernel alignment of hidden states and teacher features",
     "mutual_knn": "share of nearest neighbours that hidden states and teacher features have in common",
     "probe_accuracy": "accuracy of a linear classifier on the hidden states",
+    "linear_bn_accuracy": "accuracy of a linear classifier after batch norm, trained by Adam, on the hidden states",
+    "logistic_accuracy": "accuracy of a logistic regression on the hidden states",
     "knn_accuracy": "accuracy of a nearest-neighbour classifier on the hidden states",
     "probe_accuracy_teacher": "accuracy of a linear classifier on the teacher's features of clean images",
     "knn_accuracy_teacher": "accuracy of a nearest-neighbour classifier on the teacher's features of clean images",

@@ -37,6 +37,15 @@ class Share:
         mine = set(sorted({index // batch_size for index in missing})[self.rank :: self.count])
         return [index for index in missing if index // batch_size in mine]
 
+    def gather(self, parts: list[Any]) -> list[Any]:
+        """Return the lists of all processes as one, in every process, in the order of the ranks."""
+        if self.count == 1:
+            return parts
+        from accelerate.utils import gather_object
+
+        found: list[Any] = gather_object(parts)
+        return found
+
     def wait(self) -> None:
         """Return when every process has come here."""
         if self.count > 1:
@@ -50,6 +59,9 @@ class Share:
             from accelerate import PartialState
 
             PartialState().destroy_process_group()
+
+
+ALONE = Share()
 
 
 def join(device: str) -> Share:

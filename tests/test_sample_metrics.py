@@ -8,10 +8,21 @@ import numpy as np
 import pytest
 
 from repa_eval.errors import UserError
-from repa_eval.metrics import fid
+from repa_eval.metrics import _manifold, fid
 from repa_eval.metrics import inception_score as score
 from repa_eval.metrics import precision_recall as pr
+from repa_eval.metrics._mmd import kernel_sums, polynomial, rbf
+from repa_eval.metrics._protocols import PROTOCOLS, protocol_named
 from repa_eval.metrics._registry import SAMPLE
+from repa_eval.metrics.authpct import authpct
+from repa_eval.metrics.cmmd import cmmd
+from repa_eval.metrics.density_coverage import density_coverage, prdc, realism_euclidean
+from repa_eval.metrics.fd_infinity import fd_infinity, sizes_of
+from repa_eval.metrics.kid import kid, kid_subsets
+from repa_eval.metrics.kid_unbiased import kid_unbiased
+from repa_eval.metrics.memorisation import memorisation
+from repa_eval.metrics.mifid import mifid
+from repa_eval.metrics.vendi import vendi, vendi_per_class, vendi_score
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -58,14 +69,7 @@ def test_frechet_of_singular_covariances(rank: int) -> None:
 def test_frechet_paths_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = gaussian(20, seed=5), gaussian(20, seed=6)
     usual = fid.frechet_distance(*a, *b)
-    eigh = fid.linalg.eigh
-
-    def refuse(*args: np.ndarray, **options: object) -> object:
-        if options.get("type") == 2:
-            raise fid.linalg.LinAlgError("not positive definite")
-        return eigh(*args, **options)
-
-    monkeypatch.setattr(fid.linalg, "eigh", refuse)
+    monkeypatch.setattr(fid.linalg.lapack, "dpotrf", lambda matrix, **_: (matrix, 1))  # not positive definite
     assert fid.frechet_distance(*a, *b) == pytest.approx(usual, rel=1e-10)
 
 
@@ -230,7 +234,7 @@ def test_precision_recall_is_exact_far_from_zero_in_float32() -> None:
         (normal(9, 4), normal(9, 5), "real has 4 features and fake 5; extract both with the same network"),
         (normal(9, 4), normal(3, 4), "k=3 neighbours need more than 3 samples; given are 3"),
         (normal(9, 4), np.full((9, 4), np.nan), "fake has NaN or infinity in 9 of 9 rows, first in row 0"),
-        (normal(9), normal(9, 4), r"real has shape \(9,\); needed is a matrix"),
+        (normal(9), normal(9, 4), r"real has shape \(9,\); needed are the axes"),
     ],
 )
 def test_precision_recall_bad_input(real: np.ndarray, fake: np.ndarray, message: str) -> None:
@@ -245,3 +249,257 @@ def test_sample_metrics_are_registered_with_what_they_need() -> None:
     x = normal(30, 5)
     keys = {name: list(SAMPLE.get(name).function(x, x)) for name in expected}
     assert keys == {"fd": ["fd"], "inception_score": ["is"], "precision_recall": ["precision", "recall"]}
+
+
+# --- a reference factored once, moments in blocks
+
+
+def test_a_reference_that_is_factored_once_gives_the_same_bits() -> None:
+    for d in (5, 64, 90):
+        reference = fid.Gaussian(*gaussian(d, seed=d))
+        for seed in (1, 2):
+            other = gaussian(d, seed=seed)
+            assert reference.distance(*other) == fid.frechet_distance(*gaussian(d, seed=d), *other)
+
+
+def test_the_factored_path_is_scipys_generalised_problem() -> None:
+    """Bit-equal to eigh(type=2, driver="gv"), which earlier versions called: old numbers stay what they were."""
+    (m1, s1), (m2, s2) = gaussian(64, seed=1), gaussian(64, seed=2)
+    values = fid.linalg.eigh((s2 + s2.T) / 2, (s1 + s1.T) / 2, type=2, eigvals_only=True, driver="gv")
+    expected = float(np.square(m1 - m2).sum()) + float(np.trace(s1) + np.trace(s2)) - 2 * float(np.sqrt(values).sum())
+    assert fid.frechet_distance(m1, s1, m2, s2) == expected
+
+
+def test_moments_wider_than_a_block() -> None:
+    x = 5.0 + normal(1300, 700)
+    seen = fid.Moments()
+    for start in range(0, 1300, 64):
+        seen.update(x[start : start + 64])
+    np.testing.assert_allclose(seen.covariance, np.cov(x, rowvar=False), atol=1e-12)
+    assert np.array_equal(seen.m2, seen.m2.T)
+    parts = fid.moments(x[:700])
+    parts.merge(fid.moments(x[700:]))
+    np.testing.assert_allclose(parts.m2, seen.m2, atol=1e-9)
+    again = fid.Moments(seen.n, seen.mean, seen.m2)
+    assert np.array_equal(again.covariance, seen.covariance)
+    assert np.array_equal(fid.moments(x).m2, seen.m2)
+
+
+def test_spatial_features_have_a_distance_of_their_own() -> None:
+    x, y = normal(90, 6), 1.0 + normal(80, 6, seed=1)
+    assert fid.sfd(x, y) == {"sfd": fid.fd(x, y)["fd"]}
+    assert SAMPLE.get("sfd").needs == "spatial"
+    assert fid.fd(fid.gaussian_of(x), fid.moments(y)) == fid.fd(x, y)
+
+
+# --- standard errors: near the spread over fresh samples
+
+
+def spread(metric: object, draw: object, suffix: str, rounds: int = 60) -> tuple[float, float]:
+    """Spread of a metric over fresh sets of samples, and the mean of the errors that it states."""
+    found = [metric(*draw(seed)) for seed in range(rounds)]
+    stated = [values[f"{suffix}_stderr"] for values in found]
+    return float(np.std([values[suffix] for values in found])), float(np.mean(stated))
+
+
+def with_errors(name: str) -> object:
+    entry = SAMPLE.get(name)
+
+    def both(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
+        values = entry.function(real, fake)
+        errors = {} if entry.stderr is None else entry.stderr(real, fake, values)
+        return values | {f"{suffix}_stderr": error for suffix, error in errors.items()}
+
+    return both
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("fd", "fd"), ("inception_score", "is"), ("kid_unbiased", "kid_unbiased"), ("cmmd", "cmmd"), ("vendi", "vendi")],
+)
+def test_standard_errors_are_the_spread_of_fresh_samples(name: str, suffix: str) -> None:
+    fixed = normal(4000, 6, seed=1000)
+
+    def draw(seed: int) -> tuple[np.ndarray, np.ndarray]:
+        fresh = 0.7 * normal(300, 6, seed=seed) + 0.5
+        return (fixed if name != "kid_unbiased" else normal(300, 6, seed=seed + 500)), fresh
+
+    actual, stated = spread(with_errors(name), draw, suffix)
+    assert stated == pytest.approx(actual, rel=0.35)
+
+
+@pytest.mark.parametrize("suffix", ["density", "coverage"])
+def test_errors_of_density_and_coverage_have_the_right_size(suffix: str) -> None:
+    actual, stated = spread(
+        density_coverage, lambda seed: (normal(300, 4, seed=seed + 99), normal(300, 4, seed=seed)), suffix, 30
+    )
+    assert 0.4 * actual < stated < 2.0 * actual
+
+
+def test_errors_of_precision_and_recall_are_those_of_shares() -> None:
+    real, fake = normal(200, 4), 1.2 * normal(100, 4, seed=1)
+    values = with_errors("precision_recall")(real, fake)
+    p, r = values["precision"], values["recall"]
+    assert values["precision_stderr"] == pytest.approx(math.sqrt(p * (1 - p) / 100))
+    assert values["recall_stderr"] == pytest.approx(math.sqrt(r * (1 - r) / 200))
+
+
+def test_a_distance_of_too_few_samples_states_no_error() -> None:
+    assert "fd_stderr" not in with_errors("fd")(normal(100, 20), normal(39, 20, seed=1))
+    assert with_errors("fd")(normal(100, 20), normal(40, 20, seed=1))["fd_stderr"] > 0.0
+
+
+# --- kernel distances
+
+
+def test_kernel_sums_equal_the_full_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = normal(70, 5), 0.5 + normal(50, 5, seed=1)
+    K, L, M = ((a @ b.T / 5 + 1.0) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    biased = K.mean() + L.mean() - 2 * M.mean()
+    off = (K.sum() - np.trace(K)) / (70 * 69) + (L.sum() - np.trace(L)) / (50 * 49) - 2 * M.mean()
+    monkeypatch.setattr("repa_eval.metrics._kernels.BLOCK_ELEMENTS", 300)  # several blocks
+    sums = kernel_sums(x, y, polynomial())
+    assert sums.biased() == pytest.approx(biased, rel=1e-12)
+    assert sums.unbiased() == pytest.approx(off, rel=1e-12)
+    for estimate, error in ((sums.unbiased, sums.unbiased_stderr()), (sums.biased, sums.biased_stderr())):
+        without = [getattr(kernel_sums(np.delete(x, i, 0), y, polynomial()), estimate.__name__)() for i in range(70)]
+        other = [getattr(kernel_sums(x, np.delete(y, i, 0), polynomial()), estimate.__name__)() for i in range(50)]
+        jackknife = 69 * np.var(without) + 49 * np.var(other)
+        assert error == pytest.approx(math.sqrt(jackknife), rel=1e-6)
+
+
+def test_kid_means_over_its_subsets() -> None:
+    real, fake = normal(300, 8), 0.3 + normal(260, 8, seed=1)
+    subsets = kid_subsets(real, fake, subsets=40, size=100)
+    assert subsets.shape == (40,)
+    assert subsets.mean() == pytest.approx(kid_unbiased(real, fake)["kid_unbiased"], abs=3 * subsets.std() / 6)
+    assert kid(real, fake)["kid"] == pytest.approx(kid_subsets(real, fake, size=260).mean())
+    assert "kid_stderr" not in kid(real, fake)  # every subset is the whole set
+    first = kid_subsets(real, fake, subsets=3, size=100)
+    assert not np.array_equal(first, kid_subsets(real, fake, subsets=3, size=100, real_first=True))
+    assert not np.array_equal(first, kid_subsets(real, fake, subsets=3, size=100, seed=0))
+    same = np.abs(kid_unbiased(normal(400, 8), normal(400, 8, seed=2))["kid_unbiased"])
+    assert same < 3 * kid_unbiased(normal(400, 8), normal(400, 8, seed=2))["kid_unbiased_stderr"]
+
+
+def test_cmmd_keeps_its_digits_in_float32() -> None:
+    real, fake = normal(200, 16), 0.1 + normal(150, 16, seed=1)
+    narrow = cmmd(real.astype(np.float32), fake.astype(np.float32))["cmmd"]
+    assert narrow == pytest.approx(cmmd(real, fake)["cmmd"], rel=1e-5)
+    assert cmmd(real, 7.0 * fake)["cmmd"] == pytest.approx(cmmd(real, fake)["cmmd"])  # rows of length 1
+    unit = real / np.linalg.norm(real, axis=1, keepdims=True)
+    assert kernel_sums(unit, unit, rbf(10.0)).biased() == pytest.approx(0.0, abs=1e-15)
+
+
+# --- balls
+
+
+def test_density_and_coverage_of_known_sets() -> None:
+    real = np.arange(10.0)[:, None]
+    assert prdc(real, real + 0.25, k=1)["density"] == pytest.approx(1.9)  # within 1 of two points, the last of one
+    assert prdc(real, real[:5] + 0.25, k=1)["coverage"] == pytest.approx(0.6)
+    assert prdc(real, real + 1e4, k=1)["density"] == 0.0
+    on_the_border = np.array([[10.0], [20.0], [30.0]])
+    assert prdc(real, on_the_border, k=1)["precision"] == 0.0
+    assert pr.precision_recall(real, on_the_border, k=1)["precision"] == pytest.approx(1 / 3)
+
+
+def test_all_five_numbers_point_the_right_way() -> None:
+    both = modes(0.0, 100.0)
+    dropped, invented = prdc(both, modes(0.0, seed=1)), prdc(modes(0.0), modes(0.0, 100.0, seed=1))
+    assert dropped["precision"] > 0.8 > 0.6 > dropped["recall"]
+    assert invented["recall"] > 0.8 > 0.6 > invented["precision"]
+    assert dropped["coverage"] < 0.51 < invented["coverage"]
+    assert invented["density"] < 0.6 < dropped["density"]
+    assert realism_euclidean(both, modes(0.0, seed=1)).mean() > 10 * realism_euclidean(both, both + 50.0).mean()
+
+
+def test_torchs_search_finds_what_numpys_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_manifold, "BLOCK", 2000)
+    real, fake = normal(300, 5), 1.3 * normal(200, 5, seed=1)
+    seen = _manifold.balls(real, fake, k=3, border=True)
+    expected = pr.precision_recall(real, fake)
+    assert (seen.holding > 0).mean() == expected["precision"]
+    assert seen.recalled.mean() == expected["recall"]
+    distance, index = _manifold.nearest(fake, real, k=4)
+    apart = np.linalg.norm(fake[:, None] - real[None], axis=2)
+    assert np.array_equal(index, np.argsort(apart, axis=1)[:, :4])
+    np.testing.assert_allclose(distance, np.sort(apart, axis=1)[:, :4], rtol=1e-12)
+
+
+# --- diversity and memorisation
+
+
+def test_vendi_counts_what_is_different() -> None:
+    kinds = np.eye(7)[np.arange(70) % 7]
+    assert vendi(None, kinds)["vendi"] == pytest.approx(7.0)
+    assert vendi(None, kinds[:1].repeat(9, 0))["vendi"] == pytest.approx(1.0)
+    for q in (0.5, 1.0, 2.0, math.inf):
+        assert vendi_score(kinds, q=q) == pytest.approx(7.0)
+        assert vendi_score(3.0 * kinds, q=q) == pytest.approx(7.0)
+    assert vendi_score(normal(5, 40)) <= 5.0
+    assert list(vendi_per_class(kinds, np.arange(70) % 7).values()) == pytest.approx([1.0] * 7)
+    with pytest.raises(UserError, match="allowed are orders of 0"):
+        vendi_score(kinds, q=-1.0)
+    with pytest.raises(UserError, match="labels have shape"):
+        vendi_per_class(kinds, [1, 2])
+
+
+def test_copies_are_noticed() -> None:
+    train, fresh, held_out = normal(900, 5), normal(500, 5, seed=1), normal(600, 5, seed=2)
+    copies = train[:500] + 0.01 * normal(500, 5, seed=3)
+    assert authpct(train, copies)["authpct"] < 1.0 < 40.0 < authpct(train, fresh)["authpct"] < 60.0
+    assert memorisation(train, copies, held_out)["ct"] < -10.0
+    assert abs(memorisation(train, fresh, held_out)["ct"]) < 3.0
+    assert memorisation(train, 3.0 * fresh, held_out)["ct"] > 3.0
+    assert mifid(train, copies)["mifid"] > 100 * fid.fd(train, copies)["fd"]
+    wide, far = normal(60, 90), normal(50, 90, seed=1)  # nothing is within 0.1 of another
+    assert mifid(wide, far)["mifid"] == pytest.approx(fid.fd(wide, far)["fd"])
+    few_samples = memorisation(train, fresh[:30], held_out)["ct"]
+    assert math.isnan(few_samples)
+    assert "no cell holds 20 samples" in few_samples.reason
+    assert math.isfinite(memorisation(normal(300, 80), normal(200, 80, seed=1), normal(200, 80, seed=2))["ct"])
+
+
+def test_fd_infinity_takes_the_bias_of_few_samples_away() -> None:
+    real, fake = normal(20_000, 8), normal(2000, 8, seed=1)
+    value = fd_infinity(real, fake)
+    assert fid.fd(real, fake)["fd"] > 0.01
+    assert abs(value["fd_infinity"]) < 0.5 * fid.fd(real, fake)["fd"]
+    assert abs(value["fd_infinity"]) < 4 * value["fd_infinity_stderr"]
+    assert fd_infinity(real, fake) == value
+    assert sizes_of(50_000).tolist()[::14] == [5000, 50_000]
+    assert sizes_of(15, 3).tolist() == [2, 8, 15]
+
+
+# --- what is declared
+
+
+def test_warnings_where_n_is_too_small() -> None:
+    said = {name: metric.warns(500, 300) for name, metric in SAMPLE.items() if metric.warns}
+    assert {"kid", "density_coverage", "vendi", "authpct", "memorisation", "fd_infinity", "mifid"} <= set(said)
+    assert all(said.values())
+    assert not any(metric.warns(60_000, 300) for _, metric in SAMPLE.items() if metric.warns)
+
+
+def test_every_number_has_a_definition_a_range_and_a_name_of_its_own() -> None:
+    given = [suffix for _, metric in SAMPLE.items() for suffix in metric.gives]
+    assert len(set(given)) == len(given)
+    for name, metric in SAMPLE.items():
+        assert metric.definition, name
+        assert metric.range, name
+
+
+def test_protocols() -> None:
+    assert protocol_named("adm").function("inception_score") is score.inception_score
+    ordered = 1e4 * np.eye(4)[np.repeat(np.arange(4), 100)]
+    theirs = PROTOCOLS["torch-fidelity"].function("inception_score")(None, ordered)
+    assert theirs["is"] == pytest.approx(score.inception_score_torch_fidelity(ordered)[0])
+    assert theirs["is_stderr"] == pytest.approx(score.inception_score_torch_fidelity(ordered)[1] / math.sqrt(10))
+    real, fake = normal(300, 5), normal(260, 5, seed=1)
+    assert PROTOCOLS["clean"].function("kid")(real, fake)["kid"] == pytest.approx(
+        kid_subsets(real, fake, seed=0).mean()
+    )
+    assert PROTOCOLS["clean"].without == {"sfd", "inception_score", "precision_recall"}
+    with pytest.raises(UserError, match="unknown protocol 'amd'; did you mean 'adm'"):
+        protocol_named("amd")

@@ -21,10 +21,11 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Features:
-    """features (N, D) float32 and, for classifiers, logits (N, K) float32."""
+    """features (N, D) float32; for classifiers logits (N, K), and where there is a spatial map that too, (N, S)."""
 
     features: Array
     logits: Array | None = None
+    spatial: Array | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -37,6 +38,7 @@ class Extractor(ABC):
     digest: str
     resize: str = "none"
     has_logits: bool = True
+    has_spatial: bool = False
 
     def prepare(self, reference: ImageSource) -> None:  # noqa: B027  (most have nothing to fit)
         """Fit to the reference, where the extractor has something to fit. Called before any image is judged."""
@@ -60,10 +62,14 @@ def extractor(name: str) -> Callable[[Builder], Builder]:
 
 
 def load_extractor(name: str, weights: str | Path | None = None) -> Extractor:
-    """Return the extractor called `name`; `weights` is a file that replaces its own."""
+    """Return the extractor called `name`, or a user's own at `module:Class`; weights: a file that replaces its own."""
     path = None if weights is None else Path(weights)
     if path is not None and not path.is_file():
         raise UserError(f"extractor weights {str(weights)!r} do not exist")
+    if ":" in name:
+        from repa_eval.extractors._user import user_extractor
+
+        return user_extractor(name, path)
     return EXTRACTORS.get(name)(path)
 
 

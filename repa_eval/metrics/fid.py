@@ -1,9 +1,14 @@
-"""Frechet distance between Gaussians (FID where the features are Inception's), and the moments that it needs.
+"""Frechet distance between Gaussians (FID where the features are Inception's, sFID on its spatial map).
 
-Heusel et al. 2017 (arXiv 1706.08500), eq. 6. Covariances with ddof 1, as in ADM, torch-fidelity, clean-fid, dgm-eval.
+Heusel et al. 2017 (arXiv 1706.08500), eq. 6; sFID: Nash et al. 2021 (arXiv 2103.03841). Covariances with ddof 1, as in
+ADM, torch-fidelity, clean-fid, dgm-eval.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,83 +16,78 @@ from scipy import linalg
 
 from repa_eval.errors import UserError
 from repa_eval.metrics._checks import Array, matrix, same_width
+from repa_eval.metrics._moments import Moments as Moments
+from repa_eval.metrics._moments import moments as moments
 from repa_eval.metrics._registry import sample_metric
 
+Statistics = ArrayLike | Moments
+ROWS = 4096  # rows in float64 at a time
 
-class Moments:
-    """Count, mean and scatter of features that arrive in batches; in float64, whatever the batches' dtype.
 
-    n: rows seen. mean (D,). m2 (D, D): sum of (x - mean)(x - mean)^T. Rows are folded in chunks of 512, so that the
-    result does not depend on how a sequence of rows was cut into batches, and small batches cost no more than large.
+class Gaussian:
+    """A Gaussian that others are compared with; its covariance is factored once, at the first distance.
+
+    mu (D,), sigma (D, D) symmetric, positive semi-definite. UserError: shapes that do not fit, NaN or infinity.
     """
 
-    CHUNK = 512
+    def __init__(self, mu: ArrayLike, sigma: ArrayLike) -> None:
+        self.mean, self.covariance = _gaussian("1", mu, sigma)
 
-    def __init__(self, n: int = 0, mean: ArrayLike = (), m2: ArrayLike = ()) -> None:
-        self._folded = (n, np.asarray(mean, dtype=np.float64), np.asarray(m2, dtype=np.float64))
-        self._waiting: list[Array] = []  # batches not yet folded, fewer than CHUNK rows together
+    @cached_property
+    def _factor(self) -> tuple[Array, bool]:
+        """R with R R^T = sigma, and whether R is a Cholesky factor; else it is the symmetric root, for rank < D."""
+        factor, info = linalg.lapack.dpotrf(self.covariance, lower=1)
+        if info == 0:
+            return factor, True
+        values, vectors = linalg.eigh(self.covariance, check_finite=False)
+        return vectors * np.sqrt(np.clip(values, 0.0, None)), False
 
-    @property
-    def n(self) -> int:
-        """Number of rows seen."""
-        return self._folded[0] + sum(map(len, self._waiting))
+    def distance(self, mu: ArrayLike, sigma: ArrayLike) -> float:
+        """Return the Frechet distance to the Gaussian of mu (D,) and sigma (D, D); see `frechet_distance`."""
+        mean, cov = _gaussian("2", mu, sigma)
+        if len(mean) != len(self.mean):
+            sizes = f"mu1 has {len(self.mean)} entries and mu2 {len(mean)}"
+            raise UserError(f"{sizes}; both must come from the same network")
+        squared = np.clip(self._product_eigenvalues(cov), 0.0, None)
+        apart = float(np.square(self.mean - mean).sum())
+        value = apart + float(np.trace(self.covariance) + np.trace(cov)) - 2.0 * float(np.sqrt(squared).sum())
+        return max(value, 0.0)
 
-    @property
-    def mean(self) -> Array:
-        """Mean of the rows, (D,); UserError before the first row."""
-        return self._all()[1]
+    def stderr(self, features: Array) -> float:
+        """Return the standard error of the distance to the moments of features (N, D), N >= 2 D, by its influence.
 
-    @property
-    def m2(self) -> Array:
-        """Sum of the outer products of the rows about their mean, (D, D); UserError before the first row."""
-        return self._all()[2]
+        The infinitesimal jackknife: d FD = 2 (mu2 - mu1) d mu2 + tr((I - T) d sigma2) with T the optimal transport map
+        R (R^T sigma2 R)^(-1/2) R^T. Sampling of `features` only: this Gaussian counts as known.
+        """
+        seen = moments(features)
+        root, _ = self._lower_root()
+        values, vectors = linalg.eigh(root.T @ seen.covariance @ root, check_finite=False)
+        kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+        map_root = (root @ vectors[:, kept]) * values[kept] ** -0.25  # T = map_root map_root^T
+        influence = np.empty(len(features))
+        for start in range(0, len(features), ROWS):
+            apart = features[start : start + ROWS] - seen.mean
+            moved = np.square(apart).sum(axis=1) - np.square(apart @ map_root).sum(axis=1)
+            influence[start : start + ROWS] = 2.0 * apart @ (seen.mean - self.mean) + moved
+        return float(influence.std(ddof=1) / math.sqrt(len(features)))
 
-    @property
-    def covariance(self) -> Array:
-        """Covariance of the rows with ddof 1, (D, D); UserError for fewer than two rows."""
-        n, _, m2 = self._all()
-        if n < 2:
-            raise UserError(f"a covariance needs at least 2 samples; given is {n}")
-        return m2 / (n - 1)
+    def _lower_root(self) -> tuple[Array, bool]:
+        factor, lower = self._factor
+        return (np.tril(factor) if lower else factor), lower
 
-    def update(self, features: ArrayLike) -> None:
-        """Add a batch of rows (B, D); UserError for another width than before, NaN or infinity."""
-        batch = np.asarray(features)
-        if batch.ndim == 2 and len(batch) == 0:
-            return
-        batch = matrix("features", batch).astype(np.float64)  # a copy: the caller may reuse its buffer
-        self._check_width(batch.shape[1])
-        self._waiting.append(batch)
-        if sum(map(len, self._waiting)) >= self.CHUNK:
-            rows = np.concatenate(self._waiting)
-            whole = len(rows) - len(rows) % self.CHUNK
-            for start in range(0, whole, self.CHUNK):
-                self._folded = _combined(self._folded, _of(rows[start : start + self.CHUNK]))
-            self._waiting = [rows[whole:]]
+    def _product_eigenvalues(self, sigma: Array) -> Array:
+        """Return the eigenvalues (D,) of self.covariance sigma: those of R^T sigma R, hence real.
 
-    def merge(self, other: Moments) -> None:
-        """Add all that `other` has seen: the moments of both sets of rows, exact up to rounding."""
-        if other.n:
-            self._check_width(len(other.mean))
-            self._folded = _combined(self._folded, other._all())
-
-    def _all(self) -> tuple[int, Array, Array]:
-        if self.n == 0:
-            raise UserError("there are no features yet: moments of zero samples do not exist")
-        rows = np.concatenate(self._waiting) if self._waiting else np.empty((0, 0))
-        return _combined(self._folded, _of(rows)) if len(rows) else self._folded
-
-    def _check_width(self, width: int) -> None:
-        seen = self._waiting[0].shape[1] if self._waiting else len(self._folded[1])
-        if self.n and width != seen:
-            raise UserError(f"features have {width} columns; those before had {seen}")
-
-
-def moments(features: ArrayLike) -> Moments:
-    """Return the Moments of all rows of features (N, D) at once."""
-    result = Moments()
-    result.update(features)
-    return result
+        Nothing is inverted, so that a nearly singular covariance does no harm. With a Cholesky factor LAPACK's sygst
+        makes the product in place of two multiplications: the steps of eigh(sigma, covariance, type=2, driver="gv").
+        """
+        factor, lower = self._factor
+        if lower:
+            product, _ = linalg.lapack.dsygst(sigma, factor, itype=2, lower=1)
+        else:
+            product = factor.T @ sigma @ factor
+        values: Array = linalg.eigvalsh(product, driver="ev" if lower else None, check_finite=False)
+        return values
 
 
 def frechet_distance(mu1: ArrayLike, sigma1: ArrayLike, mu2: ArrayLike, sigma2: ArrayLike) -> float:
@@ -98,37 +98,65 @@ def frechet_distance(mu1: ArrayLike, sigma1: ArrayLike, mu2: ArrayLike, sigma2: 
     clamped to 0 here. Of N samples it is too large by about c / N: compare equal N only; below 2 D samples it is noise.
     UserError: shapes that do not fit, NaN or infinity.
     """
-    mean1, cov1 = _gaussian("1", mu1, sigma1)
-    mean2, cov2 = _gaussian("2", mu2, sigma2)
-    if len(mean1) != len(mean2):
-        raise UserError(f"mu1 has {len(mean1)} entries and mu2 {len(mean2)}; both must come from the same network")
-    squared = np.clip(_product_eigenvalues(cov1, cov2), 0.0, None)
-    apart = float(np.square(mean1 - mean2).sum())
-    value = apart + float(np.trace(cov1) + np.trace(cov2)) - 2.0 * float(np.sqrt(squared).sum())
-    return max(value, 0.0)
+    return Gaussian(mu1, sigma1).distance(mu2, sigma2)
 
 
-@sample_metric("fd", needs="features", gives=("fd",))
-def fd(real: ArrayLike, fake: ArrayLike) -> dict[str, float]:
-    """Return {"fd": Frechet distance} of features real (N, D) and fake (M, D); UserError for fewer than 2 rows."""
-    real, fake = same_width(real, fake, at_least=2)
-    a, b = moments(real), moments(fake)
-    return {"fd": frechet_distance(a.mean, a.covariance, b.mean, b.covariance)}
+def few(n: int, width: int) -> str | None:
+    """Return what is to be said of a Frechet distance of n samples with `width` features, None if they are enough."""
+    return f"n={n} is below twice the {width} features: the covariance is noisy" if n < 2 * width else None
 
 
-def _product_eigenvalues(sigma1: Array, sigma2: Array) -> Array:
-    """Return the eigenvalues of sigma1 sigma2 (D,), which are those of a symmetric matrix and hence real.
+def _stderr(real: Statistics | Gaussian, fake: Statistics, values: Mapping[str, float]) -> dict[str, float]:
+    """Standard error of a distance, where all features of fake are at hand and are 2 D or more (see Gaussian)."""
+    first = real if isinstance(real, Gaussian) else gaussian_of(real)
+    if isinstance(fake, Moments) or len(rows := matrix("fake", fake)) < 2 * len(first.mean):
+        return {}
+    return dict.fromkeys(values, first.stderr(rows))
 
-    The generalised problem multiplies by a Cholesky factor of sigma1 and inverts nothing, so that a nearly singular
-    sigma1 does no harm; where the factor does not exist, the symmetric root of sigma1 takes its place.
+
+@sample_metric(
+    "fd",
+    needs="features",
+    gives=("fd",),
+    streams=True,
+    stderr=_stderr,
+    definition="Frechet distance of the Gaussians with the means and covariances (ddof 1) of both sets; Inception: FID",
+    range="0 and more, lower is closer",
+)
+def fd(real: Statistics | Gaussian, fake: Statistics) -> dict[str, float]:
+    """Return {"fd": Frechet distance} of features real (N, D) and fake (M, D); UserError for fewer than 2 rows.
+
+    Moments serve as well as features, and for real a Gaussian.
     """
-    try:
-        product: Array = linalg.eigh(sigma2, sigma1, type=2, eigvals_only=True, driver="gv", check_finite=False)
-    except linalg.LinAlgError:
-        values, vectors = linalg.eigh(sigma1, check_finite=False)
-        root = vectors * np.sqrt(np.clip(values, 0.0, None))
-        product = linalg.eigvalsh(root.T @ sigma2 @ root, check_finite=False)
-    return product
+    return {"fd": _distance(real, fake)}
+
+
+@sample_metric(
+    "sfd",
+    needs="spatial",
+    gives=("sfd",),
+    streams=True,
+    stderr=_stderr,
+    definition="Frechet distance of 7 early channels on 17x17 positions (2023 values, order h, w, c); Inception: sFID",
+    range="0 and more, lower is closer",
+)
+def sfd(real: Statistics | Gaussian, fake: Statistics) -> dict[str, float]:
+    """Return {"sfd": Frechet distance} of spatial features real (N, D) and fake (M, D)."""
+    return {"sfd": _distance(real, fake)}
+
+
+def _distance(real: Statistics | Gaussian, fake: Statistics) -> float:
+    if not isinstance(real, (Gaussian, Moments)) and not isinstance(fake, Moments):
+        real, fake = same_width(real, fake, at_least=2)
+    first = real if isinstance(real, Gaussian) else gaussian_of(real)
+    second = fake if isinstance(fake, Moments) else moments(fake)
+    return first.distance(second.mean, second.covariance)
+
+
+def gaussian_of(features: Statistics) -> Gaussian:
+    """Return the Gaussian with the moments of features (N, D), or with these Moments."""
+    seen = features if isinstance(features, Moments) else moments(features)
+    return Gaussian(seen.mean, seen.covariance)
 
 
 def _gaussian(which: str, mu: ArrayLike, sigma: ArrayLike) -> tuple[Array, Array]:
@@ -138,18 +166,3 @@ def _gaussian(which: str, mu: ArrayLike, sigma: ArrayLike) -> tuple[Array, Array
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise UserError(f"mu{which} or sigma{which} holds NaN or infinity; compute the statistics again")
     return mean, (cov + cov.T) / 2.0
-
-
-def _of(rows: Array) -> tuple[int, Array, Array]:
-    mean = rows.mean(axis=0)
-    apart = rows - mean
-    return len(rows), mean, apart.T @ apart
-
-
-def _combined(a: tuple[int, Array, Array], b: tuple[int, Array, Array]) -> tuple[int, Array, Array]:
-    """Chan's pairwise update of (n, mean, m2); either side may be empty."""
-    if a[0] == 0 or b[0] == 0:
-        return b if a[0] == 0 else a
-    n, shift = a[0] + b[0], b[1] - a[1]
-    mean = a[1] + shift * (b[0] / n)
-    return n, mean, a[2] + b[2] + np.outer(shift, shift) * (a[0] * b[0] / n)

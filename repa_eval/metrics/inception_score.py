@@ -6,7 +6,8 @@ where a class of vanishing probability adds 0 and not NaN.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -17,14 +18,31 @@ from repa_eval.errors import UserError
 from repa_eval.metrics._checks import Array, matrix
 from repa_eval.metrics._registry import sample_metric
 
+SPLIT = 5000  # samples of ADM's splits
 
-@sample_metric("inception_score", needs="logits", gives=("is",))
+
+def _stderr(real: ArrayLike | None, fake: ArrayLike, values: Mapping[str, float]) -> dict[str, float]:
+    """Standard error of ADM's score: that of the mean divergence in each split, by its influence function."""
+    logits = matrix("logits", fake)
+    parts = [_divergences(logits[start:stop]) for start, stop in pairwise(_consecutive(len(logits), SPLIT))]
+    errors = [_exp_mean(part) * float(part.std()) / math.sqrt(len(part)) for part in parts]
+    return {"is": math.sqrt(float(np.square(errors).sum())) / len(errors)}
+
+
+@sample_metric(
+    "inception_score",
+    needs="logits",
+    gives=("is",),
+    stderr=_stderr,
+    definition="exp of the mean KL divergence of a sample's classes from those of all; mean of splits of 5000 in order",
+    range="1..number of classes, higher is better; the real images are not used",
+)
 def inception_score(real: ArrayLike | None, fake: ArrayLike) -> dict[str, float]:
     """Return {"is": score} of the logits fake (N, K) by ADM's rule; the real ones are not used and may be None."""
     return {"is": inception_score_adm(fake)}
 
 
-def inception_score_adm(logits: ArrayLike, *, split_size: int = 5000) -> float:
+def inception_score_adm(logits: ArrayLike, *, split_size: int = SPLIT) -> float:
     """Return the score of logits (N, K) as openai/guided-diffusion takes it; 1..K.
 
     Consecutive splits of `split_size` samples in the given order, the last may be short; their mean. Samples sorted
@@ -33,8 +51,7 @@ def inception_score_adm(logits: ArrayLike, *, split_size: int = 5000) -> float:
     logits = matrix("logits", logits)
     if split_size < 1:
         raise UserError(f"split_size={split_size}: a split needs at least one sample")
-    edges = [*range(0, len(logits), split_size), len(logits)]
-    return _over_splits(logits, edges)[0]
+    return _over_splits(logits, _consecutive(len(logits), split_size))[0]
 
 
 def inception_score_torch_fidelity(logits: ArrayLike, *, splits: int = 10, shuffle: bool = True) -> tuple[float, float]:
@@ -69,7 +86,21 @@ def _over_splits(logits: Array, edges: Sequence[int]) -> tuple[float, float]:
     return float(np.mean(scores)), float(np.std(scores))
 
 
+def _consecutive(n: int, size: int) -> list[int]:
+    return [*range(0, n, size), n]
+
+
 def _score(logits: Array) -> float:
+    return _exp_mean(_divergences(logits))
+
+
+def _exp_mean(divergences: Array) -> float:
+    return float(np.exp(divergences.mean()))
+
+
+def _divergences(logits: Array) -> Array:
+    """Return KL(p(y | x) || mean p) of each sample (N,)."""
     log_p = log_softmax(logits.astype(np.float64), axis=1)  # (N, K)
     log_mean = logsumexp(log_p, axis=0) - np.log(len(log_p))  # (K,)
-    return float(np.exp((np.exp(log_p) * (log_p - log_mean)).sum(axis=1).mean()))
+    values: Array = (np.exp(log_p) * (log_p - log_mean)).sum(axis=1)
+    return values

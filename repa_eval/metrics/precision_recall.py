@@ -7,25 +7,46 @@ in the dtype of the features, so its printed figures can differ in the third dig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from repa_eval.metrics._checks import Array, matrix, neighbour_count, same_width
 from repa_eval.metrics._kernels import drop_self, row_blocks, squared_distances
+from repa_eval.metrics._manifold import balls
 from repa_eval.metrics._registry import sample_metric
 
 
-@sample_metric("precision_recall", needs="features", gives=("precision", "recall"))
-def precision_recall(real: ArrayLike, fake: ArrayLike, *, k: int = 3) -> dict[str, float]:
+def _stderr(real: Array, fake: Array, values: Mapping[str, float]) -> dict[str, float]:
+    """Standard errors of the shares: sampling of fake for precision, of real for recall, the other set being given."""
+    counts = {"precision": len(fake), "recall": len(real)}
+    return {name: math.sqrt(values[name] * (1.0 - values[name]) / n) for name, n in counts.items()}
+
+
+@sample_metric(
+    "precision_recall",
+    needs="features",
+    gives=("precision", "recall"),
+    stderr=_stderr,
+    definition="precision: share of samples in the union of real k-NN balls (k = 3, <=); recall: share of real images"
+    " in that of the samples' balls",
+    range="0..1, higher is better",
+)
+def precision_recall(real: ArrayLike, fake: ArrayLike, *, k: int = 3, device: str = "cpu") -> dict[str, float]:
     """Return {"precision": ..., "recall": ...}, each in 0..1, of features real (N, D) and fake (M, D).
 
     Precision: share of fake inside the manifold of real; recall: share of real inside that of fake. Memory is
-    O(max(N, M) * block). UserError: k < 1, N <= k or M <= k, unequal D, NaN or infinity.
+    O(max(N, M) * block). device: other than cpu, the search is torch's. UserError: k < 1, N <= k or M <= k, unequal D,
+    NaN or infinity.
     """
-    precision, recall = precision_recall_at(real, fake, ks=(k,))
-    return {"precision": float(precision[0]), "recall": float(recall[0])}
+    if device == "cpu":
+        precision, recall = (float(side[0]) for side in precision_recall_at(real, fake, ks=(k,)))
+    else:
+        seen = balls(real, fake, k=k, border=True, device=device)
+        precision, recall = float((seen.holding > 0).mean()), float(seen.recalled.mean())
+    return {"precision": precision, "recall": recall}
 
 
 def precision_recall_at(real: ArrayLike, fake: ArrayLike, *, ks: Sequence[int]) -> tuple[Array, Array]:

@@ -78,6 +78,8 @@ class SamplerSettings:
 
     def for_model(self, model: Any) -> SamplerSettings:
         """Return the settings with what depends on the model filled in; UserError if they cannot be used for it."""
+        if getattr(model.config, "warmup", False):
+            raise UserError("this is the stub of ERW's first stage, which generates nothing; take a later checkpoint")
         own = family_of(model)
         family = self.family or own
         # a velocity model can be read in either time; a class token and a noise prediction need their own sampler

@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 import torch
+from inception_weights import bare_inception, fill_inception
 
 from golden_runners import Arrays, Case, runner
-from inception_weights import bare_inception, fill_inception
 from repa_eval.extractors._resize import resized
 from repa_eval.extractors.inception import Inception
 from repa_eval.metrics._checks import Array

@@ -1,0 +1,45 @@
+"""MiFID: the Frechet distance divided by how near samples lie to training images (Bai et al. 2021, 2106.03062).
+
+By the rule of torchmetrics: d = mean over samples of the least 1 - |cos| to a training image, 1 where that is 0.1 or
+more; the value is FD / d.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from repa_eval.metrics._checks import same_width
+from repa_eval.metrics._kernels import normalise_rows, row_blocks
+from repa_eval.metrics._registry import sample_metric
+from repa_eval.metrics.fid import fd, few
+
+THRESHOLD, EPS = 0.1, 1e-14
+
+
+@sample_metric(
+    "mifid",
+    needs="features",
+    gives=("mifid",),
+    warns=few,
+    definition="Frechet distance over min(d, 1 from 0.1 on), d the mean least 1 - |cos| of a sample to a real image",
+    range="0 and more, lower is closer; above the Frechet distance = copies",
+)
+def mifid(real: ArrayLike, fake: ArrayLike) -> dict[str, float]:
+    """Return {"mifid": value} of features real (N, D), the training images, and fake (M, D)."""
+    first, second = same_width(real, fake, at_least=2)
+    return {"mifid": fd(first, second)["fd"] / (penalty(cosine_distance(first, second)) + EPS)}
+
+
+def cosine_distance(train: ArrayLike, generated: ArrayLike) -> float:
+    """Return the mean over rows of generated (M, D) of the least 1 - |cos| to a row of train (N, D)."""
+    first, second = (normalise_rows(side) for side in same_width(train, generated, at_least=1))
+    least = np.empty(len(second))
+    for rows in row_blocks(len(second), len(first)):
+        least[rows] = 1.0 - np.abs(second[rows] @ first.T).max(axis=1)
+    return float(least.mean())
+
+
+def penalty(distance: float) -> float:
+    """Return the divisor that a cosine distance makes: itself below 0.1, else 1."""
+    return distance if distance < THRESHOLD else 1.0

@@ -215,9 +215,10 @@ def test_balls_of_twenty_thousand() -> None:
 def test_inception_against_torch_fidelity(side: int) -> None:
     found = measured(INCEPTION, tests=str(ROOT / "tests"), side=side)
     assert found["apart"] < 1e-5
+    ratio = found["ours"] / found["theirs"]
     print(
-        f"\ninception {side} px: {found['ours']:.1f} images per CPU second, {found['ours'] / found['theirs']:.2f} times "
-        f"torch-fidelity ({found['theirs']:.1f}); apart {found['apart']:.1e}"
+        f"\ninception {side} px: {found['ours']:.1f} images per CPU second, {ratio:.2f} times torch-fidelity "
+        f"({found['theirs']:.1f}); apart {found['apart']:.1e}"
     )
 
 
@@ -250,11 +251,11 @@ def test_slopes_of_the_command(tmp_path: Path) -> None:
         np.savez(tmp_path / f"{name}.npz", arr_0=rng.integers(0, 255, (count, 64, 64, 3), dtype=np.uint8))
     found = [measured(COMMAND, cwd=tmp_path, n=count) for count in counts]
     more = counts[1] - counts[0]
-    slope = (found[1]["seconds"] - found[0]["seconds"]) / more, (found[1]["peak_mb"] - found[0]["peak_mb"]) / more
+    times, peaks = ([part[key] for part in found] for key in ("seconds", "peak_mb"))
     print(
-        f"\nrepa-eval fid, Inception, {counts} images of 64 px: {found[0]['seconds']:.0f} and "
-        f"{found[1]['seconds']:.0f} CPU s, peak {found[0]['peak_mb']:.0f} and {found[1]['peak_mb']:.0f} MB: {1000 * slope[0]:.0f} ms and "
-        f"{1000 * slope[1]:.0f} KB an image"
+        f"\nrepa-eval fid, Inception, {counts} images of 64 px: {times[0]:.0f} and {times[1]:.0f} CPU s, "
+        f"peak {peaks[0]:.0f} and {peaks[1]:.0f} MB: {1000 * (times[1] - times[0]) / more:.0f} ms and "
+        f"{1000 * (peaks[1] - peaks[0]) / more:.0f} KB an image"
     )
     assert found[1]["peak_mb"] < 1500
 

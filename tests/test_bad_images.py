@@ -254,10 +254,11 @@ def test_bad_input_is_one_line(bad: Bad, here: Path) -> None:
     assert row_of(bad, code, line) in DOCS.read_text(encoding="utf-8"), "write the table anew: WRITE_DOCS=1"
 
 
-@pytest.mark.skipif("WRITE_DOCS" not in os.environ, reason="writes the document")
-def test_write_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_document_is_written_anew_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """WRITE_DOCS=1 rewrites the table; without it the first rows are made and must stand in the document already."""
+    chosen = CASES if os.environ.get("WRITE_DOCS") else CASES[:3]
     rows = []
-    for place, bad in enumerate(CASES):
+    for place, bad in enumerate(chosen):
         here = tmp_path / str(place)
         here.mkdir()
         monkeypatch.chdir(here)
@@ -267,8 +268,11 @@ def test_write_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         folder(here / "r")
         rows.append(row_of(bad, *line_of(bad, here)))
     text = DOCS.read_text(encoding="utf-8")
-    head = text[: text.index("| input")]
-    DOCS.write_text(f"{head}| input | what `repa-eval fid` says |\n|---|---|\n" + "\n".join(rows) + "\n")
+    if os.environ.get("WRITE_DOCS"):
+        head = text[: text.index("| input")]
+        DOCS.write_text(f"{head}| input | what `repa-eval fid` says |\n|---|---|\n" + "\n".join(rows) + "\n")
+    else:
+        assert all(row in text for row in rows)
 
 
 def test_the_document_has_a_row_for_every_case() -> None:

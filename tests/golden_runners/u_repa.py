@@ -67,7 +67,7 @@ def parameter_counts(case: Case, arrays: Arrays) -> Arrays:
     for size in case["models"]:
         architecture, config = find_preset(size)
         with torch.device("meta"):
-            model = architecture.build(dataclasses.replace(config, z_dims=(TEACHER,)))
+            model = architecture.build(dataclasses.replace(config, z_dims=(TEACHER,))).to("meta")
         assert isinstance(model, SiTDown)
         found |= {f"{size}.{name}": np.asarray(value) for name, value in _facts(model).items()}
     return found

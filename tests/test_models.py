@@ -20,9 +20,9 @@ from repa_eval.errors import UserError
 from repa_eval.extractors._registry import load_extractor
 from repa_eval.hashing import digest_module
 from repa_eval.interpolant import Interpolant
+from repa_eval.models._blocks import unpatchify
 from repa_eval.models.cnn import CNN, CNNConfig
 from repa_eval.models.conv_vit import ConvViT, ConvViTConfig
-from repa_eval.models._blocks import unpatchify
 from repa_eval.models.layers import Attention, TimestepEmbedder, projector, sincos_table
 from repa_eval.models.sit import SiT, SiTConfig
 from repa_eval.probes.encoder import classifier_facts, encoder_facts

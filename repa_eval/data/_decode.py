@@ -96,7 +96,7 @@ def _opaque(image: Image.Image) -> Image.Image:
     """Return the image without an alpha channel that says nothing; Unusable where it hides something."""
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         alpha = image.convert("RGBA").getchannel("A")
-        if alpha.getextrema()[0] < 255:
+        if np.asarray(alpha).min() < 255:
             raise Unusable("is transparent in places: flatten it onto the background that you mean")
         image.info.pop("transparency", None)
     return image

@@ -69,9 +69,9 @@ def open_statistics(path: Path) -> Statistics | None:
     if "sigma" not in names:
         raise UserError(f"{path}: mu without sigma; a reference holds both (repa-eval stats DATA --out {path.name})")
     mu, sigma = _gaussian(path, "mu", "sigma")
-    spatial = _gaussian(path, "mu_s", "sigma_s") if {"mu_s", "sigma_s"} <= set(names) else (None, None)
+    mu_s, sigma_s = _gaussian(path, "mu_s", "sigma_s") if {"mu_s", "sigma_s"} <= set(names) else (None, None)
     images = StreamedImages(path) if "arr_0" in names else None
-    return Statistics(path, mu, sigma, *spatial, images=images, provenance=_provenance(path, names))
+    return Statistics(path, mu, sigma, mu_s, sigma_s, images=images, provenance=_provenance(path, names))
 
 
 def write_statistics(

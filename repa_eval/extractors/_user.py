@@ -52,7 +52,7 @@ def user_extractor(spec: str, weights: Path | None) -> Extractor:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        made = getattr(importlib.import_module(module_name), attribute)
+        made: Any = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"extractor {spec!r} cannot be imported ({first_line(error)}); write module:Class") from error
     if inspect.isclass(made):

@@ -66,7 +66,7 @@ def squared_distances(u: Tensor, v: Tensor, squares: Tensor) -> Tensor:
 
 def squared_lengths(x: Tensor) -> Tensor:
     """Return |x_i|^2 (N,) of x (N, D), without a second x in memory."""
-    return torch.cat([part.square().sum(dim=1) for part in x.split(1024)])
+    return torch.cat([x[start : start + 1024].square().sum(dim=1) for start in range(0, len(x), 1024)])
 
 
 def radii_of(x: Tensor, *, k: int) -> Tensor:

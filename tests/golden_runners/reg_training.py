@@ -53,7 +53,7 @@ def batch_of(given: dict[str, Tensor], teachers: list[Tensor], drop: Tensor) -> 
 
 @runner("reg", "loss")
 def loss(case: Case, arrays: Arrays) -> Arrays:
-    config, model, method = case["config"], model_of(case).eval(), method_of(case["config"])
+    model, method = model_of(case).eval(), method_of(case["config"])
     seen: dict[str, Tensor] = {}
     model.register_forward_hook(
         lambda _model, given, answered: seen.update(t=given[1].detach(), cls=answered[0].class_velocity)

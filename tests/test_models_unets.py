@@ -538,7 +538,6 @@ SD3 = {
 
 @pytest.fixture(scope="module")
 def sd3() -> nn.Module:
-    pytest.importorskip("diffusers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         base = build_sd3(SD3)

@@ -18,7 +18,7 @@ from repa_eval.metrics._moments import Moments
 from repa_eval.metrics._moments import moments as moments_of
 
 AHEAD = 2  # batches that are read while one is in the network
-SMALL = 256 << 20  # bytes of features that are kept though only their moments are asked for
+SMALL = 64 << 20  # bytes of features that are kept though only their moments are asked for
 KINDS = ("features", "logits", "spatial")
 
 

@@ -7,6 +7,7 @@ is torch-fidelity's, on folded batch norms and channels-last memory: the same fe
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def _network(weights: Path | None) -> nn.Module:
     try:
         if weights is not None:
             # torch-fidelity would run the code that a pickle asks for: refuse such a file before it sees it
-            torch.load(weights, map_location="cpu", weights_only=True)
+            torch.load(weights, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(weights))
         network: nn.Module = create_feature_extractor(
             "inception-v3-compat", LAYERS, cuda=False, feature_extractor_weights_path=path, verbose=False
         )

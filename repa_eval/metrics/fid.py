@@ -21,7 +21,7 @@ from repa_eval.metrics._moments import moments as moments
 from repa_eval.metrics._registry import sample_metric
 
 Statistics = ArrayLike | Moments
-ROWS = 4096  # rows in float64 at a time
+ROWS = 1024  # rows in float64 at a time
 
 
 class Gaussian:

@@ -70,9 +70,7 @@ def command(
     share.leave()
 
 
-def _measure_missing(
-    run: Path, teachers: list[str], share: Any, quiet: bool, keep_samples: int
-) -> Iterator[list[Any]]:
+def _measure_missing(run: Path, teachers: list[str], share: Any, quiet: bool, keep_samples: int) -> Iterator[list[Any]]:
     """Yield the rows of every measure that was missing, written to the run's table as soon as they are there.
 
     The first of several processes decides what is missing, and takes the measures that are not divided.

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,9 @@ def user_extractor(spec: str, weights: Path | None) -> Extractor:
     except (ImportError, AttributeError) as error:
         raise UserError(f"extractor {spec!r} cannot be imported ({first_line(error)}); write module:Class") from error
     if inspect.isclass(made):
+        factory: Callable[..., Any] = made
         try:
-            made = made() if weights is None else made(weights)
+            made = factory() if weights is None else factory(weights)
         except TypeError as error:
             raise UserError(
                 f"extractor {spec!r} cannot be made ({first_line(error)}); it is called with the file of "

@@ -197,7 +197,7 @@ def test_sweep_measures_it(trained: tuple[int, Path], monkeypatch: pytest.Monkey
     monkeypatch.setattr(monitors, "MAP_IMAGES", 20)
     monkeypatch.setattr(monitors, "PROBE_TRAIN", 60)
     monkeypatch.setattr(monitors, "PROBE_TEST", 30)
-    monkeypatch.setattr(monitors, "everything", lambda subject, _names: [
+    monkeypatch.setattr(monitors, "everything", lambda subject, _names, **_more: [
         monitors.Preview(subject), monitors.Probes(subject, []), monitors.AlignmentMap(subject, ["digits-vit"]),
         monitors.TokenPictures(subject, "digits-vit"),
     ])  # fmt: skip

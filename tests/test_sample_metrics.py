@@ -399,7 +399,7 @@ def test_density_and_coverage_of_known_sets() -> None:
     assert prdc(real, real + 0.25, k=1)["density"] == pytest.approx(1.9)  # within 1 of two points, the last of one
     assert prdc(real, real[:5] + 0.25, k=1)["coverage"] == pytest.approx(0.6)
     assert prdc(real, real + 1e4, k=1)["density"] == 0.0
-    some, others = normal(100, 3), normal(80, 3, seed=1)  # the usual k: 5 here, 3 for precision and recall
+    some, others = normal(100, 6), 1.3 * normal(80, 6, seed=1)  # the usual k: 5 here, 3 for precision and recall
     assert density_coverage(some, others)["density"] == prdc(some, others, k=5)["density"]
     assert density_coverage(some, others)["density"] != prdc(some, others, k=3)["density"]
     assert pr.precision_recall(some, others) == pr.precision_recall(some, others, k=3)

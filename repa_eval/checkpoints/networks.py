@@ -91,7 +91,7 @@ def _plain(value: Any) -> Any:
 def _heads(architecture: Architecture, given: Mapping[str, Any], options: Mapping[str, Any]) -> int:
     if isinstance(options.get("num_heads"), int):
         return int(options["num_heads"])
-    named = options.get("model") or options.get("model_type")
+    named = str(options.get("model") or options.get("model_type"))
     rows = [architecture.presets[named]] if named in architecture.presets else list(architecture.presets.values())
     width, depth = given.get("hidden_size"), _plain(given.get("depth"))
     fitting = [row for row in rows if row.get("hidden_size") == width]

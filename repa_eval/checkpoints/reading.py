@@ -17,7 +17,7 @@ from torch import Tensor
 from repa_eval.errors import Failure, first_line
 
 # What official trainers pickle beside tensors: their arguments, and SoftREPA its time offsets as a whole module.
-ALLOWED = [argparse.Namespace, OrderedDict, torch.nn.modules.sparse.Embedding]
+ALLOWED: list[Any] = [argparse.Namespace, OrderedDict, torch.nn.modules.sparse.Embedding]
 
 
 def read_file(file: Path) -> Any:

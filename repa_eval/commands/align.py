@@ -76,7 +76,7 @@ def _measure(current: Session, **given: Any) -> list[Row]:
     of_tokens = [name for name in wanted if name in SPATIAL.names()]
     metrics = [name for name in wanted if name not in of_tokens]
     preparation = RAW if given["raw"] else Preparation(clamp=given["clamp"])
-    shared = {
+    shared: dict[str, Any] = {
         "metrics": metrics,
         "preparation": preparation,
         "capture": current.capture,
@@ -84,7 +84,7 @@ def _measure(current: Session, **given: Any) -> list[Row]:
     }
     others = [load_teacher(name).to(current.device) for name in split_names(given["against"])]
     rows: list[Row] = []
-    grid = {"layers": current.layers, "timesteps": current.times, "columns": current.columns}
+    grid: dict[str, Any] = {"layers": current.layers, "timesteps": current.times, "columns": current.columns}
     if of_tokens and current.capture.share.first:
         rows += spatial(current.model, images, metrics=of_tokens, capture=current.capture, **grid)
     for name in names:

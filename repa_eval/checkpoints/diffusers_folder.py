@@ -58,10 +58,9 @@ def _open(folder: Path, name: str) -> Any:
 def _facts(config: dict[str, Any]) -> dict[str, Any]:
     """Return the sizes under the names that `inspect` uses."""
     heads, head_width = config.get("num_attention_heads"), config.get("attention_head_dim")
-    both = isinstance(heads, int) and isinstance(head_width, int)
     return {
         "depth": config.get("num_layers"),
-        "hidden_size": heads * head_width if both else None,
+        "hidden_size": heads * head_width if isinstance(heads, int) and isinstance(head_width, int) else None,
         "num_heads": heads,
         "patch_size": config.get("patch_size"),
         "in_channels": config.get("in_channels"),

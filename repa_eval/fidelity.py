@@ -140,20 +140,25 @@ def metric_called(name: str) -> str:
 
 def nearest_picture(
     fake: ImageSource, real: ImageSource, judge: Extractor, *, batch_size: int = 256, workers: Workers | None = None
-) -> bytes | None:
-    """Return a PNG: the samples most like a real image, a row each, with their nearest real images beside them.
+) -> tuple[bytes, dict[str, Any]] | None:
+    """Return a PNG, the samples most like a real image with their nearest real images beside them, and its words.
 
-    Nearest by the cosine of the judge's features, the most similar row first; None in every process but the first.
+    Nearest by the cosine of the judge's features, a row each, the most similar first; None in every process but the
+    first. words: what the rows are, as the report reads them.
     """
     judge.prepare(real)
-    wanted: dict[str, Any] = {"keep": ("features",), "batch_size": batch_size, "workers": workers}
-    made, seen = gather(fake, judge, **wanted), gather(real, judge, **wanted)
-    if made is None or seen is None:
+    made = gather(fake, judge, keep=("features",), batch_size=batch_size, workers=workers)
+    known = reference_of(
+        real, judge, {"keep": {"features"}, "stream": set()}, batch_size=batch_size, workers=workers
+    )  # often of the call before
+    if made is None or known is None:
         return None
+    seen = known.seen
     unit = [normalise_rows(side.rows["features"]) for side in (made, seen)]
     distance, index = nearest(unit[0], unit[1], k=min(NEIGHBOURS, seen.n))
-    rows = []
+    rows, names = [], []
     for place in np.argsort(distance[:, 0], kind="stable")[:PICTURED]:
+        names.append(f"cosine {1.0 - distance[place, 0] ** 2 / 2.0:.3f}")  # of two vectors of length 1
         one, near = fake.fetch([int(place)])[0], real.fetch(sorted(map(int, index[place])))[0]
         near = near[np.argsort(np.argsort(index[place]))]
         channels = max(one.shape[1], near.shape[1])
@@ -162,7 +167,14 @@ def nearest_picture(
             raise UserError(f"samples are {images[0].shape[2:]} and real images {images[1].shape[2:]}: add --resize N")
         framed = np.pad(np.concatenate(images), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=96)
         rows.append(np.concatenate(list(framed), axis=-1))
-    return png(np.concatenate(rows, axis=-2))
+    words = {
+        "caption": f"First column: of {made.n} samples those most like one of {seen.n} real images ({real.name}). "
+        f"Beside each: its {index.shape[1]} nearest, by the cosine of the features of {judge.name}.",
+        "rows": names,
+        "columns": 1 + index.shape[1],
+        "tile": fake.shape[-1] + 2,
+    }
+    return png(np.concatenate(rows, axis=-2)), words
 
 
 def _usable(metrics: Sequence[str], judge: Extractor, rules: Protocol) -> dict[str, SampleMetric]:

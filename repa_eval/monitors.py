@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from repa_eval.align import METRICS, TIMESTEPS, Preparation, align
 from repa_eval.align import protocol as alignment_record
 from repa_eval.data._registry import Images, load_data
 from repa_eval.extractors._registry import Extractor, load_extractor
 from repa_eval.features import model_record
-from repa_eval.fidelity import evaluate, names_of, record_of
+from repa_eval.fidelity import evaluate, names_of, nearest_picture, record_of
+from repa_eval.measure import Measure, draw, unseen_images, unseen_split
+from repa_eval.measure import Only as Only
 from repa_eval.models.layers import DiffusionModel
 from repa_eval.pictures import side_by_side, token_colours
 from repa_eval.probes import grid
 from repa_eval.results import Row, protocol_hash, write_atomic
 from repa_eval.samples import record_path, save_npz
-from repa_eval.sampling.generate import SamplerSettings, generate
+from repa_eval.sampling.generate import SamplerSettings
 from repa_eval.shares import ALONE, Share
 from repa_eval.subject import Subject
 from repa_eval.teachers._registry import Teacher, load_teacher
@@ -36,36 +34,8 @@ PREVIEW_STEPS = 25
 MAP_IMAGES = 600
 PROBE_TRAIN, PROBE_TEST = 1500, 600
 PCA_IMAGES, PCA_FIT, PCA_TIME = 8, 256, 0.1
-
-
-class Measure(ABC):
-    """Something that is measured of a model at a step. shared: several processes divide it among them."""
-
-    shared = False
-
-    @abstractmethod
-    def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
-        """Return the rows; files are written beside the run."""
-
-    @abstractmethod
-    def done(self, step: int, rows: Collection[Row]) -> bool:
-        """Return whether `rows` (those of the run) or the files of the run hold this measure at `step` already."""
-
-
-@dataclass(frozen=True)
-class Only(Measure):
-    """A measure that is taken at some steps only."""
-
-    measure: Measure
-    at: Collection[int]
-
-    def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
-        """Return the rows, none at other steps."""
-        return self.measure(step, model) if step in self.at else ()
-
-    def done(self, step: int, rows: Collection[Row]) -> bool:
-        """Return whether there is nothing to do."""
-        return step not in self.at or self.measure.done(step, rows)
+COPYING = ("memorisation", "authpct")
+COPIED = 50_000  # training images among which copies are looked for
 
 
 class Quality(Measure):
@@ -115,7 +85,7 @@ class Quality(Measure):
                     self.reference,
                     judge,
                     metrics=metrics,
-                    protocol=self._made(sampler),
+                    protocol=self.made(sampler),
                     columns=columns,
                     workers=self.share,
                 )
@@ -125,24 +95,79 @@ class Quality(Measure):
         """Return whether every number of every round is there."""
         known = {(row.metric, row.protocol) for row in rows if row.step == step}
         wanted = {
-            (name, protocol_hash(record_of(judge, self.reference, self.count_of(place), self._made(sampler))))
+            (name, protocol_hash(record_of(judge, self.reference, self.count_of(place), self.made(sampler))))
             for place, sampler in enumerate(self.rounds(step))
             for judge, metrics in self.judges
             for name in names_of(metrics, judge)
         }
         return wanted <= known
 
-    def _made(self, sampler: SamplerSettings) -> dict[str, Any]:
+    def made(self, sampler: SamplerSettings) -> dict[str, Any]:
+        """Return the part of the protocol that says how samples were made."""
         return {**sampler.record(), "weights": self.subject.weights, "dtype": "float32"}
 
     def _keep(self, step: int, samples: Images, sampler: SamplerSettings) -> None:
         folder = self.subject.run / "samples"
         origin = {"data": self.subject.data, "extractor": self.subject.recipe.settings.evaluation.extractor}
-        record = {**self.subject.columns(step), **origin, **self._made(sampler)}
+        record = {**self.subject.columns(step), **origin, **self.made(sampler)}
         save_npz(folder / f"{step:07d}.npz", samples.images, samples.labels, record)
         for file in sorted(folder.glob("[0-9]*.npz"))[: -self.keep_samples]:
             record_path(file).unlink(missing_ok=True)
             file.unlink()
+
+
+class Copies(Measure):
+    """Once, after the last step: are samples copies of training images? C_T, AuthPct, and the nearest neighbours.
+
+    Of the samples of the regular round; media/neighbours-<step>.png shows those most like a training image.
+    """
+
+    shared = True
+
+    def __init__(self, quality: Quality) -> None:
+        self.quality, self.subject = quality, quality.subject
+        train = load_data(self.subject.data, "train")
+        self.train, self.unseen = train.head(min(COPIED, len(train))), load_data(self.subject.data, "test")
+        self.judge = quality.judges[0][0]
+
+    def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
+        """Return the rows and write the picture."""
+        if not self.subject.is_last(step):
+            return []
+        sampler, count, share = *self._round(step), self.quality.share
+        samples = draw(model, count, sampler, share)
+        rows = evaluate(
+            samples,
+            self.train,
+            self.judge,
+            metrics=COPYING,
+            protocol=self._record(sampler),
+            columns={**self.subject.columns(step), "seed": sampler.seed},
+            held_out=self.unseen,
+            workers=share,
+        )
+        found = nearest_picture(samples, self.train, self.judge, workers=share)
+        if found is not None:
+            write_grid(self._file(step), *found)
+        return rows
+
+    def done(self, step: int, rows: Collection[Row]) -> bool:
+        """Return whether both numbers and the picture are there."""
+        if not self.subject.is_last(step):
+            return True
+        sampler, count = self._round(step)
+        wanted = protocol_hash(record_of(self.judge, self.train, count, self._record(sampler)))
+        known = {row.metric for row in rows if row.step == step and row.protocol == wanted}
+        return self._file(step).is_file() and known >= set(names_of(COPYING, self.judge))
+
+    def _round(self, step: int) -> tuple[SamplerSettings, int]:
+        return self.quality.rounds(step)[0], self.quality.count_of(0)
+
+    def _record(self, sampler: SamplerSettings) -> dict[str, Any]:
+        return {**self.quality.made(sampler), "held_out": self.unseen.name, "held_out_hash": self.unseen.digest()}
+
+    def _file(self, step: int) -> Path:
+        return self.subject.run / "media" / f"neighbours-{step:07d}.png"
 
 
 class Floor(Measure):
@@ -293,8 +318,7 @@ class TokenPictures(Measure):
             interpolant=self.subject.interpolant,
             class_tokens=self.subject.class_tokens,
         )
-        write_atomic(self._file(step).with_suffix(".json"), json.dumps(words, indent=1) + "\n")
-        write_atomic(self._file(step), png)
+        write_grid(self._file(step), png, words)
         return ()
 
     def done(self, step: int, rows: Collection[Row]) -> bool:
@@ -303,6 +327,12 @@ class TokenPictures(Measure):
 
     def _file(self, step: int) -> Path:
         return self.subject.run / "media" / f"pca-{step:07d}.png"
+
+
+def write_grid(path: Path, png: bytes, words: dict[str, Any]) -> None:
+    """Write a picture that is a table, after the words beside it: what is `done` is complete."""
+    write_atomic(path.with_suffix(".json"), json.dumps(words, indent=1) + "\n")
+    write_atomic(path, png)
 
 
 def of_recipe(subject: Subject) -> list[Measure]:
@@ -323,31 +353,12 @@ def everything(
     names = list(dict.fromkeys([*teachers, *subject.recipe.method.teachers()]))
     measures: list[Measure] = []
     if subject.generates:
-        measures += [Quality(subject, share=share, keep_samples=keep_samples), Floor(subject), Preview(subject)]
+        quality = Quality(subject, share=share, keep_samples=keep_samples)
+        measures += [quality, Floor(subject), Copies(quality), Preview(subject)]
     measures.append(Probes(subject, names))
     if names:
         measures += [AlignmentMap(subject, names, metrics=(*METRICS, "mutual_knn")), TokenPictures(subject, names[0])]
     return measures
-
-
-def draw(model: DiffusionModel, count: int, sampler: SamplerSettings, share: Share = ALONE) -> Images:
-    """Return `count` samples of a model, held in memory; each process makes its share, and all of them get all."""
-    size = min(count, 256)
-    parts = share.gather(list(generate(model, share.of(range(count), size), sampler, batch_size=size)))
-    parts.sort(key=lambda part: part[0][0])
-    images = torch.cat([images for _, images, _ in parts]).numpy()
-    labels = torch.cat([labels for _, _, labels in parts]).numpy()
-    return Images("samples", "all", images, labels, model.config.num_classes)
-
-
-def unseen_images(data: str, count: int) -> Images:
-    """Return images that training never saw."""
-    return load_data(data, unseen_split(data)).head(count)
-
-
-def unseen_split(data: str) -> str:
-    """Return the split of images that training never saw: the embedded one has a large version."""
-    return "test-large" if data == "digits" else "test"
 
 
 def probe_splits(data: str) -> grid.Splits:

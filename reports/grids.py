@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from repa_eval.reports.arms import Arm
 from repa_eval.reports.media import Picture, picture_of, size_of, thinned
 
-KINDS = ("pca",)
+# kinds of pictures that are tables: the anchor of their section and its title
+SECTIONS = {
+    "pca": ("features", "Principal components of the tokens"),
+    "neighbours": ("neighbours", "Samples beside their nearest training images"),
+}
 GAP = 1  # pixels between tiles
-_NAME = re.compile(rf"^(?P<run>.+)/(?P<kind>{'|'.join(KINDS)})-(?P<step>\d+)\.(?P<form>png|json)$")
+_NAME = re.compile(rf"^(?P<run>.+)/(?P<kind>{'|'.join(SECTIONS)})-(?P<step>\d+)\.(?P<form>png|json)$")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,26 @@ class Grids:
     def earlier(self) -> tuple[Grid, ...]:
         """Return the pictures of the steps before the last one, in their order."""
         return self.steps[:0:-1]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """The grids of one kind: a section of the page."""
+
+    anchor: str
+    title: str
+    grids: tuple[Grids, ...]
+
+    @property
+    def captions(self) -> list[str]:
+        """Return the different words of its pictures, in their order."""
+        return list(dict.fromkeys(grid.caption for one in self.grids for grid in one.steps if grid.caption))
+
+
+def chapters(tables: Sequence[Grids]) -> list[Chapter]:
+    """Return the grids by kind, kinds in the order of SECTIONS."""
+    found = [(words, tuple(one for one in tables if one.kind == kind)) for kind, words in SECTIONS.items()]
+    return [Chapter(anchor, title, members) for (anchor, title), members in found if members]
 
 
 def is_grid(name: str) -> bool:

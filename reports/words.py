@@ -31,6 +31,8 @@ _MEANING = {
     "is_": "inception score computed from the extractor's class probabilities",
     "precision": "share of generated images inside the neighbourhoods of the real ones",
     "recall": "share of real images inside the neighbourhoods of the generated ones",
+    "ct": "whether samples lie closer to training images than unseen images do: a z-score, well below 0 means copies",
+    "authpct": "percentage of samples farther from their nearest training image than that is from its own nearest one",
     "cknna": "centred kernel nearest-neighbour alignment of hidden states and teacher features",
     "cka": "centred kernel alignment of hidden states and teacher features",
     "mutual_knn": "share of nearest neighbours that hidden states and teacher features have in common",

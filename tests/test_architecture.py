@@ -44,6 +44,7 @@ FLOORS = {
     "repa_eval.train": 3,
     "repa_eval.reports": 3,
     "repa_eval.commandline": 4,
+    "repa_eval.measure": 4,
     "repa_eval.monitors": 4,
     "repa_eval.subject": 4,
     "repa_eval.cli": 4,

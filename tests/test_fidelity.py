@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import urllib.error
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from helpers import digits, tiny
@@ -162,6 +164,32 @@ def test_the_floor_is_the_level_of_real_images(tmp_path: Path) -> None:
     assert not floor.done(6, rows[:1])
     only_regular = monitors.Floor(monitors.Subject(tiny(split="train", num_samples=500), tmp_path / "mine"))
     assert [row.n for row in only_regular(6, None)] == [500]
+
+
+def test_copies_of_training_images_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny(split="train", num_samples=100, eval_every=2)
+    copies = monitors.Copies(monitors.Quality(monitors.Subject(recipe, tmp_path / "mine")))
+    assert list(copies(3, None)) == []  # once, at the end
+    assert copies.done(3, [])
+    monkeypatch.setattr(monitors, "draw", lambda _model, count, *_: digits("train").part(5000, 5000 + count))
+    rows = list(copies(6, None))
+    found = values(rows)
+    assert found["authpct_digits"] == 0
+    assert found["ct_digits"] < -5
+    assert {(row.step, row.n) for row in rows} == {(6, 100)}
+    picture = tmp_path / "mine" / "media" / "neighbours-0000006.png"
+    tiles = np.asarray(Image.open(picture))
+    assert np.array_equal(tiles[:, :10], tiles[:, 10:20])  # beside each copy stands its original
+    words = json.loads(picture.with_suffix(".json").read_text())
+    assert (words["rows"], words["columns"], words["tile"]) == (["cosine 1.000"] * 10, 6, 10)
+    assert "of 100 samples those most like one of 12000 real images" in words["caption"]
+    assert copies.done(6, rows)
+    assert not copies.done(6, rows[:1])
+    picture.unlink()
+    assert not copies.done(6, rows)
+    monkeypatch.setattr(monitors, "draw", lambda _model, count, *_: digits("test-large").part(0, count))
+    assert values(copies(6, None))["authpct_digits"] > 25  # images that training never saw
+    assert values(copies(6, None))["ct_digits"] > -3
 
 
 def test_pixels_need_a_reference_and_its_size() -> None:

@@ -236,6 +236,17 @@ def test_grids_have_the_names_of_their_rows_beside_them(page):
     assert features.count('class="pixels"') == 9
 
 
+def test_every_kind_of_grid_has_a_section():
+    inputs = small(("vanilla",))
+    media = {f"vanilla/{kind}-0000005.png": sample.tiles("vanilla", 5) for kind in ("pca", "neighbours")}
+    media |= {"vanilla/neighbours-0000005.json": side(caption="nearest of all")}
+    text = render(**inputs | {"media": media})
+    assert [text.count(f'<section id="{anchor}">') for anchor in ("features", "neighbours", "samples")] == [1, 1, 0]
+    nearest = text[text.index('<section id="neighbours">') :]
+    assert nearest.index("nearest of all") < nearest.index("neighbours of vanilla at step 5")
+    assert '<a href="#neighbours">Neighbours</a>' in text
+
+
 def side(**changes) -> bytes:
     return json.dumps({"caption": "c", "rows": sample.PCA_ROWS, "columns": 8, "tile": 8} | changes).encode()
 

@@ -84,6 +84,7 @@ def _arm(arm: str, run: Path, seed: int, steps: int, device: str, quiet: bool) -
     watchers = [
         *monitors.of_recipe(subject),
         monitors.Floor(subject),
+        monitors.Copies(monitors.Quality(subject)),
         *(monitors.Only(measure, at) for measure in slow),
     ]
     labels = {"control": arm == CONTROL, "baseline": arm == "vanilla"}

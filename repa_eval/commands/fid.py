@@ -166,9 +166,9 @@ def _picture(fake: Any, reference: Any, judge: Any, given: dict[str, Any], share
     images = getattr(reference, "images", None) if hasattr(reference, "provenance") else reference
     if images is None:
         raise UserError(f"--neighbours needs real images, and {reference.name} has none (arr_0)")
-    png = nearest_picture(fake, images, judge, batch_size=given["batch_size"], workers=share)
-    if png is not None:
-        write_atomic(given["neighbours"], png)
+    found = nearest_picture(fake, images, judge, batch_size=given["batch_size"], workers=share)
+    if found is not None:
+        write_atomic(given["neighbours"], found[0])
 
 
 def _show(rows: Sequence[Row], extractors: str, reference: Any, protocols: Sequence[tuple[Any, Any]]) -> str:

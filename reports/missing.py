@@ -58,6 +58,10 @@ def missing(
     return found
 
 
+# probes that are taken on request only, and how they are asked for
+FURTHER_PROBES = {"linear_bn_accuracy": "linear-bn", "logistic_accuracy": "logistic"}
+
+
 def sweep(run: str) -> str:
     """Return the command that measures every checkpoint of a run."""
     return f"repa-eval sweep {shlex.quote(run)}"
@@ -86,6 +90,8 @@ def _measure(run: str, metric: str, rows: Sequence[Row], arms: Sequence[Arm]) ->
     who = _teacher(run, arms)
     if metric in PROBES:
         return f"repa-eval probe --ckpt {ckpt}{who} {table}"
+    if metric in FURTHER_PROBES:
+        return f"repa-eval probe --ckpt {ckpt} --kinds {FURTHER_PROBES[metric]}{who} {table}"
     return f"repa-eval align --ckpt {ckpt} --metrics {shlex.quote(metric)}{who} {table}"
 
 

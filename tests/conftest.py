@@ -1,13 +1,19 @@
-"""The options of our test suite, and one thread for it: sums are bit-equal for equal thread counts only."""
+"""Options of our test suite, a cache of its own, and one thread: sums are bit-equal for equal thread counts only."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # before numpy and torch are imported; processes that tests start inherit it
 for _library in ("OMP", "OPENBLAS", "MKL"):
     os.environ[f"{_library}_NUM_THREADS"] = "1"
+# an interrupted test leaves its features here and not with the user's own
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="repa-eval-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 import pytest  # noqa: E402  (after the threads)
 

@@ -582,6 +582,15 @@ def test_what_is_missing_names_its_command():
     assert nothing["samples along training"] == "repa-eval sweep vanilla"
 
 
+@pytest.mark.parametrize(("metric", "kind"), [("linear_bn_accuracy", "linear-bn"), ("logistic_accuracy", "logistic")])
+def test_a_missing_further_probe_names_its_kind(metric, kind):
+    inputs, arms, _ = framed(("vanilla", "repa"))
+    [one, *_] = [row for row in inputs["rows"] if row.metric == "probe_accuracy" and row.run == "repa"]
+    rows = [*inputs["rows"], replace(one, metric=metric)]
+    [gap] = [gap for gap in missing(rows, inputs["curves"], arms, inputs["runs"]) if gap.what == metric]
+    assert gap.command.startswith(f"repa-eval probe --ckpt vanilla/checkpoints/0001500.pt --kinds {kind} ")
+
+
 def test_a_level_measured_otherwise_is_missing_with_that_reason():
     inputs, arms, _ = framed(("repa",))
     rows = [replace(row, n=100) if row.metric.endswith("_teacher") else row for row in inputs["rows"]]

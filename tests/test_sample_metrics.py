@@ -213,6 +213,20 @@ def test_several_k_at_once_equal_one_by_one() -> None:
     assert precision[0] > precision[1]
 
 
+@pytest.mark.parametrize("tile", [2, 7, 64])
+def test_the_size_of_a_tile_changes_nothing(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, fake = normal(50, 4), 0.8 * normal(31, 4, seed=1)
+    apart = np.linalg.norm(real[:, None] - real[None], axis=2) ** 2
+    radii, seen, scores = pr.radii(real, ks=(3, 1)), pr.precision_recall(real, fake), pr.realism(real, fake)
+    assert radii == pytest.approx(np.sort(apart, axis=1)[:, [3, 1]])  # place 0 is the point itself
+    monkeypatch.setattr(pr, "TILE", tile)
+    assert pr.radii(real, ks=(3, 1)) == pytest.approx(radii)
+    assert pr.precision_recall(real, fake) == seen
+    again = pr.realism(real, fake)
+    assert again[0] == pytest.approx(scores[0])
+    assert np.array_equal(again[1], scores[1])
+
+
 def test_realism_is_inside_or_outside_as_precision_says() -> None:
     real, fake = normal(90, 4), 1.5 * normal(70, 4, seed=1)
     value, index = pr.realism(real, fake)

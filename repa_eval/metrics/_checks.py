@@ -55,7 +55,8 @@ def finite_array(name: str, values: ArrayLike, *, axes: tuple[str, ...]) -> Arra
     if 0 in array.shape:
         raise UserError(f"{name} has shape {array.shape}; needed are at least one of the rows and one column")
     array = array.astype(_working_dtype(array.dtype), copy=False)
-    finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+    blocks = (array[start : start + 4096] for start in range(0, len(array), 4096))  # a mask of all would be large
+    finite = np.concatenate([np.isfinite(block).all(axis=tuple(range(1, array.ndim))) for block in blocks])
     if not finite.all():
         bad = np.flatnonzero(~finite)
         raise UserError(

@@ -143,11 +143,6 @@ def row_blocks(n: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + step, n))
 
 
-def drop_self(block: Array, rows: slice, value: float) -> None:
-    """Write `value`, in place, where row i of the block (rows, N) meets column i: a sample and itself."""
-    block[np.arange(len(block)), np.arange(rows.start, rows.stop)] = value
-
-
 def _dense_hsic(K: Array, L: Array, *, unbiased: bool) -> float:
     K, L = K.astype(np.float64, copy=False), L.astype(np.float64, copy=False)
     across = (float(K.sum(axis=0) @ L.sum(axis=1)), float(L.sum(axis=0) @ K.sum(axis=1)))

@@ -60,20 +60,20 @@ class Gaussian:
         R (R^T sigma2 R)^(-1/2) R^T. Sampling of `features` only: this Gaussian counts as known.
         """
         seen = moments(features)
-        root, _ = self._lower_root()
-        values, vectors = linalg.eigh(root.T @ seen.covariance @ root, check_finite=False)
+        root, _ = self._factor
+        product = root.T @ seen.covariance @ root
+        values, vectors = linalg.eigh(product, overwrite_a=True, check_finite=False)
+        del product
         kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
-        map_root = (root @ vectors[:, kept]) * values[kept] ** -0.25  # T = map_root map_root^T
+        vectors *= np.where(kept, values, np.inf) ** -0.25
+        map_root = root @ vectors  # T = map_root map_root^T
+        del vectors
         influence = np.empty(len(features))
         for start in range(0, len(features), ROWS):
             apart = features[start : start + ROWS] - seen.mean
             moved = np.square(apart).sum(axis=1) - np.square(apart @ map_root).sum(axis=1)
             influence[start : start + ROWS] = 2.0 * apart @ (seen.mean - self.mean) + moved
         return float(influence.std(ddof=1) / math.sqrt(len(features)))
-
-    def _lower_root(self) -> tuple[Array, bool]:
-        factor, lower = self._factor
-        return (np.tril(factor) if lower else factor), lower
 
     def _product_eigenvalues(self, sigma: Array) -> Array:
         """Return the eigenvalues (D,) of self.covariance sigma: those of R^T sigma R, hence real.

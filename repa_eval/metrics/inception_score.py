@@ -19,6 +19,7 @@ from repa_eval.metrics._checks import Array, matrix
 from repa_eval.metrics._registry import sample_metric
 
 SPLIT = 5000  # samples of ADM's splits
+BLOCK = 512  # samples whose probabilities are held at a time
 
 
 def _stderr(real: ArrayLike | None, fake: ArrayLike, values: Mapping[str, float]) -> dict[str, float]:
@@ -99,8 +100,18 @@ def _exp_mean(divergences: Array) -> float:
 
 
 def _divergences(logits: Array) -> Array:
-    """Return KL(p(y | x) || mean p) of each sample (N,)."""
-    log_p = log_softmax(logits.astype(np.float64), axis=1)  # (N, K)
-    log_mean = logsumexp(log_p, axis=0) - np.log(len(log_p))  # (K,)
+    """Return KL(p(y | x) || mean p) of each sample (N,), in blocks: float64 copies of all logits would be large."""
+    blocks = [logits[start : start + BLOCK] for start in range(0, len(logits), BLOCK)]
+    sums = [logsumexp(_log_probabilities(block), axis=0) for block in blocks]
+    log_mean = logsumexp(sums, axis=0) - np.log(len(logits))  # (K,)
+    return np.concatenate([_divergences_from(log_mean, _log_probabilities(block)) for block in blocks])
+
+
+def _divergences_from(log_mean: Array, log_p: Array) -> Array:
     values: Array = (np.exp(log_p) * (log_p - log_mean)).sum(axis=1)
     return values
+
+
+def _log_probabilities(logits: Array) -> Array:
+    log_p: Array = log_softmax(logits.astype(np.float64), axis=1)
+    return log_p

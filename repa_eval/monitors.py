@@ -94,7 +94,7 @@ class Quality(Measure):
         steps = [settings.num_steps]
         if self.subject.is_last(step) and settings.final_samples:
             steps.append(settings.final_num_steps)
-        return [SamplerSettings(num_steps=count, interpolant=self.subject.interpolant) for count in steps]
+        return [self.subject.sampler(count) for count in steps]
 
     def count_of(self, place: int) -> int:
         """Return how many samples a round makes: the regular one is the first."""
@@ -115,7 +115,7 @@ class Quality(Measure):
                     self.reference,
                     judge,
                     metrics=metrics,
-                    protocol=self._made(sampler),
+                    protocol=self.subject.made(sampler),
                     columns=columns,
                     workers=self.share,
                 )
@@ -125,20 +125,17 @@ class Quality(Measure):
         """Return whether every number of every round is there."""
         known = {(row.metric, row.protocol) for row in rows if row.step == step}
         wanted = {
-            (name, protocol_hash(record_of(judge, self.reference, self.count_of(place), self._made(sampler))))
+            (name, protocol_hash(record_of(judge, self.reference, self.count_of(place), self.subject.made(sampler))))
             for place, sampler in enumerate(self.rounds(step))
             for judge, metrics in self.judges
             for name in names_of(metrics, judge)
         }
         return wanted <= known
 
-    def _made(self, sampler: SamplerSettings) -> dict[str, Any]:
-        return {**sampler.record(), "weights": self.subject.weights, "dtype": "float32"}
-
     def _keep(self, step: int, samples: Images, sampler: SamplerSettings) -> None:
         folder = self.subject.run / "samples"
         origin = {"data": self.subject.data, "extractor": self.subject.recipe.settings.evaluation.extractor}
-        record = {**self.subject.columns(step), **origin, **self._made(sampler)}
+        record = {**self.subject.columns(step), **origin, **self.subject.made(sampler)}
         save_npz(folder / f"{step:07d}.npz", samples.images, samples.labels, record)
         for file in sorted(folder.glob("[0-9]*.npz"))[: -self.keep_samples]:
             record_path(file).unlink(missing_ok=True)
@@ -262,7 +259,7 @@ class Preview(Measure):
 
     def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
         """Write the picture; there are no rows."""
-        sampler = SamplerSettings(num_steps=PREVIEW_STEPS, seed=1, balanced=True, interpolant=self.subject.interpolant)
+        sampler = self.subject.sampler(PREVIEW_STEPS, seed=1, balanced=not self.subject.draws_snippets)
         write_atomic(self._file(step), side_by_side(draw(model, STRIP, sampler).images))
         return ()
 
@@ -337,7 +334,8 @@ def draw(model: DiffusionModel, count: int, sampler: SamplerSettings, share: Sha
     parts.sort(key=lambda part: part[0][0])
     images = torch.cat([images for _, images, _ in parts]).numpy()
     labels = torch.cat([labels for _, _, labels in parts]).numpy()
-    return Images("samples", "all", images, labels, model.config.num_classes)
+    # a model without classes is conditioned on snippets: its "labels" are their rows
+    return Images("samples", "all", images, labels, getattr(model.config, "num_classes", 0))
 
 
 def unseen_images(data: str, count: int) -> Images:

@@ -64,6 +64,10 @@ class Bank(ABC):
             raise UserError(f"snippet {index}: this memory bank has rows 0..{len(self) - 1}")
         return self.read(torch.tensor([index]))[0]
 
+    @abstractmethod
+    def described(self, record: Mapping[str, Any]) -> Bank:
+        """Return the bank with another record."""
+
     @property
     def nbytes(self) -> int:
         """Bytes of what is stored."""
@@ -109,6 +113,10 @@ class FullBank(Bank):
     def added_between(self, first: int, second: int, alpha: float) -> FullBank:
         """Return the bank with alpha x row `first` + (1 - alpha) x row `second` as a new last row."""
         return self.added(alpha * self.row(first) + (1 - alpha) * self.row(second))
+
+    def described(self, record: Mapping[str, Any]) -> FullBank:
+        """Return the bank with another record."""
+        return replace(self, record=record)
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,10 @@ class SVDBank(Bank):
             self.row(index)  # refuses one that is not there
         return self._with(alpha * self.C[first].float() + (1 - alpha) * self.C[second].float())
 
+    def described(self, record: Mapping[str, Any]) -> SVDBank:
+        """Return the bank with another record."""
+        return replace(self, record=record)
+
     def _with(self, code: Tensor) -> SVDBank:
         return replace(self, C=torch.cat([self.C, code[None].to(self.C)]))
 
@@ -180,7 +192,7 @@ def compressed(bank: Bank, latent_dim: int) -> SVDBank:
         gram += (part - mean).T @ (part - mean)
     squares, vectors = torch.linalg.eigh(gram)
     S = squares.flip(0).clamp_min(0).sqrt()
-    spanned = int((S > LEAST_SPREAD * S[0]).sum())
+    spanned = int((S / S[0] > LEAST_SPREAD).sum())
     if latent_dim > spanned:
         raise UserError(f"latent_dim {latent_dim}: these {len(bank)} snippets span {spanned} directions only")
     S, V = S[:latent_dim], vectors.flip(1)[:, :latent_dim]

@@ -81,9 +81,9 @@ def _understood(content: Any, record: Mapping[str, Any], where: str) -> Bank:
     if isinstance(content, Tensor):
         content = {"snippets": content}
     if not isinstance(content, dict) or not (set(content) == {"snippets"} or set(PARTS) <= set(content)):
-        held = f"the keys {', '.join(sorted(map(str, content))[:5])}" if isinstance(content, dict) else ""
+        held = f" (its keys: {', '.join(sorted(map(str, content))[:5])})" if isinstance(content, dict) else ""
         raise UserError(
-            f"{where} holds {held or type(content).__name__}, not a memory bank: a tensor (N, D), or C, M, S and mean"
+            f"{where} holds {type(content).__name__}, not one tensor (N, D) or the C, M, S and mean of its SVD{held}"
         )
     names = ("snippets",) if "snippets" in content else PARTS
     tensors = {name: content[name] for name in names}
@@ -125,7 +125,9 @@ def _refuse_bad_rows(bank: Bank, where: str) -> None:
         for first in range(0, len(bank), BLOCK):
             empty = ~bank.snippets[first : first + BLOCK].any(dim=1)
             if bool(empty.any()):
-                raise UserError(f"{where}: snippet {first + int(empty.int().argmax())} is all zeros: it has no direction")
+                raise UserError(
+                    f"{where}: snippet {first + int(empty.int().argmax())} is all zeros: it has no direction"
+                )
 
 
 def _published(bank: Bank) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from repa_eval.align import METRICS, TIMESTEPS, Preparation, align
@@ -22,11 +23,12 @@ from repa_eval.extractors._registry import Extractor, load_extractor
 from repa_eval.features import model_record
 from repa_eval.fidelity import evaluate, names_of, record_of
 from repa_eval.models.layers import DiffusionModel
-from repa_eval.pictures import side_by_side, token_colours
+from repa_eval.pictures import GAP, in_rows, side_by_side, token_colours
 from repa_eval.probes import grid
 from repa_eval.results import Row, protocol_hash, write_atomic
 from repa_eval.samples import record_path, save_npz
-from repa_eval.sampling.generate import SamplerSettings, generate
+from repa_eval.sampling.between import images_between, pairs_of
+from repa_eval.sampling.generate import SamplerSettings, bank_for, generate
 from repa_eval.shares import ALONE, Share
 from repa_eval.subject import Subject
 from repa_eval.teachers._registry import Teacher, load_teacher
@@ -36,6 +38,7 @@ PREVIEW_STEPS = 25
 MAP_IMAGES = 600
 PROBE_TRAIN, PROBE_TEST = 1500, 600
 PCA_IMAGES, PCA_FIT, PCA_TIME = 8, 256, 0.1
+PAIRS = 8  # rows of a picture of interpolations
 
 
 class Measure(ABC):
@@ -271,6 +274,40 @@ class Preview(Measure):
         return self.subject.run / "media" / f"samples-{step:07d}.png"
 
 
+class Interpolations(Measure):
+    """media/interpolation-<step>.png: from one snippet of the memory bank to another, between their training images."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.train = load_data(subject.data, subject.recipe.settings.split)
+
+    def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
+        """Write the picture and the words beside it; there are no rows."""
+        bank = bank_for(model, None)
+        assert bank is not None
+        pairs = pairs_of(PAIRS, len(bank), seed=1)
+        made = images_between(model, bank, pairs, self.subject.sampler(PREVIEW_STEPS, seed=1)).numpy()
+        ends = [torch.stack([self.train.fetch([row])[0] for row in rows]).numpy() for rows in zip(*pairs, strict=True)]
+        words = {
+            "caption": "Each row leads from one snippet of the memory bank to another by linear interpolation, always "
+            "with the same noise. Its first and its last image are the training images that the two snippets are of; "
+            "those between are generated.",
+            "rows": [f"{a} to {b}" for a, b in pairs],
+            "columns": made.shape[1] + 2,
+            "tile": made.shape[-1] + 2 * GAP,
+        }
+        write_atomic(self._file(step).with_suffix(".json"), json.dumps(words, indent=1) + "\n")
+        write_atomic(self._file(step), in_rows(np.concatenate([ends[0], made, ends[1]], axis=1)))
+        return ()
+
+    def done(self, step: int, rows: Collection[Row]) -> bool:
+        """Return whether the picture is there."""
+        return self._file(step).is_file()
+
+    def _file(self, step: int) -> Path:
+        return self.subject.run / "media" / f"interpolation-{step:07d}.png"
+
+
 class TokenPictures(Measure):
     """media/pca-<step>.png: the first three principal components of hidden states and of the teacher, as colours."""
 
@@ -307,7 +344,10 @@ def of_recipe(subject: Subject) -> list[Measure]:
     recipe = subject.recipe
     if not recipe.settings.evaluation.eval_every or not subject.generates:
         return []
-    return [Quality(subject), Preview(subject)]
+    measures: list[Measure] = [Quality(subject), Preview(subject)]
+    if subject.draws_snippets:
+        measures.append(Only(Interpolations(subject), {recipe.settings.max_steps}))
+    return measures
 
 
 def everything(
@@ -321,6 +361,7 @@ def everything(
     measures: list[Measure] = []
     if subject.generates:
         measures += [Quality(subject, share=share, keep_samples=keep_samples), Floor(subject), Preview(subject)]
+        measures += [Interpolations(subject)] if subject.draws_snippets else []
     measures.append(Probes(subject, names))
     if names:
         measures += [AlignmentMap(subject, names, metrics=(*METRICS, "mutual_knn")), TokenPictures(subject, names[0])]

@@ -79,7 +79,8 @@ class Subject:
 
     def made(self, sampler: SamplerSettings) -> dict[str, Any]:
         """Return the protocol entries of samples of the model."""
-        drawn = {"labels": "snippets", "bank": "the checkpoint's"} if self.draws_snippets else {}
+        bank = f"the checkpoint's, {getattr(self.recipe.method, 'bank', 'full')}"
+        drawn = {"labels": "snippets", "bank": bank} if self.draws_snippets else {}
         return {**sampler.record(), **drawn, "weights": self.weights, "dtype": "float32"}
 
     @property

@@ -1,4 +1,4 @@
-"""Pictures that are tables: tiles in named rows, e.g. the principal components of every block's tokens.
+"""Pictures that are tables: tiles in named rows: components of every block's tokens, images between two snippets.
 
 media/<kind>-<step>.json beside the PNG says what the rows are: {"caption", "rows", "columns", "tile"}.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from repa_eval.reports.arms import Arm
 from repa_eval.reports.media import Picture, picture_of, size_of, thinned
 
-KINDS = ("pca",)
+KINDS = ("interpolation", "pca")
 GAP = 1  # pixels between tiles
 _NAME = re.compile(rf"^(?P<run>.+)/(?P<kind>{'|'.join(KINDS)})-(?P<step>\d+)\.(?P<form>png|json)$")
 

@@ -15,7 +15,7 @@ from repa_eval.errors import UserError
 from repa_eval.reports import figures, representations, sections
 from repa_eval.reports.arms import Arm, arms_of
 from repa_eval.reports.frames import SECONDS, Map, Panel, is_curve_row, maps_of, quality_panels, training_panels
-from repa_eval.reports.grids import grids, is_grid
+from repa_eval.reports.grids import KINDS, Grids, grids, is_grid
 from repa_eval.reports.inputs import Inputs, collect
 from repa_eval.reports.media import strips
 from repa_eval.reports.missing import Gap, missing, sweep
@@ -93,7 +93,7 @@ def render(
 
 def _with_pictures(context: Mapping[str, Any], media: Mapping[str, bytes], arms: Sequence[Arm]) -> str:
     """Return the page; pictures get what room the rest leaves."""
-    text = str(_template().render(context, strips={}, grids=[], captions=[]))
+    text = str(_template().render(context, strips={}, grids=dict.fromkeys(KINDS, ()), captions={}))
     if not media:
         return text
     room = max(0, LIMIT - len(text.encode())) * 3 // 4  # base64 makes 4 bytes of 3
@@ -101,9 +101,15 @@ def _with_pictures(context: Mapping[str, Any], media: Mapping[str, bytes], arms:
     used = sum(len(grid.picture.uri) for one in tables for grid in one.steps) * 3 // 4
     pictures, hidden = strips({name: media[name] for name in media if not is_grid(name)}, arms, room - used)
     gaps = [*context["missing"], *(Gap(what, why) for what, why in (*unnamed, *hidden))]
-    captions = list(dict.fromkeys(grid.caption for one in tables for grid in one.steps if grid.caption))
-    found = {"strips": _by_kind(pictures), "grids": tables, "captions": captions, "missing": gaps}
+    kinds = {kind: [one for one in tables if one.kind == kind] for kind in KINDS}
+    found = {"strips": _by_kind(pictures), "grids": kinds, "missing": gaps}
+    found["captions"] = {kind: _captions(of_kind) for kind, of_kind in kinds.items()}
     return str(_template().render(context, **found))
+
+
+def _captions(tables: Sequence[Grids]) -> list[str]:
+    """Return what pictures say of themselves, each sentence once."""
+    return list(dict.fromkeys(grid.caption for one in tables for grid in one.steps if grid.caption))
 
 
 def _no_pairs(maps: Sequence[Map], panel: Panel | None, drawn: sections.Figure | None) -> list[Gap]:

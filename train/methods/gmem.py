@@ -44,7 +44,7 @@ class GMem(Method):
     cosine_coeff: float = option(1.0, help="weight of the cosine between velocities, over channels; 0 = none")
     interpolant: Interpolant = Interpolant(weighting="lognormal")
     snippet: str = option(
-        "cls", help="what of the teacher a snippet is: its class token, or the mean of its patches", choices=("cls", "mean")
+        "cls", help="what of the teacher: its class token, or the mean of its patches", choices=("cls", "mean")
     )
     bank_form: str = option(
         "full",
@@ -59,6 +59,11 @@ class GMem(Method):
         if not names:
             raise UserError("enc_type names no teacher; GMem takes its snippets from one")
         return names
+
+    @property
+    def bank(self) -> str:
+        """What travels with the checkpoint, in words."""
+        return f"svd, {self.latent_dim} directions" if self.bank_form == "svd" else self.bank_form
 
     def stages(self) -> Sequence[Stage]:
         """Return the one training; without a bank beside it, the network has nothing to draw from."""

@@ -207,13 +207,23 @@ def _blocks(bank: Bank) -> Iterator[Tensor]:
         yield bank.read(torch.arange(first, min(first + BLOCK, len(bank)))).double()
 
 
-def difference(bank: Bank, other: Bank) -> tuple[float, float]:
-    """Return (|other - bank| / |bank|, mean cosine) of the raw snippets of two banks with the same rows."""
-    wrong = whole = cosines = 0.0
+def difference(bank: Bank, other: Bank) -> dict[str, float]:
+    """Return how far `other` is from `bank`, row by row, over the raw snippets.
+
+    relative_error: |other - bank| / |bank|; centred_error: / |bank - its mean|, which is the larger where all snippets
+    point the same way; mean_cosine: of a row and its copy.
+    """
+    mean = torch.stack([part.sum(0) for part in _blocks(bank)]).sum(0) / len(bank)
+    wrong = whole = spread = cosines = 0.0
     for a, b in zip(_blocks(bank), _blocks(other), strict=True):
         wrong, whole = wrong + float((a - b).square().sum()), whole + float(a.square().sum())
+        spread += float((a - mean).square().sum())
         cosines += float(F.cosine_similarity(a, b, dim=1).sum())
-    return (wrong / whole) ** 0.5, cosines / len(bank)
+    return {
+        "relative_error": (wrong / whole) ** 0.5,
+        "centred_error": (wrong / spread) ** 0.5,
+        "mean_cosine": cosines / len(bank),
+    }
 
 
 def _linear(a: Tensor, b: Tensor, alpha: Tensor, draws: Tensor | None) -> Tensor:
@@ -222,7 +232,7 @@ def _linear(a: Tensor, b: Tensor, alpha: Tensor, draws: Tensor | None) -> Tensor
 
 def _spherical(a: Tensor, b: Tensor, alpha: Tensor, draws: Tensor | None) -> Tensor:
     angle = torch.dot(a, b).clamp(-1, 1).acos()
-    if angle.sin() < 1e-4:
+    if angle.sin() < 1e-3:
         if angle > 1:
             raise UserError("spherical interpolation: the snippets are opposite, so no shortest way leads between them")
         return _linear(a, b, alpha, draws)  # which the arc is, for equal ones

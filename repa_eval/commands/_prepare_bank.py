@@ -49,8 +49,8 @@ def text_of(answer: Mapping[str, Any]) -> str:
     ]
     if "relative_error" in record:
         lines.append(
-            f"the compressed bank differs from the full one by {record['relative_error']:.3f} of its length; "
-            f"mean cosine {record['mean_cosine']:.4f}"
+            f"error {record['relative_error']:.4f} of the snippets' length, {record['centred_error']:.4f} of their "
+            f"spread; mean cosine {record['mean_cosine']:.5f}"
         )
     return "\n".join([*lines, f"next: repa-eval sample --ckpt CHECKPOINT --bank {answer['bank']} --out samples"])
 
@@ -97,8 +97,7 @@ def _write(full: Bank, dest: Path, record: dict[str, Any], given: Mapping[str, A
     """Write the bank in the wanted form and return its whole record."""
     bank = compressed(full, given["latent_dim"]) if given["form"] == "svd" else full
     if given["form"] == "svd":
-        error, cosine = difference(full, bank)
-        record = {**record, "relative_error": error, "mean_cosine": cosine}
+        record |= difference(full, bank)
     record = {**record, "versions": {"repa_eval": __version__, "torch": torch.__version__}}
     save_bank(bank.described(record), dest)
     return record

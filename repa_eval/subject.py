@@ -74,8 +74,8 @@ class Subject:
 
         A model in reversed time would by itself choose its published one, whose numbers stand in another table.
         """
-        family = {"family": "repa"} if self.network.native == REVERSED else {}
-        return SamplerSettings(num_steps=num_steps, interpolant=self.interpolant, **family, **more)
+        family = "repa" if self.network.native == REVERSED else ""
+        return SamplerSettings(num_steps=num_steps, interpolant=self.interpolant, family=family, **more)
 
     def made(self, sampler: SamplerSettings) -> dict[str, Any]:
         """Return the protocol entries of samples of the model."""

@@ -218,6 +218,9 @@ def test_a_model_with_its_bank_opens_wherever_it_goes(trained: tuple[str, Path],
     done = cli("convert", last(out), "--to", tmp_path / "folder")
     assert done.exit_code == 0, done.output
     torch.save(published(opened.model).state_dict(), tmp_path / "bare.pt")
+    assert (
+        opened.info()["memory_bank"] == {"full": "240 snippets, full", "svd": "240 snippets, svd, 8 directions"}[form]
+    )
     for path in (tmp_path / "folder", tmp_path / "bare.pt"):
         again = checkpoints.load(path, overrides={} if path.is_dir() else {"num_heads": 2})
         assert again.systems == ("GMem",)

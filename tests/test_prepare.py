@@ -1,4 +1,4 @@
-"""`repa-eval prepare --bank`: snippets in the order of the paths, resumed after a kill, and one-line errors."""
+"""`repa-eval prepare`: snippets, images, latents in the order of the paths; resumed after a kill; one-line errors."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from repa_eval import checkpoints
 from repa_eval.bank import compressed
 from repa_eval.bank_file import load_bank
 from repa_eval.cli import main
+from repa_eval.data._decode import centre_crop
 from repa_eval.sampling.generate import own_bank
 from repa_eval.teachers._registry import load_teacher
 from repa_eval.teachers.digits_vit import DigitsViT
@@ -170,7 +171,11 @@ def test_images_are_cropped_to_the_resolution(here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ("images out", "add --bank"),
+        ("images out --form svd", "--form does not apply without --bank"),
+        ("images out --teacher digits-vit", "--teacher does not apply without --bank"),
+        ("images bank.pth --bank --vae x", "--vae does not apply to --bank"),
+        ("images images", "images is not empty and was not prepared here; choose another DEST"),
+        ("images out --vae .", "--vae .: the folder holds no config.json of an AutoencoderKL"),
         ("images bank.npz --bank", "bank.npz: a memory bank is a .safetensors file, or .pth in the published form"),
         ("nowhere bank.pth --bank", "'nowhere' is no folder, .zip, .npz or data"),
         ("digits bank.pth --bank --resolution 8", "--resolution crops image files; digits has its own size"),
@@ -187,3 +192,101 @@ def test_images_are_cropped_to_the_resolution(here: Path) -> None:
 def test_what_cannot_be_prepared(words: str, text: str, here: Path) -> None:
     fails(prepare(*words.split()), 2, text)
     assert not Path("bank.pth").exists()
+
+
+# --- images and latents
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny AutoencoderKL that halves the side."""
+    import diffusers
+
+    folder = tmp_path_factory.mktemp("vae")
+    torch.manual_seed(0)
+    autoencoder = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4,
+    )  # fmt: skip
+    autoencoder.save_pretrained(folder)
+    return folder
+
+
+def photographs(count: int = 7) -> None:
+    """RGB images of different sizes in two class folders."""
+    random = np.random.RandomState(0)
+    for index in range(count):
+        file = Path(f"photos/{'b' if index > 3 else 'a'}/{index}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.randint(0, 255, (20 + index, 36, 3), dtype=np.uint8)).save(file)
+
+
+def made(*words: Any) -> dict[str, Any]:
+    done = prepare(*words, "--json")
+    assert done.exit_code == 0, done.output
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def test_images_and_latents_in_the_official_layout(vae: Path, here: Path) -> None:
+    import diffusers
+
+    photographs()
+    answer = made("photos", "out", "--resolution", 16, "--vae", vae, "--batch-size", 3)
+    assert answer["made"] == {"images": 7, "vae-sd": 7}
+    assert answer["record"] == json.loads(Path("out/prepare.json").read_text())
+    names = [f"00000/img{index:08d}.png" for index in range(7)]
+    labels = [0, 0, 0, 0, 1, 1, 1]
+    listing = json.loads(Path("out/images/dataset.json").read_text())["labels"]
+    assert listing == [list(pair) for pair in zip(names, labels, strict=True)]
+    listing = json.loads(Path("out/vae-sd/dataset.json").read_text())["labels"]
+    assert listing == [[f"00000/img-mean-std-{index:08d}.npy", label] for index, label in enumerate(labels)]
+    autoencoder = diffusers.AutoencoderKL.from_pretrained(vae)
+    for index, name in enumerate(names):
+        with (
+            Image.open(Path("out/images") / name) as image,
+            Image.open(sorted(Path("photos").rglob("*.png"))[index]) as source,
+        ):
+            pixels = np.asarray(image)
+            assert np.array_equal(pixels, np.asarray(centre_crop(source, 16)))
+        moments = np.load(f"out/vae-sd/00000/img-mean-std-{index:08d}.npy")
+        assert (moments.dtype, moments.shape) == (np.float32, (8, 8, 8))
+        x = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None].float() / 127.5 - 1
+        with torch.no_grad():
+            posterior = autoencoder.encode(x).latent_dist
+        wanted = torch.cat([posterior.mean, posterior.std], dim=1)[0]
+        torch.testing.assert_close(torch.from_numpy(moments), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_killed_preparation_gives_the_same_files(vae: Path, here: Path) -> None:
+    photographs()
+    words = ("--resolution", 16, "--vae", vae, "--batch-size", 3)
+    made("photos", "whole", *words)
+    made("photos", "part", *words)
+    whole = files_of(here / "whole")
+    for name in ("images/dataset.json", "images/00000/img00000004.png", "vae-sd/00000/img-mean-std-00000001.npy"):
+        (here / "part" / name).unlink()
+    assert made("photos", "part", *words)["made"] == {"images": 1, "vae-sd": 1}
+    assert files_of(here / "part") == whole
+    assert made("photos", "part", *words)["made"] == {"images": 0, "vae-sd": 0}
+
+
+def test_latents_can_be_added_to_images(vae: Path, here: Path) -> None:
+    photographs()
+    made("photos", "out", "--resolution", 16)
+    assert not Path("out/vae-sd").exists()
+    assert made("photos", "out", "--resolution", 16, "--vae", vae)["made"] == {"images": 0, "vae-sd": 7}
+    assert "vae_hash" in json.loads(Path("out/prepare.json").read_text())
+    done = prepare("photos", "out", "--resolution", 8)
+    fails(done, 2, "out was prepared otherwise (data_hash, resize, resolution differ); choose another DEST")
+
+
+def test_images_that_a_vae_cannot_encode(vae: Path, here: Path) -> None:
+    photographs()
+    fails(prepare("images", "out", "--vae", vae), 2, "encodes RGB images; these are grey")
+    fails(prepare("photos", "out", "--vae", vae, "--resolution", 15), 2, "a multiple of 2; these are 15x15")
+    fails(prepare("photos", "out"), 2, "images of different sizes")
+    assert not Path("out").exists()
+    assert made("images", "grey")["made"] == {"images": 10}
+    with Image.open("grey/images/00000/img00000000.png") as image:
+        assert np.array_equal(np.asarray(image), digits("val").images[0, 0])

@@ -11,6 +11,7 @@ from repa_eval.commandline import OneLine, example
 from repa_eval.errors import UserError
 
 TEACHERS = {"digits": "digits-vit"}  # of data by name; else the one that REPA and GMem are published with
+OF_BANKS = ("teacher_name", "teacher_weights", "form", "latent_dim", "snippet")
 
 
 @click.command(cls=OneLine)
@@ -34,30 +35,46 @@ TEACHERS = {"digits": "digits-vit"}  # of data by name; else the one that REPA a
     show_default=True,
     help="bank: the teacher's class token, or the mean of its patches",
 )
+@click.option("--vae", help="also latents: folder or hub name of an AutoencoderKL, such as stabilityai/sd-vae-ft-mse")
 @click.option("--resolution", type=click.IntRange(min=1), help="crop and resize the images to this side, as ADM does")
 @click.option("--split", default="train", show_default=True, help="of a data set by name; files have none")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 @click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="images at once")
 @click.option("--quiet", is_flag=True, help="no progress on stderr")
 @click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
-@example("repa-eval prepare digits bank.safetensors --bank --form svd --latent-dim 16")
+@example("repa-eval prepare digits bank.safetensors --bank --snippet mean --form svd --latent-dim 16")
 def command(src: str, dest: Path, bank: bool, as_json: bool, **given: Any) -> None:
-    """Make a GMem memory bank: the snippet of every image in SRC, in the order of their paths.
+    """Make what trainers read from the images SRC: cropped images and a VAE's latents, or (--bank) a memory bank.
 
-    SRC: a folder of images, a .zip, an .npz with arr_0, or data by name. What a killed call has computed lies beside
-    DEST and is kept: the same command goes on. Under `accelerate launch` or torchrun the processes share the images.
+    SRC: a folder of images, a .zip, an .npz with arr_0, or data by name. DEST gets images/ and, with --vae, vae-sd/ in
+    the layout of REPA's trainer; with --bank it is a file, the snippet of every image in the order of their paths.
+    What a killed call has made is kept: the same command goes on. Under `accelerate launch` or torchrun the processes
+    share the images.
     """
     import json
 
-    if not bank:
-        raise UserError("prepare makes memory banks so far: add --bank (images and latents are not made yet)")
-    from repa_eval.commands._prepare_bank import make_bank, text_of
+    if bank:
+        from repa_eval.commands._prepare_bank import make_bank as make
+        from repa_eval.commands._prepare_bank import text_of
+    else:
+        from repa_eval.commands._prepare_images import make_images as make
+        from repa_eval.commands._prepare_images import text_of
 
+    _refuse_others(bank)
     images = _source(src, given["split"], given["resolution"])
-    teacher_name = given.pop("teacher_name") or TEACHERS.get(src, "dinov2-vit-b")
-    answer = make_bank(images, dest, {**given, "data": src, "teacher": teacher_name})
+    teacher = given.pop("teacher_name") or TEACHERS.get(src, "dinov2-vit-b")
+    answer = make(images, dest, {**given, "data": src, "teacher": teacher})
     if answer is not None:
         click.echo(json.dumps(answer) if as_json else text_of(answer))
+
+
+def _refuse_others(bank: bool) -> None:
+    """UserError for an option that belongs to the other kind of work."""
+    context = click.get_current_context()
+    for name in ("vae",) if bank else OF_BANKS:
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            option = "--" + name.removesuffix("_name").replace("_", "-")
+            raise UserError(f"{option} does not apply {'to' if bank else 'without'} --bank")
 
 
 def _source(src: str, split: str, resolution: int | None) -> Any:

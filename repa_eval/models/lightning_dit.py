@@ -108,6 +108,13 @@ class SnippetMemory(nn.Module):
         """Return name -> tensor; how snippets are read from them, the bank knows."""
         return dict(self.named_buffers())
 
+    def describe(self) -> str:
+        """Return the form and the size in words."""
+        tensors = self.tensors()
+        codes = tensors.get("C")
+        form = "full" if codes is None else f"svd, {codes.shape[1]} directions"
+        return f"{len(next(iter(tensors.values())))} snippets, {form}"
+
 
 class SnippetProjection(nn.Module):
     """The condition from a memory snippet, in the place of a label table."""

@@ -306,6 +306,13 @@ def test_the_trainer_measures_what_the_sweep_would(tmp_path: Path, monkeypatch: 
     }.items() <= record.items()
     media = {path.name for path in (out / "media").iterdir()}
     assert {"interpolation-0000006.png", "interpolation-0000006.json", "samples-0000003.png"} <= media
+    words = json.loads((out / "media/interpolation-0000006.json").read_text())
+    picture = np.asarray(Image.open(out / "media/interpolation-0000006.png"))
+    assert picture.shape == (10 * len(words["rows"]), 10 * words["columns"]) == (80, 80)
+    for place, row in enumerate(words["rows"]):  # the images that the snippets are of stand at both ends
+        for column, index in zip((0, 7), map(int, row.split(" to ")), strict=True):
+            tile = picture[10 * place + 1 : 10 * place + 9, 10 * column + 1 : 10 * column + 9]
+            assert np.array_equal(tile, digits("val").images[index, 0])
     before = (out / "media/interpolation-0000006.png").read_bytes(), (out / "media/samples-0000006.png").read_bytes()
     for file in ("interpolation-0000006.png", "samples-0000006.png"):
         (out / "media" / file).unlink()

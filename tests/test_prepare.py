@@ -18,6 +18,7 @@ from repa_eval import checkpoints
 from repa_eval.bank import compressed
 from repa_eval.bank_file import load_bank
 from repa_eval.cli import main
+from repa_eval.commands._prepare_images import _member
 from repa_eval.data._decode import centre_crop
 from repa_eval.sampling.generate import own_bank
 from repa_eval.teachers._registry import load_teacher
@@ -256,6 +257,11 @@ def test_images_and_latents_in_the_official_layout(vae: Path, here: Path) -> Non
             posterior = autoencoder.encode(x).latent_dist
         wanted = torch.cat([posterior.mean, posterior.std], dim=1)[0]
         torch.testing.assert_close(torch.from_numpy(moments), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_folder_per_thousand() -> None:
+    assert _member("images", 1234567) == "01234/img01234567.png"
+    assert _member("vae-sd", 999) == "00000/img-mean-std-00000999.npy"
 
 
 def test_a_killed_preparation_gives_the_same_files(vae: Path, here: Path) -> None:

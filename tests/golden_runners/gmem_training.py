@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from golden_runners import Arrays, Case, runner
-from golden_runners.gmem import IGNORED, KEPT, TEACHER
+from golden_runners.gmem import IGNORED, KEPT
 from golden_runners.sit_models import network
 from repa_eval.config import from_dict
 from repa_eval.interpolant import Interpolant
@@ -49,7 +49,8 @@ def time_draw(draw: Tensor, path: Interpolant) -> Tensor:
 def transport_loss(case: Case, arrays: Arrays) -> Arrays:
     config, method = case["config"], method_of(case["config"])
     given = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    model: Any = network("LightningDiT", {"z_dims": [TEACHER], **config}, keep=KEPT, ignored=IGNORED | OF_THE_LOSS)
+    sizes = {"z_dims": [given["z_target"].shape[-1]], "condition_size": given["c"].shape[-1]}
+    model: Any = network("LightningDiT", {**sizes, **config}, keep=KEPT, ignored=IGNORED | OF_THE_LOSS)
     model.train()
     answers: list[Tensor] = []
     model.register_forward_hook(lambda _model, _given, answered: answers.append(answered[0].detach()))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from repa_eval.data._registry import Images, load_data
 from repa_eval.models.layers import DiffusionModel
-from repa_eval.results import Row
+from repa_eval.results import Row, write_atomic
 from repa_eval.sampling.generate import SamplerSettings, generate
 from repa_eval.shares import ALONE, Share
 
@@ -52,7 +55,8 @@ def draw(model: DiffusionModel, count: int, sampler: SamplerSettings, share: Sha
     parts.sort(key=lambda part: part[0][0])
     images = torch.cat([images for _, images, _ in parts]).numpy()
     labels = torch.cat([labels for _, _, labels in parts]).numpy()
-    return Images("samples", "all", images, labels, model.config.num_classes)
+    # a model without classes is conditioned on snippets: its "labels" are their rows
+    return Images("samples", "all", images, labels, getattr(model.config, "num_classes", 0))
 
 
 def unseen_images(data: str, count: int) -> Images:
@@ -63,3 +67,9 @@ def unseen_images(data: str, count: int) -> Images:
 def unseen_split(data: str) -> str:
     """Return the split of images that training never saw: the embedded one has a large version."""
     return "test-large" if data == "digits" else "test"
+
+
+def write_grid(path: Path, png: bytes, words: dict[str, Any]) -> None:
+    """Write a picture that is a table, after the words beside it: what is `done` is complete."""
+    write_atomic(path.with_suffix(".json"), json.dumps(words, indent=1) + "\n")
+    write_atomic(path, png)

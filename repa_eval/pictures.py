@@ -25,6 +25,11 @@ def side_by_side(images: Array) -> bytes:
     return png(np.concatenate(list(_framed(images)), axis=-1))
 
 
+def in_rows(images: Array) -> bytes:
+    """Return a PNG with images uint8 (R, K, C, H, W) in R rows."""
+    return png(np.concatenate([np.concatenate(list(_framed(row)), axis=-1) for row in images], axis=-2))
+
+
 @torch.no_grad()
 def token_colours(
     model: DiffusionModel,

@@ -10,7 +10,9 @@ from typing import Any
 from repa_eval.features import Capture, ClassTokens
 from repa_eval.interpolant import Interpolant
 from repa_eval.models._registry import find_preset
+from repa_eval.models.conventions import REVERSED
 from repa_eval.models.layers import DiffusionModel
+from repa_eval.sampling.settings import SamplerSettings
 from repa_eval.teachers._registry import class_tokens_by, load_teacher
 from repa_eval.train.methods.base import name_of
 from repa_eval.train.recipe import Recipe
@@ -58,9 +60,28 @@ class Subject:
 
     @property
     def generates(self) -> bool:
-        """Whether images can be generated from the model: not from the stub of a first stage."""
+        """Whether images can be generated from the model: not from a first stage's stub, nor without a memory bank."""
         method = self.recipe.method
         return method.samples and method.stages()[-1].samples
+
+    @property
+    def draws_snippets(self) -> bool:
+        """Whether the model is conditioned on snippets of a memory bank, and not on labels."""
+        return hasattr(self.recipe.architecture, "condition_size")
+
+    def sampler(self, num_steps: int, **more: Any) -> SamplerSettings:
+        """Return the settings of the one sampler that all runs are measured with: REPA's ODE by Euler steps.
+
+        A model in reversed time would by itself choose its published one, whose numbers stand in another table.
+        """
+        family = "repa" if self.network.native == REVERSED else ""
+        return SamplerSettings(num_steps=num_steps, interpolant=self.interpolant, family=family, **more)
+
+    def made(self, sampler: SamplerSettings) -> dict[str, Any]:
+        """Return the protocol entries of samples of the model."""
+        bank = f"the checkpoint's, {getattr(self.recipe.method, 'bank', 'full')}"
+        drawn = {"labels": "snippets", "bank": bank} if self.draws_snippets else {}
+        return {**sampler.record(), **drawn, "weights": self.weights, "dtype": "float32"}
 
     @property
     def interpolant(self) -> Interpolant:

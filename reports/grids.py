@@ -1,4 +1,4 @@
-"""Pictures that are tables: tiles in named rows, e.g. the principal components of every block's tokens.
+"""Pictures that are tables: tiles in named rows: components of every block's tokens, images between two snippets.
 
 media/<kind>-<step>.json beside the PNG says what the rows are: {"caption", "rows", "columns", "tile"}.
 """
@@ -13,10 +13,19 @@ from dataclasses import dataclass
 from repa_eval.reports.arms import Arm
 from repa_eval.reports.media import Picture, picture_of, size_of, thinned
 
-# kinds of pictures that are tables: the anchor of their section and its title
+# kinds of pictures that are tables: the anchor of their section, its name, its title, and what to look for
 SECTIONS = {
-    "pca": ("features", "Principal components of the tokens"),
-    "neighbours": ("neighbours", "Samples beside their nearest training images"),
+    "pca": ("features", "Components", "Principal components of the tokens", ""),
+    "interpolation": (
+        "interpolations",
+        "Between snippets",
+        "Between snippets of the memory bank",
+        "A model of this kind is conditioned on a snippet: a teacher's features of one training image, drawn from a "
+        "bank that lies beside the network. Where neighbouring images of a row change little by little, the network "
+        "understands snippets between those that it was trained on; where generated ends equal the training images "
+        "beside them pixel by pixel, it repeats what it was shown.",
+    ),
+    "neighbours": ("neighbours", "Neighbours", "Samples beside their nearest training images", ""),
 }
 GAP = 1  # pixels between tiles
 _NAME = re.compile(rf"^(?P<run>.+)/(?P<kind>{'|'.join(SECTIONS)})-(?P<step>\d+)\.(?P<form>png|json)$")
@@ -56,7 +65,9 @@ class Chapter:
     """The grids of one kind: a section of the page."""
 
     anchor: str
+    name: str  # in the list of sections
     title: str
+    advice: str  # what to look for
     grids: tuple[Grids, ...]
 
     @property
@@ -68,7 +79,7 @@ class Chapter:
 def chapters(tables: Sequence[Grids]) -> list[Chapter]:
     """Return the grids by kind, kinds in the order of SECTIONS."""
     found = [(words, tuple(one for one in tables if one.kind == kind)) for kind, words in SECTIONS.items()]
-    return [Chapter(anchor, title, members) for (anchor, title), members in found if members]
+    return [Chapter(*words, members) for words, members in found if members]
 
 
 def is_grid(name: str) -> bool:

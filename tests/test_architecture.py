@@ -34,6 +34,8 @@ FLOORS = {
     "repa_eval.data": 2,
     "repa_eval.sampling": 2,
     "repa_eval.samples": 2,
+    "repa_eval.bank": 2,
+    "repa_eval.bank_file": 2,
     "repa_eval.features": 2,
     "repa_eval.checkpoints": 2,
     "repa_eval.align": 3,
@@ -46,6 +48,7 @@ FLOORS = {
     "repa_eval.commandline": 4,
     "repa_eval.measure": 4,
     "repa_eval.monitors": 4,
+    "repa_eval.quality": 4,
     "repa_eval.subject": 4,
     "repa_eval.cli": 4,
     "repa_eval.commands": 4,
@@ -63,6 +66,8 @@ SIDEWAYS = {
     ("repa_eval.features", "repa_eval.teachers"),
     ("repa_eval.sampling", "repa_eval.data"),
     ("repa_eval.sampling", "repa_eval.models"),
+    ("repa_eval.sampling", "repa_eval.bank"),
+    ("repa_eval.bank_file", "repa_eval.bank"),
     ("repa_eval.extractors", "repa_eval.teachers"),
 }
 # Reports read a table and nothing else, so that a report needs no GPU and no torch.

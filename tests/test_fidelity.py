@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from helpers import digits, tiny
-from repa_eval import monitors, results
+from repa_eval import monitors, quality, results
 from repa_eval.data._registry import Images
 from repa_eval.errors import Failure, UserError
 from repa_eval.extractors._registry import Extractor, Features, extract, load_extractor
@@ -171,7 +171,7 @@ def test_copies_of_training_images_are_found(tmp_path: Path, monkeypatch: pytest
     copies = monitors.Copies(monitors.Quality(monitors.Subject(recipe, tmp_path / "mine")))
     assert list(copies(3, None)) == []  # once, at the end
     assert copies.done(3, [])
-    monkeypatch.setattr(monitors, "draw", lambda _model, count, *_: digits("train").part(5000, 5000 + count))
+    monkeypatch.setattr(quality, "draw", lambda _model, count, *_: digits("train").part(5000, 5000 + count))
     rows = list(copies(6, None))
     found = values(rows)
     assert found["authpct_digits"] == 0
@@ -187,7 +187,7 @@ def test_copies_of_training_images_are_found(tmp_path: Path, monkeypatch: pytest
     assert not copies.done(6, rows[:1])
     picture.unlink()
     assert not copies.done(6, rows)
-    monkeypatch.setattr(monitors, "draw", lambda _model, count, *_: digits("test-large").part(0, count))
+    monkeypatch.setattr(quality, "draw", lambda _model, count, *_: digits("test-large").part(0, count))
     assert values(copies(6, None))["authpct_digits"] > 25  # images that training never saw
     assert values(copies(6, None))["ct_digits"] > -3
 

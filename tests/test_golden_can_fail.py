@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from golden_runners import compare
+from repa_eval.bank import FullBank, SVDBank, _mask, _spherical, compressed, interpolate
 from repa_eval.models.layers import Attention, modulate, sincos_table
 from repa_eval.models.sit_cls import SiTCls
 from repa_eval.sampling.ode import sample_ode
 from repa_eval.sampling.sde import sample_sde
 from repa_eval.train.methods.erw import ERW, fading
+from repa_eval.train.methods.gmem import GMem
 from repa_eval.train.methods.reg import REG
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -71,6 +73,48 @@ CHANGES: dict[str, tuple[str, Callable[..., Any], str, str]] = {
     "stage 2 aligned by stage 1's weight": (
         "erw/loss_full", ERW.losses, "weight * cosine_alignment", "self.proj_coeff * cosine_alignment",
     ),
+    "no cosine between velocities": (
+        "gmem/transport_loss_uniform", GMem.losses, "self.cosine_coeff * (1 - cosine)", "0 * (1 - cosine)",
+    ),
+    "that cosine over the whole sample": (
+        "gmem/transport_loss_lognorm", GMem.losses,
+        "F.cosine_similarity(predicted, target, dim=1)",
+        "F.cosine_similarity(predicted.flatten(1), target.flatten(1))[:, None]",
+    ),
+    "dropped entries kept": (
+        "gmem/transport_loss_uniform", GMem.losses, ">= model.config.condition_dropout", ">= 0",
+    ),
+    "GMem's network given our time": (
+        "gmem/transport_loss_uniform", GMem.losses, "ours(model)(x_t, t,", "ours(model)(x_t, 1 - t,",
+    ),
+    "a code scaled by S instead of its root": (
+        "gmem/memory_bank_svd", compressed, "@ V / S.sqrt()", "@ V / S",
+    ),
+    "one direction fewer": (
+        "gmem/memory_bank_svd", compressed,
+        "S[:latent_dim], vectors.flip(1)[:, :latent_dim]", "S[: latent_dim - 1], vectors.flip(1)[:, : latent_dim - 1]",
+    ),
+    "a new snippet not divided by S": (
+        "gmem/memory_bank_svd", SVDBank.added, " / self.S.float()", "",
+    ),
+    "alpha on the second row of a full bank": (
+        "gmem/memory_bank_svd", FullBank.added_between,
+        "alpha * self.row(first) + (1 - alpha)", "(1 - alpha) * self.row(first) + alpha",
+    ),
+    "alpha on the second row of a compressed bank": (
+        "gmem/memory_bank_svd", SVDBank.added_between,
+        "alpha * self.C[first].float() + (1 - alpha)", "(1 - alpha) * self.C[first].float() + alpha",
+    ),
+    "straight instead of along the sphere": (
+        "gmem/snippet_interpolation", _spherical,
+        "return (((1 - alpha)", "return _linear(a, b, alpha, draws) + 0 * (((1 - alpha)",
+    ),
+    "snippets between, not normalised": (
+        "gmem/snippet_interpolation", interpolate,
+        "F.normalize(INTERPOLATIONS[method](a, b, weights, draws), dim=1)",
+        "INTERPOLATIONS[method](a, b, weights, draws)",
+    ),
+    "the mask the other way round": ("gmem/snippet_interpolation", _mask, "draws > 0.5, a, b", "draws > 0.5, b, a"),
 }  # fmt: skip
 
 

@@ -247,6 +247,38 @@ def test_every_kind_of_grid_has_a_section():
     assert '<a href="#neighbours">Neighbours</a>' in text
 
 
+def test_ways_between_snippets_have_a_section_of_their_own():
+    inputs = small(("vanilla", "repa")) | {"media": sample.media("repa")}
+    words = {
+        "caption": "From snippet to snippet.",
+        "rows": [f"{i} to {i + 1}" for i in range(8)],
+        "columns": 8,
+        "tile": 8,
+    }
+    for step in (5, 10):
+        inputs["media"][f"repa/interpolation-{step:07d}.png"] = sample.tiles("repa", step)
+        inputs["media"][f"repa/interpolation-{step:07d}.json"] = json.dumps(words).encode()
+    text = render(**inputs)
+    section = text[text.index('<section id="interpolations">') :].partition("</section>")[0]
+    assert section.count("From snippet to snippet.") == 1
+    assert re.findall(r'alt="(.*?)"', section) == [
+        "interpolation of repa at step 10",
+        "interpolation of repa at step 5",
+    ]
+    assert re.findall(r"<li>(.*?)</li>", section)[:8] == words["rows"]
+    assert "conditioned on a snippet" in section
+    assert '<a href="#interpolations">' in text
+    assert "interpolation" not in text[text.index('<section id="features">') :].partition("</section>")[0]
+    for name in list(inputs["media"]):
+        if "interpolation" in name:
+            del inputs["media"][name]
+    without = render(**inputs)
+    assert "interpolations" not in without
+    assert '<section id="features">' in without
+    inputs["media"] = {name: data for name, data in inputs["media"].items() if "/pca-" not in name}
+    assert '<section id="features">' not in render(**inputs)
+
+
 def side(**changes) -> bytes:
     return json.dumps({"caption": "c", "rows": sample.PCA_ROWS, "columns": 8, "tile": 8} | changes).encode()
 

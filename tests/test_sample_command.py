@@ -70,6 +70,7 @@ def here(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny AutoencoderKL from 4 channels to images of twice the side."""
     import diffusers
+
     folder = tmp_path_factory.mktemp("vae")
     torch.manual_seed(0)
     autoencoder = diffusers.AutoencoderKL(

@@ -124,6 +124,7 @@ def test_order_of_the_transport_solvers(method: str, order: int) -> None:
 @pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "dopri5"])
 def test_the_solvers_are_those_of_torchdiffeq(method: str) -> None:
     from torchdiffeq import odeint
+
     model, y = small("SiT").network, labels(2)
     noise = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     options = Transport(sampling_method=method, timestep_shift=0.3)
@@ -482,6 +483,7 @@ def test_heun_of_both_ends_with_an_euler_step_and_decides_on_guidance_before() -
 
 def test_flow_steps_are_the_schedulers() -> None:
     import diffusers
+
     timesteps = flow.flow_timesteps(5)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(5)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from repa_eval import seeding
 from repa_eval.data._registry import Images, load_data
 from repa_eval.errors import Failure
+from repa_eval.models import conventions
 from repa_eval.models._registry import find_preset
 from repa_eval.results import Row
 from repa_eval.teachers._registry import Teacher, load_teacher
@@ -124,7 +125,7 @@ def train(
                     return
                 if at == settings.max_steps or _due(at, settings.evaluation.eval_every):
                     for monitor in monitors:
-                        writer.rows(monitor(at, ema.eval()))
+                        writer.rows(monitor(at, conventions.ours(ema.eval())))
 
             if saved is not None and before != "done":
                 measure(step)  # a run killed between a checkpoint and its measurement

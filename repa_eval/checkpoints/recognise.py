@@ -93,6 +93,7 @@ class Checkpoint:
             "convention": " or ".join(model.native for model in self.models) if diffusion else None,
             "teacher": self.option("enc_type"),
             "encoder_depth": self.option("encoder_depth"),
+            **({"memory_bank": memory.describe()} if (memory := getattr(network, "memory", None)) is not None else {}),
             **self.facts,
         }
 

@@ -29,9 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def caching(function: F) -> F:
     """Add the options that say where features are kept: --cache, --no-cache."""
-    function = click.option("--no-cache", is_flag=True, help="features in memory only: nothing to resume")(
-        function
-    )
+    function = click.option("--no-cache", is_flag=True, help="features in memory only: nothing to resume")(function)
     return click.option(
         "--cache",
         type=click.Path(file_okay=False, path_type=Path),

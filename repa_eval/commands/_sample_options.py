@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from repa_eval.errors import Failure, UserError, first_line
+from repa_eval.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 NO_INTERVAL = ("mode", "guidance_low", "guidance_high", "path_type")
@@ -142,23 +142,7 @@ def _labels(text: str | None) -> tuple[int, ...]:
 
 
 def open_bank(path: Path | None) -> Any:
-    """Return the memory bank (N, D) of a .npy file or of one that torch.save wrote, mapped and not read."""
-    import pickle
+    """Return the memory bank of a file, checked; None if no file is named."""
+    from repa_eval.bank_file import load_bank
 
-    import numpy as np
-    import torch
-
-    if path is None:
-        return None
-    if not path.is_file():
-        raise UserError(f"--bank {path} does not exist")
-    try:
-        if path.suffix == ".npy":
-            content: Any = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise Failure(f"--bank {path} cannot be read: {first_line(error)}") from error
-    if not isinstance(content, torch.Tensor):
-        raise UserError(f"--bank {path} holds {type(content).__name__}, not one tensor (N, D)")
-    return content
+    return None if path is None else load_bank(path, what="--bank")

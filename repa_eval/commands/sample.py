@@ -23,7 +23,15 @@ from repa_eval.errors import UserError
 @sampling
 @click.option("--balanced", is_flag=True, help="equally many images of every class; default: random labels")
 @click.option("--labels", help="these labels in turn, joined by commas")
-@click.option("--bank", type=click.Path(dir_okay=False, path_type=Path), help="GMem: memory bank, a tensor (N, D)")
+@click.option("--bank", type=click.Path(dir_okay=False, path_type=Path), help="GMem: memory bank; default: its own")
+@click.option("--interpolate", metavar="A,B", help="GMem: one PNG, from row A of the memory bank to row B")
+@click.option(
+    "--interpolation",
+    type=click.Choice(["linear", "spherical", "concat", "mask"]),
+    default="linear",
+    show_default=True,
+    help="between the rows of --interpolate",
+)
 @click.option("--vae", help="decoder of latents: folder or hub name of an AutoencoderKL")
 @click.option(
     "--uint8", type=click.Choice(["floor", "round"]), help="default: as published (REPA, REG floor; others round)"
@@ -44,7 +52,7 @@ def command(
 
     import torch
 
-    from repa_eval.hashing import digest_file
+    from repa_eval.commands._between import rows_between, write_between
     from repa_eval.models.layers import DiffusionModel
     from repa_eval.sampling.decode import decoder_for
     from repa_eval.sampling.generate import bank_for
@@ -59,11 +67,18 @@ def command(
     share = join(choose_device(device))
     decoder = decoder_for(model, given["vae"], share.device)
     record = {**_origin(opened), **settings.record(), "dtype": given["dtype"], "batch_size": batch_size}
+    rows = rows_between(given["interpolate"], snippets)
     if decoder is not None:
         record.update(decoder.record())
     if snippets is not None:
-        record.update(labels="snippets", bank=given["bank"].name, bank_hash=digest_file(given["bank"]))
+        record.update(_bank_record(given["bank"]))
     model = model.to(device=share.device, dtype=getattr(torch, given["dtype"]))
+    if rows is not None:
+        if share.first:
+            told = write_between(model, snippets, rows, out, settings, given["interpolation"], decoder, record)
+            click.echo(json.dumps(told) if as_json else str(out))
+        share.leave()
+        return
     sources = {"snippets": snippets, "decode": decoder, "batch_size": batch_size}
     _make(share, model, num, out, given["flat"], settings, sources, record, quiet)
     if share.first:
@@ -81,6 +96,15 @@ def _origin(opened: Any) -> dict[str, Any]:
         "data": opened.recipe.get("data"),
         "extractor": opened.recipe.get("evaluation", {}).get("extractor"),
     }
+
+
+def _bank_record(file: Path | None) -> dict[str, Any]:
+    """Return where the snippets are from; the checkpoint's own bank is in its weights_hash."""
+    from repa_eval.hashing import digest_file
+
+    if file is None:
+        return {"labels": "snippets", "bank": "the checkpoint's"}
+    return {"labels": "snippets", "bank": file.name, "bank_hash": digest_file(file)}
 
 
 def _make(

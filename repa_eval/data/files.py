@@ -49,7 +49,7 @@ class ImageFiles:
         parents = [Path(member).parent.as_posix() for member in self.members]
         self.class_names = tuple(sorted(set(parents)))
         places = {name: place for place, name in enumerate(self.class_names)}
-        self._labels = np.array([places[parent] for parent in parents])
+        self.labels = np.array([places[parent] for parent in parents])
 
     def __len__(self) -> int:
         return len(self.members)
@@ -62,7 +62,7 @@ class ImageFiles:
                 raise self._refusal(index, result, self._each(self._pixels, range(len(self))))
         arrays: list[Any] = found
         stacked = np.stack(arrays).transpose(0, 3, 1, 2)
-        return torch.from_numpy(np.ascontiguousarray(stacked)), torch.from_numpy(self._labels[list(indices)])
+        return torch.from_numpy(np.ascontiguousarray(stacked)), torch.from_numpy(self.labels[list(indices)])
 
     def digest(self) -> str:
         """Return a hash of the files' names and bytes, and of the resizing if there is any."""

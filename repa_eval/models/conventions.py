@@ -106,3 +106,8 @@ WRAPPERS = {REVERSED: ReversedTime, EPSILON: NoisePrediction}
 def converted(network: Any, native: str) -> Any:
     """Return `network`, wrapped unless its own convention is the project's."""
     return network if native == VELOCITY else WRAPPERS[native](network)
+
+
+def ours(model: Any) -> Any:
+    """Return a model in the project's convention: as it is, or wrapped if it is a network of another one."""
+    return model if isinstance(model, Converted) else converted(model, getattr(model, "native", VELOCITY))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from repa_eval.config import option
@@ -52,6 +53,8 @@ class LightningDiTConfig:
     use_rmsnorm: bool = option(True, help="RMSNorm with weights, else LayerNorm without (with, in use_qknorm)")
     wo_shift: bool = option(False, help="blocks are scaled and gated by the condition, but not shifted")
     fused_attn: bool = option(True, help="torch's fused attention")
+    bank_size: int = option(0, help="snippets of the memory bank that lies in the checkpoint; 0 = none does", least=0)
+    bank_dim: int = option(0, help="directions of that bank's SVD form; 0 = it is whole", least=0)
 
 
 PRESETS = {
@@ -83,7 +86,34 @@ def read_lightning_dit(shapes: Shapes) -> dict[str, Any] | None:
         "use_rope": table is not None,
         "use_rmsnorm": "final_layer.norm_final.weight" in shapes,
         "wo_shift": shapes["blocks.0.adaLN_modulation.1.weight"][0] == 4 * width,
+        **_bank_fields(shapes),
     }
+
+
+def _bank_fields(shapes: Shapes) -> dict[str, Any]:
+    rows, codes = shapes.get("memory.snippets", (0, 0)), shapes.get("memory.C", (0, 0))
+    return {"bank_size": rows[0] or codes[0], "bank_dim": codes[1]}
+
+
+class SnippetMemory(nn.Module):
+    """The memory bank beside a network, so that it draws its own snippets: the tensors that a bank consists of."""
+
+    def __init__(self, size: int, width: int, dim: int) -> None:
+        super().__init__()
+        svd = {"C": (size, dim), "M": (width, dim), "S": (dim,), "mean": (width,)}
+        for name, shape in (svd if dim else {"snippets": (size, width)}).items():
+            self.register_buffer(name, torch.zeros(shape))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return name -> tensor; how snippets are read from them, the bank knows."""
+        return dict(self.named_buffers())
+
+    def describe(self) -> str:
+        """Return the form and the size in words."""
+        tensors = self.tensors()
+        codes = tensors.get("C")
+        form = "full" if codes is None else f"svd, {codes.shape[1]} directions"
+        return f"{len(next(iter(tensors.values())))} snippets, {form}"
 
 
 class SnippetProjection(nn.Module):
@@ -122,6 +152,9 @@ class LightningDiT(DiffusionModel):
         self.final_layer = FinalLayer(width, config.patch_size**2 * config.in_channels, norm=_norm(config))
         initialise_open(self, (self.t_embedder.mlp[0], self.t_embedder.mlp[2]))
         self.projector.extend(teacher_heads(config))
+        self.memory = (
+            SnippetMemory(config.bank_size, config.condition_size, config.bank_dim) if config.bank_size else None
+        )
 
     @property
     def projectors(self) -> nn.ModuleList:  # type: ignore[override]

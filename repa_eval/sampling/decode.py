@@ -49,13 +49,14 @@ def decoder_for(model: Any, name: str | None, device: str) -> Decoder | None:
         if channels not in IMAGE_CHANNELS:
             raise UserError(f"this model makes latents of {channels} channels: add --vae {EXAMPLE}, or --vae FOLDER")
         return None
-    vae = _load(name)
+    vae = load_vae(name)
     if vae.config.latent_channels != channels:
         raise UserError(f"--vae {name} decodes {vae.config.latent_channels} channels; this model makes {channels}")
     return Decoder(name, vae.eval().requires_grad_(False).to(device))
 
 
-def _load(name: str) -> Any:
+def load_vae(name: str) -> Any:
+    """Return the AutoencoderKL, float32, of a folder or of the Hugging Face hub; UserError or Failure in one line."""
     try:
         from diffusers import AutoencoderKL
     except ImportError as error:

@@ -11,11 +11,12 @@ from itertools import groupby
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from repa_eval.bank import Bank, FullBank, of_tensors
 from repa_eval.data._registry import to_uint8
 from repa_eval.errors import UserError
+from repa_eval.models.conventions import published
 from repa_eval.sampling.families import integrate
 from repa_eval.sampling.settings import SamplerSettings, takes_snippets
 from repa_eval.seeding import generators, integers, normal
@@ -41,13 +42,14 @@ def generate(
     settings: SamplerSettings,
     *,
     batch_size: int = 256,
-    snippets: Tensor | None = None,
+    snippets: Bank | Tensor | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Yield (indices, images uint8 (B, C, H, W) on the CPU, labels (B,)) batch by batch, in the order given.
 
-    snippets: GMem's memory bank (N, D), raw; instead of labels its rows' numbers are yielded. decode: from latents to
-    images in [-1, 1], where the model does not make images itself.
+    snippets: GMem's memory bank, or its raw rows (N, D), in place of the one that lies in the checkpoint; instead of
+    labels its rows' numbers are yielded. decode: from latents to images in [-1, 1], where the model does not make
+    images itself.
     """
     settings = settings.for_model(model)
     config, like = model.config, next(model.parameters())
@@ -58,24 +60,24 @@ def generate(
         whole = range(block * batch_size, (block + 1) * batch_size)
         noise = normal(generators(settings.seed, "noise", whole), shape).to(like)
         chosen = chosen_of(whole, model, settings, bank)
-        y = chosen.to(like.device) if bank is None else F.normalize(bank[chosen].float(), dim=1).to(like)
+        y = chosen.to(like.device) if bank is None else bank.conditions(chosen).to(like)
         latents = integrate(model, noise, y, whole, settings)
         places = [index - whole.start for index in batch]
         images = to_uint8(latents if decode is None else decode(latents), settings.rule).cpu()
         yield batch, images[places], chosen[places]
 
 
-def chosen_of(indices: Iterable[int], model: Any, settings: SamplerSettings, snippets: Tensor | None) -> Tensor:
+def chosen_of(indices: Iterable[int], model: Any, settings: SamplerSettings, snippets: Bank | None) -> Tensor:
     """Return what sample indices are conditioned on, int64: labels, or row numbers of the bank."""
     if snippets is not None:
         return rows_of(indices, len(snippets), settings)
     return labels_of(indices, model.config.num_classes, settings)
 
 
-def bank_for(model: Any, snippets: Tensor | None) -> Tensor | None:
-    """Return the memory bank (N, D) of a model that draws from one, else None.
+def bank_for(model: Any, snippets: Bank | Tensor | None) -> Bank | None:
+    """Return the memory bank of a model that draws from one, the given one or its own, else None.
 
-    UserError where either is without the other, and for a model that takes neither snippets nor labels.
+    UserError where there is none or it does not fit, and for a model that takes neither snippets nor labels.
     """
     if not takes_snippets(model):
         if snippets is not None:
@@ -83,9 +85,20 @@ def bank_for(model: Any, snippets: Tensor | None) -> Tensor | None:
         if getattr(model.config, "num_classes", None) is None:
             raise UserError("this model is conditioned on text: it cannot be sampled by labels")
         return None
-    if snippets is None:
-        raise UserError("this model draws from a memory bank: name it with --bank FILE")
     width = model.config.condition_size
-    if snippets.ndim != 2 or not len(snippets) or snippets.shape[1] != width:
-        raise UserError(f"the memory bank is {tuple(snippets.shape)}; this model needs (N, {width})")
-    return snippets
+    if isinstance(snippets, Tensor):
+        if snippets.ndim != 2 or not len(snippets) or snippets.shape[1] != width:
+            raise UserError(f"the memory bank is {tuple(snippets.shape)}; this model needs (N, {width})")
+        snippets = FullBank(snippets)
+    bank = snippets or own_bank(model)
+    if bank is None:
+        raise UserError("this model draws from a memory bank: name it with --bank FILE")
+    if bank.width != width:
+        raise UserError(f"the memory bank is {(len(bank), bank.width)}; this model needs (N, {width})")
+    return bank
+
+
+def own_bank(model: Any) -> Bank | None:
+    """Return the memory bank that lies in a model's checkpoint, if one does."""
+    memory = getattr(published(model), "memory", None)
+    return None if memory is None else of_tensors(memory.tensors())

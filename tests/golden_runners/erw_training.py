@@ -95,9 +95,7 @@ def loss_full(case: Case, arrays: Arrays) -> Arrays:
 
 @runner("erw", "coefficient_schedule")
 def coefficient_schedule(case: Case, arrays: Arrays) -> Arrays:
-    rows = zip(
-        case["config"]["models"], arrays["step"], arrays["warmup_steps"], arrays["max_train_steps"], strict=True
-    )
+    rows = zip(case["config"]["models"], arrays["step"], arrays["warmup_steps"], arrays["max_train_steps"], strict=True)
     # no update of ours has a step beyond the last one, where the published weight stays
     values = [fading(start_of(name), min(int(step), int(last)), warmup=int(first)) for name, step, first, last in rows]
     return {"coefficient": np.array(values)}

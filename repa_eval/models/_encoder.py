@@ -53,7 +53,7 @@ class Encoder(nn.Module, ABC):
             raise UserError("its feed-forwards are merged already, and merging cannot be undone")
         if self.config.feature_norm == LAYER_NORM:
             idle = "idle channels with " if self.config.channel_idle else ""
-            raise UserError(f"{idle}LayerNorm cannot be merged: only batch norms are linear maps (feature_norm={BATCH_NORM})")
+            raise UserError(f"{idle}LayerNorm cannot be merged: only batch norms ({BATCH_NORM}) are linear maps")
         parts = self.feed_forwards()
         inside = tuple(f"{name}." for name in parts)
         state = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(inside)}
@@ -115,4 +115,3 @@ def merged_form(shapes: Shapes, names: Sequence[str]) -> bool:
     """Return whether the feed-forwards called `names` are merged: fc3, or a lone square fc1."""
     fc3 = any(f"{name}.fc3.weight" in shapes for name in names)
     return fc3 or all(f"{name}.fc2.weight" not in shapes for name in names)
-

@@ -67,7 +67,9 @@ def actives(config: IdleConfig, hidden: Sequence[int], ratios: Sequence[float], 
     """Return the number of active channels of every block, `hidden` its hidden widths, `ratios` its idle ratios."""
     if config.active_channels:
         if len(config.active_channels) != len(hidden):
-            raise UserError(f"active_channels names {len(config.active_channels)} blocks; this encoder has {len(hidden)}")
+            raise UserError(
+                f"active_channels names {len(config.active_channels)} blocks; this encoder has {len(hidden)}"
+            )
         return list(config.active_channels)
     if not config.channel_idle:
         return list(hidden)
@@ -109,7 +111,7 @@ class FeedForward(nn.Module):
         self.ls = nn.Parameter(torch.full((width,), 1e-5)) if layer_scale else None
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Return a tensor of the shape of x; keep (B,): what each sample's branch is multiplied by (stochastic depth)."""
+        """Return a tensor of the shape of x; keep (B,) multiplies each sample's branch (stochastic depth)."""
         first = self.norm if hasattr(self, "norm") else self.norm1
         h = self.activated(self.fc1(_over_channels(first, x)))
         y: Tensor = self.fc2(_over_channels(self.norm2, h))
@@ -133,7 +135,7 @@ class FeedForward(nn.Module):
 
 
 class MergedFeedForward(nn.Module):
-    """The merged form y = fc3(GELU(fc2(x))) + fc1(x): the residual is in fc1; without active channels only fc1 exists."""
+    """The merged form fc3(GELU(fc2(x))) + fc1(x): the residual is in fc1; without active channels there is fc1 only."""
 
     def __init__(self, width: int, active: int, *, maps: bool = False) -> None:
         super().__init__()

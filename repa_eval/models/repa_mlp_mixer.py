@@ -19,7 +19,7 @@ from repa_eval.models.layers import PatchEmbed, check_taps
 
 @dataclass(frozen=True, kw_only=True)
 class RePaMLPMixerConfig(IdleConfig):
-    """Arguments of RePaMLPMixer. As published, idle_ratio is not read: as many channels are active as tokens are wide."""
+    """Arguments of RePaMLPMixer; as published, idle_ratio is not read: hidden_size channels are active."""
 
     input_size: int = option(224, help="side of the image", least=1)
     patch_size: int = option(16, help="side of a patch", least=1)

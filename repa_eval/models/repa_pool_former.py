@@ -88,22 +88,17 @@ def read(shapes: Shapes) -> dict[str, Any] | None:
     widths = tuple(shapes[f"network.{part}.0.norm1.weight"][0] for part in stages)
     first = [f"network.{part}.0.mlp.fc1.weight" for part in stages]
     told = idle_fields(shapes, names)
-    if not told.get("merged"):
-        told["mlp_ratios"] = tuple(shapes[name][0] / width for name, width in zip(first, widths, strict=True))
-        batch = f"{names[0]}.norm2.running_mean" in shapes
-        told["mlp_ratio"] = told["mlp_ratios"][0]
-        assert batch or "channel_idle" in told
-    else:
-        told["mlp_ratios"] = (4.0,) * len(stages)
+    ratios = (shapes[name][0] / width for name, width in zip(first, widths, strict=True))
     return {
         "patch_size": patch[2],
         "in_channels": patch[1],
         "hidden_size": widths,
         "depth": depth,
-        "downsamples": tuple(f"network.{part + 1}.proj.weight" in shapes for part in stages[:-1]) + (True,),
+        "downsamples": (*(f"network.{part + 1}.proj.weight" in shapes for part in stages[:-1]), True),
         "down_patch_size": next((s[2] for n, s in shapes.items() if n.startswith("network.1.proj.w")), 3),
         "num_classes": shapes.get("head.weight", (0,))[0],
         "use_layer_scale": "network.0.0.layer_scale_1" in shapes,
+        "mlp_ratios": (4.0,) * len(stages) if told.get("merged") else tuple(ratios),
         **told,
     }
 

@@ -221,7 +221,9 @@ class RePaSwin(Encoder):
             raise UserError(f"depth has {len(config.depth)} stages, num_heads {len(config.num_heads)}: give one each")
         self.patch_embed = NormedPatches(config)
         widths = [config.hidden_size << stage for stage in range(len(config.depth))]
-        hidden = [int(w * config.mlp_ratio) for w, blocks in zip(widths, config.depth, strict=True) for _ in range(blocks)]
+        hidden = [
+            int(w * config.mlp_ratio) for w, blocks in zip(widths, config.depth, strict=True) for _ in range(blocks)
+        ]
         active = iter(actives(config, hidden, [config.idle_ratio] * len(hidden)))
         self.layers = nn.ModuleList(
             Stage(config, stage, [next(active) for _ in range(blocks)]) for stage, blocks in enumerate(config.depth)

@@ -55,6 +55,7 @@ FLOORS = {
 SIDEWAYS = {
     ("repa_eval.teachers", "repa_eval.models"),
     ("repa_eval.teachers", "repa_eval.data"),
+    ("repa_eval.teachers", "repa_eval.checkpoints"),  # a teacher may be a file
     ("repa_eval.extractors", "repa_eval.models"),
     ("repa_eval.extractors", "repa_eval.data"),
     ("repa_eval.checkpoints", "repa_eval.models"),

@@ -35,9 +35,13 @@ class Encoder(nn.Module, ABC):
         """Return what the classifier reads (B, D)."""
         return tokens.mean(1)
 
+    def scaled(self, tokens: Tensor) -> Tensor:
+        """Return tokens (B, prefix + T, D) of `forward` as a teacher gives them."""
+        return tokens
+
     def features(self, x: Tensor) -> Tensor:
         """Return the tokens (B, prefix + T, D) as a teacher gives them."""
-        return self(x)[0]  # type: ignore[no-any-return]
+        return self.scaled(self(x)[0])
 
     def logits(self, x: Tensor) -> Tensor:
         """Return (B, num_classes)."""
@@ -70,9 +74,8 @@ class Encoder(nn.Module, ABC):
         """Return what `inspect` says beside the sizes."""
         config: IdleConfig = self.config
         found = [part for part in self.modules() if isinstance(part, FeedForward | MergedFeedForward)]
-        vanilla = config.feature_norm == LAYER_NORM and not config.channel_idle
         return {
-            "form": "merged" if config.merged else "vanilla" if vanilla else "training",
+            "form": "merged" if config.merged else "training",
             "feature_norm": None if config.merged else config.feature_norm,
             "idle_ratio": config.idle_ratio if config.channel_idle else 0.0,
             "active_channels": list(self.active_channels()),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,6 @@ from repa_eval.models._idle import LINEAR, STATIC, IdleConfig, actives, linear_r
 from repa_eval.models._registry import model
 from repa_eval.models._shapes import Shapes, count
 from repa_eval.models.layers import Attention, PatchEmbed, check_taps
-
-FINAL_EPS = 1e-6  # of norm_pre, norm and fc_norm: those that timm makes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +41,7 @@ class RePaViTConfig(IdleConfig):
     global_pool: str = option("token", help="what the head reads", choices=("token", "avg"))
     heuristic: str = option(STATIC, help="how the idle ratio varies over the blocks", choices=(STATIC, LINEAR))
     norm_eps: float = option(1e-5, help="of the norm before the attention")
+    final_eps: float = option(1e-6, help="of the norms before and after the blocks, which timm makes")
     class_token: bool = option(True, help="a class token")
     num_registers: int = option(0, help="register tokens after it", least=0)
     embed_prefix: bool = option(True, help="class token and registers have a position too")
@@ -51,7 +51,7 @@ class NormedAttention(Attention):
     """Attention with its norm inside, as published."""
 
     def __init__(self, config: RePaViTConfig) -> None:
-        norm: Callable[[int], nn.Module] = _final_norm
+        norm: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=config.norm_eps)
         super().__init__(
             config.hidden_size, config.num_heads, qk_norm=config.qk_norm, norm=norm, qkv_bias=config.qkv_bias
         )
@@ -76,10 +76,6 @@ class Block(nn.Module):
         if keep is None:
             return self.mlp(x + attended)  # type: ignore[no-any-return]
         return self.mlp(x + attended * keep[:, :1, None], keep[:, 1])  # type: ignore[no-any-return]
-
-
-def _final_norm(width: int) -> nn.Module:
-    return nn.LayerNorm(width, eps=FINAL_EPS)
 
 
 def read(shapes: Shapes) -> dict[str, Any] | None:
@@ -123,6 +119,7 @@ def read(shapes: Shapes) -> dict[str, Any] | None:
         "RePaViT_Base": {"hidden_size": 768, "depth": 12, "num_heads": 12, "idle_ratio": 0.75},
         "RePaViT_Large": {"hidden_size": 1024, "depth": 24, "num_heads": 16, "idle_ratio": 0.75},
         "RePaViT_Huge": {"hidden_size": 1280, "depth": 32, "num_heads": 16, "idle_ratio": 0.75},
+        "RePaViT": {},  # what a teacher is converted to: its sizes are the teacher's
     },
     read=read,
     recorded=("idle_ratio", "channel_idle", "heuristic"),
@@ -142,15 +139,16 @@ class RePaViT(Encoder):
         self.reg_token = nn.Parameter(torch.zeros(1, config.num_registers, width)) if config.num_registers else None
         patches = (config.input_size // config.patch_size) ** 2
         self.pos_embed = nn.Parameter(torch.zeros(1, patches + prefix * config.embed_prefix, width))
-        self.norm_pre = _final_norm(width) if config.pre_norm else nn.Identity()
+        outer = partial(nn.LayerNorm, width, eps=config.final_eps)
+        self.norm_pre = outer() if config.pre_norm else nn.Identity()
         ratios = [config.idle_ratio] * config.depth
         if config.heuristic == LINEAR:
             ratios = linear_ratios(config.idle_ratio, config.depth)
         active = actives(config, [int(width * config.mlp_ratio)] * config.depth, ratios)
         self.blocks = nn.ModuleList(Block(config, count) for count in active)
         normed = config.final_norm and not config.fc_norm
-        self.norm = _final_norm(width) if normed else nn.Identity()
-        self.fc_norm = _final_norm(width) if config.final_norm and config.fc_norm else nn.Identity()
+        self.norm = outer() if normed else nn.Identity()
+        self.fc_norm = outer() if config.final_norm and config.fc_norm else nn.Identity()
         self.head = nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity()
         self._initialise()
 

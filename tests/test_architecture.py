@@ -45,6 +45,7 @@ FLOORS = {
     "repa_eval.reports": 3,
     "repa_eval.commandline": 4,
     "repa_eval.monitors": 4,
+    "repa_eval.merging": 4,
     "repa_eval.subject": 4,
     "repa_eval.cli": 4,
     "repa_eval.commands": 4,

@@ -183,16 +183,20 @@ def _call(arm: Callable[[Tensor], object], x: Tensor) -> Callable[[], object]:
 
 
 def interleaved(
-    arms: Mapping[str, Callable[[], object]], *, rounds: int, device: str = "cpu"
+    arms: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Return the seconds of each arm in each round; they take turns, so that a busy machine slows all of them."""
     times: dict[str, list[float]] = {name: [] for name in arms}
     for name, arm in [*arms.items()] * (rounds + 1):  # the first round warms up
-        began = time.perf_counter()
+        began = clock()
         arm()
         if device.startswith("cuda"):
             torch.cuda.synchronize()
-        times[name].append(time.perf_counter() - began)
+        times[name].append(clock() - began)
     return {name: values[1:] for name, values in times.items()}
 
 

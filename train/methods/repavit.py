@@ -3,7 +3,6 @@ against the teacher itself; `repa-eval reparam` merges them afterwards."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from repa_eval.config import option
 from repa_eval.data._registry import ImageSource
 from repa_eval.errors import UserError
-from repa_eval.models._idle import LINEAR, STATIC
 from repa_eval.seeding import permutation, uniform
 from repa_eval.teachers._pixels import pixels_of
 from repa_eval.teachers._registry import Teacher, split_names
@@ -36,8 +34,6 @@ class RePaViT(Method):
     finish = "repa-eval reparam {checkpoint} --out merged/{run}.pt"
 
     enc_type: str = option("digits-vit", help="the teacher that is converted and distilled: digits-vit or a plain ViT")
-    idle_ratio: float = option(0.75, help="share of the hidden channels that skip the activation", least=0)
-    heuristic: str = option(STATIC, help="how it varies over the blocks", choices=(STATIC, LINEAR))
     calibration_images: int = option(512, help="training images that the conversion is fitted on", least=2)
     cosine_coeff: float = option(1.0, help="weight of one minus the cosine to the teacher's tokens", least=0)
     mse_coeff: float = option(1.0, help="weight of the squared error over the tokens' variance", least=0)
@@ -51,13 +47,12 @@ class RePaViT(Method):
         return names
 
     def fitted(self, config: Any, images: Any, teachers: Sequence[Teacher]) -> Any:
-        """Return the config with the teacher's sizes and preprocessing, and the idle channels asked for."""
-        if not 0 <= self.idle_ratio <= 1:
-            raise UserError(f"idle_ratio {self.idle_ratio}: it is a share, 0 to 1")
+        """Return the config with the teacher's sizes and preprocessing; its idle channels are as they were asked for."""
+        if not 0 <= config.idle_ratio <= 1:
+            raise UserError(f"idle_ratio {config.idle_ratio}: it is a share, 0 to 1")
         if not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path {self.drop_path}: it is a share, at least 0 and below 1")
-        config = config_of(teachers[0], images.fetch([0])[0], config)
-        return dataclasses.replace(config, idle_ratio=self.idle_ratio, heuristic=self.heuristic)
+        return config_of(teachers[0], images.fetch([0])[0], config)
 
     def prepare(self, model: nn.Module, images: ImageSource, teachers: Sequence[Teacher]) -> None:
         """Convert the teacher on some training images."""

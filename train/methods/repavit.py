@@ -47,7 +47,7 @@ class RePaViT(Method):
         return names
 
     def fitted(self, config: Any, images: Any, teachers: Sequence[Teacher]) -> Any:
-        """Return the config with the teacher's sizes and preprocessing; its idle channels are as they were asked for."""
+        """Return the config with the teacher's sizes and preprocessing; its idle channels are those asked for."""
         if not 0 <= config.idle_ratio <= 1:
             raise UserError(f"idle_ratio {config.idle_ratio}: it is a share, 0 to 1")
         if not 0 <= self.drop_path < 1:

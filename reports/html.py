@@ -18,6 +18,7 @@ from repa_eval.reports.frames import SECONDS, Map, Panel, is_curve_row, maps_of,
 from repa_eval.reports.grids import grids, is_grid
 from repa_eval.reports.inputs import Inputs, collect
 from repa_eval.reports.media import strips
+from repa_eval.reports.merged import merges, without_merged
 from repa_eval.reports.missing import Gap, missing, sweep
 from repa_eval.reports.protocols import Records, families, flat, shorten, without_record
 from repa_eval.reports.tables import final_table, last_steps, remarks
@@ -53,7 +54,7 @@ def render(
     panels = quality_panels(rows, arms)
     maps = maps_of(rows, arms)
     summary = verdict(rows, timing, panels, maps, arms, protocols)
-    gaps = missing(rows, curves, arms, runs, records=protocols, media=media)
+    gaps = missing(rows, curves, without_merged(arms, rows), runs, records=protocols, media=media)
     ends = {step for step in last_steps(rows, arms).values() if step}
     ids = sections.Ids()
     hero = _hero(summary, ids, protocols)
@@ -80,6 +81,7 @@ def render(
         "unrecorded": without_record(rows, protocols),
         "runs": _runs_table(runs),
         "remarks": remarks(rows),
+        "merges": merges(rows, ids, protocols),
         "several_seeds": any(len(arm.runs) > 1 for arm in arms),
         "missing": gaps,
         "versions": sorted({row.version for row in rows}),

@@ -57,8 +57,6 @@ def both(name: str, case: Case, arrays: Arrays, given: dict[str, Any]) -> tuple[
     for form, key in ((network, "params_training_form"), (merged, "params_reparam_form")):
         if key in config and form is not None:
             assert sum(p.numel() for p in form.parameters()) == config[key], key
-    if "act_channels_per_block" in config:
-        assert network.active_channels() == config["act_channels_per_block"]
     if merged is not None:
         assert merged.active_channels() == network.active_channels()
     return network, merged, torch.from_numpy(arrays["x"])
@@ -82,8 +80,6 @@ def ffn(case: Case, arrays: Arrays) -> Arrays:
     assert part.active == config.get("act_channels", part.active)
     with torch.no_grad():
         y, y_merged = part(x), merged(x)
-    rounding = (y_merged - y).norm() / y.norm()
-    assert rounding < 1e-5
     named = {"y": y, "y_reparam": y_merged, **{f"reparam.{name}": tensor for name, tensor in tensors.items()}}
     named["residual_of_official"] = _single_precision_residual(part, x)
     return {name: value.numpy() for name, value in named.items()}

@@ -35,18 +35,19 @@ def config_of(teacher: Teacher, image: Tensor, config: Any) -> Any:
 
     UserError if the teacher is no plain transformer, or if the config is of the other architecture.
     """
-    network = teacher.network
+    network: Any = getattr(teacher, "network", None)  # a plug-in may have none
     if isinstance(network, ConvViT):
         if not isinstance(config, RePaConvViTConfig):
             raise UserError(f"teacher {teacher.name} is converted to model=RePaConvViT-digits")
         names = {field.name for field in dataclasses.fields(network.config)}
         return dataclasses.replace(config, **{name: getattr(network.config, name) for name in names})
-    refuse(teacher)
+    refuse(teacher, network)
     if not isinstance(config, RePaViTConfig):
         raise UserError(f"teacher {teacher.name} is converted to model=RePaViT")
     with torch.no_grad():
         teacher(image.to(next(teacher.parameters()).device))  # fits its position table to images of this size
     first: Any = network.blocks[0]
+    pixels: Any = teacher.pixels
     sides = network.patch_embed.img_size
     if sides[0] != sides[1]:
         raise UserError(f"teacher {teacher.name} reads images of {sides[0]}x{sides[1]}: only squares are converted")
@@ -71,35 +72,38 @@ def config_of(teacher: Teacher, image: Tensor, config: Any) -> Any:
         class_token=network.cls_token is not None,
         num_registers=network.reg_token.shape[1] if network.reg_token is not None else 0,
         embed_prefix=not network.no_embed_class,
-        pixels=recorded(teacher.pixels, resolution=image.shape[-1]),
+        pixels=recorded(pixels, resolution=image.shape[-1]),
     )
 
 
-def refuse(teacher: Teacher) -> None:
-    """UserError that says what keeps a teacher from being converted, if anything does."""
-    network: Any = getattr(teacher, "network", None)
-    why = ""
-    if not isinstance(network, VisionTransformer):
-        why = f"it is a {type(network).__name__}"
-    elif any(type(block) is not TimmBlock for block in network.blocks):
-        why = f"its blocks are {type(network.blocks[0]).__name__}"
-    elif any(not _plain_attention(block) for block in network.blocks):
-        why = "its attention is not the plain one"
-    elif any(type(block.mlp) is not TimmMlp or not isinstance(block.mlp.norm, nn.Identity) for block in network.blocks):
-        why = f"its feed-forwards are {type(network.blocks[0].mlp).__name__}"
-    elif any(not isinstance(block.mlp.act, nn.GELU) for block in network.blocks):
-        why = f"its activation is {type(network.blocks[0].mlp.act).__name__}, not GELU"
-    elif any(not isinstance(norm, nn.LayerNorm) for block in network.blocks for norm in (block.norm1, block.norm2)):
-        why = f"its norms are {type(network.blocks[0].norm1).__name__}"
-    elif network.pos_embed is None:
+def refuse(teacher: Teacher, network: Any) -> None:
+    """UserError that says what keeps a teacher's network from being converted, if anything does."""
+    why = "" if isinstance(network, VisionTransformer) else f"it is a {type(network).__name__}"
+    why = why or next(filter(None, map(_odd_block, network.blocks)), "")
+    if not why and network.pos_embed is None:
         why = "it has no table of positions"
-    elif not isinstance(network.patch_embed.norm, nn.Identity):
+    if not why and not isinstance(network.patch_embed.norm, nn.Identity):
         why = "its patches are normalised"
     if why:
         raise UserError(
             f"teacher {teacher.name} cannot be converted: {why}; what can are digits-vit and timm's plain vision "
             "transformers (LayerNorm, GELU, learned positions)"
         )
+
+
+def _odd_block(block: Any) -> str:
+    """Return what of a block has no counterpart in RePaViT's, "" if nothing."""
+    if type(block) is not TimmBlock:
+        return f"its blocks are {type(block).__name__}"
+    if not _plain_attention(block):
+        return "its attention is not the plain one"
+    if type(block.mlp) is not TimmMlp or not isinstance(block.mlp.norm, nn.Identity):
+        return f"its feed-forwards are {type(block.mlp).__name__}"
+    if not isinstance(block.mlp.act, nn.GELU):
+        return f"its activation is {type(block.mlp.act).__name__}, not GELU"
+    if not all(isinstance(norm, nn.LayerNorm) for norm in (block.norm1, block.norm2)):
+        return f"its norms are {type(block.norm1).__name__}"
+    return ""
 
 
 def _plain_attention(block: Any) -> bool:
@@ -116,7 +120,8 @@ def convert(model: RePaViT | RePaConvViT, teacher: Teacher, images: Tensor) -> N
     pixels = pixels_of(model.config)
     model.eval()
     x = torch.cat([model.embed(pixels(part, name=teacher.name)) for part in images.split(IMAGES)])  # (N, T, D)
-    for mine, theirs in zip(model.blocks, network.blocks, strict=True):
+    pairs: Any = zip(model.blocks, network.blocks, strict=True)
+    for mine, theirs in pairs:
         _copy_attention(mine.attn, theirs)
         x = torch.cat([part + mine.attn(part) for part in x.split(IMAGES)])
         fit(mine.mlp, x.flatten(0, 1), theirs.norm2, *_linears(theirs))

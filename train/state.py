@@ -36,7 +36,7 @@ def update_average(ema: nn.Module, model: nn.Module, decay: float) -> None:
     # multiply, then add: a lerp of float32 loses 26 to 45 % of a change at decay 0.9999
     torch._foreach_mul_(averaged, decay)
     torch._foreach_add_(averaged, [p.detach() for p in model.parameters()], alpha=1 - decay)
-    averaged_too = getattr(model, "averaged_buffers", frozenset())
+    averaged_too: frozenset[str] = getattr(model, "averaged_buffers", frozenset())
     for (name, mine), theirs in zip(ema.named_buffers(), model.buffers(), strict=True):
         if name.rpartition(".")[2] in averaged_too:
             mine.mul_(decay).add_(theirs, alpha=1 - decay)

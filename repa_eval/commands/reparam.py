@@ -85,7 +85,7 @@ def _measure(opened: Any, given: Mapping[str, Any]) -> tuple[Pair, list[Row], li
     measured += merging.speed(pair, batch_size=given["speed_batch"], rounds=given["rounds"], columns=columns)
     data_name = given["data_name"] or recorded
     if pair.original is not None and data_name and not given["no_probes"]:
-        shared = {"batch_size": merging.BATCH, "columns": columns}
+        shared: dict[str, Any] = {"batch_size": merging.BATCH, "columns": columns}
         measured += merging.likeness(pair, images, **shared)
         measured += merging.probes(pair, data_name, **shared)
     notes = []

@@ -181,7 +181,7 @@ def merge(ffn: FeedForward) -> dict[str, Tensor]:
     }
     if a:
         tensors |= {"fc2.weight": w1[:a], "fc2.bias": b1[:a], "fc3.weight": w2[:, :a]}
-    like = ffn.fc1.weight
+    like: Any = ffn.fc1.weight
     shaped = {name: t[:, :, None, None] if ffn.maps and t.ndim == 2 else t for name, t in tensors.items()}
     return {name: tensor.to(like.dtype).contiguous() for name, tensor in shaped.items()}
 

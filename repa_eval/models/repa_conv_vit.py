@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class RePaConvViT(Encoder):
         if config.heuristic == LINEAR:
             ratios = linear_ratios(config.idle_ratio, config.depth)
         active = actives(config, [int(width * config.mlp_ratio)] * config.depth, ratios)
-        shared = {"mlp_ratio": config.mlp_ratio, "feature_norm": config.feature_norm, "merged": config.merged}
+        shared: Any = {"mlp_ratio": config.mlp_ratio, "feature_norm": config.feature_norm, "merged": config.merged}
         block = RePaViTConfig(hidden_size=width, num_heads=config.num_heads, norm_eps=1e-6, **shared)
         self.blocks = nn.ModuleList(Block(block, count) for count in active)
         self.norm = nn.LayerNorm(width, eps=1e-6)

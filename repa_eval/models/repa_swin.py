@@ -240,7 +240,8 @@ class RePaSwin(Encoder):
         x = self.patch_embed(x)
         hidden = {0: x} if 0 in taps else {}
         layer = 0
-        for stage in self.layers:
+        stages: Any = self.layers
+        for stage in stages:
             for block in stage.blocks:
                 x, layer = block(x), layer + 1
                 if layer in taps:

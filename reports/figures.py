@@ -280,12 +280,12 @@ def bars(values: Sequence[tuple[str, float]], ax: Axes, *, xlabel: str) -> Axes:
 
 
 def blocks(panel: Panel, ax: Axes, *, xlabel: str, ylabel: str) -> Axes:
-    """Draw curves over blocks from 0 to 1, each named at its end."""
-    for order, curve in enumerate(panel.curves):
+    """Draw two curves over blocks from 0 to 1, each named at its end: the upper one above it, the other below."""
+    for order, curve in enumerate(sorted(panel.curves, key=lambda curve: -curve.mean[-1][1])):
         _curve(curve, ax, dots=True, zorder=3 + order)
         ax.annotate(
-            curve.arm.name, curve.mean[-1], xytext=(6, -4 * order), textcoords="offset points", va="center", fontsize=7,
-            color=PAINTS[curve.arm.colour], annotation_clip=False,
+            curve.arm.name, curve.mean[-1], xytext=(6, 0 if order == 0 else -3), textcoords="offset points",
+            va="bottom" if order == 0 else "top", fontsize=7, color=PAINTS[curve.arm.colour], annotation_clip=False,
         )  # fmt: skip
     xs = sorted({x for curve in panel.curves for x, _ in curve.mean})
     ax.set_xticks(xs[:: -(-len(xs) // 12)], [f"{x:g}" for x in xs[:: -(-len(xs) // 12)]])

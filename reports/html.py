@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from repa_eval.reports.frames import SECONDS, Map, Panel, is_curve_row, maps_of,
 from repa_eval.reports.grids import grids, is_grid
 from repa_eval.reports.inputs import Inputs, collect
 from repa_eval.reports.media import strips
-from repa_eval.reports.merged import merges, without_merged
+from repa_eval.reports.merged import lead_of, merges, without_merged
 from repa_eval.reports.missing import Gap, missing, sweep
 from repa_eval.reports.protocols import Records, families, flat, shorten, without_record
 from repa_eval.reports.tables import final_table, last_steps, remarks
@@ -58,6 +59,9 @@ def render(
     ends = {step for step in last_steps(rows, arms).values() if step}
     ids = sections.Ids()
     hero = _hero(summary, ids, protocols)
+    merged = merges(rows, ids, protocols)
+    if merged and not without_merged(arms, rows):
+        summary = replace(summary, lead=lead_of(merged))
     blocks, map_data = representations.map_blocks(maps, rows, ids, protocols)
     against = representations.quality_against_probe(maps, rows, summary.panel, arms, ids, protocols)
     gaps += _no_pairs(maps, summary.panel, against)
@@ -81,7 +85,7 @@ def render(
         "unrecorded": without_record(rows, protocols),
         "runs": _runs_table(runs),
         "remarks": remarks(rows),
-        "merges": merges(rows, ids, protocols),
+        "merges": merged,
         "several_seeds": any(len(arm.runs) > 1 for arm in arms),
         "missing": gaps,
         "versions": sorted({row.version for row in rows}),

@@ -10,7 +10,7 @@ from repa_eval.reports.arms import Arm, run_name
 from repa_eval.reports.frames import Curve, Group, Panel, Points, is_merge_row
 from repa_eval.reports.protocols import Records, field
 from repa_eval.reports.sections import SMALL, Figure, Ids
-from repa_eval.reports.words import MINUS, listing, number
+from repa_eval.reports.words import MINUS, listing, number, plural
 from repa_eval.results import Row
 
 FORMS = {"original": "original", "training": "training form", "merged": "merged"}
@@ -40,6 +40,11 @@ def merges(rows: Sequence[Row], ids: Ids, records: Records) -> list[Merge]:
         if is_merge_row(row):
             found.setdefault((run_name(row), row.step, row.weights), []).append(row)
     return [_merge(run, step, own, ids, records) for (run, step, _), own in found.items()]
+
+
+def lead_of(found: Sequence[Merge]) -> str:
+    """Return what a report of merged encoders alone says first: speed and accuracy together."""
+    return " ".join(f"{one.run}, merged: {' '.join(one.sentences[1:])}" for one in found)
 
 
 def without_merged(arms: Sequence[Arm], rows: Sequence[Row]) -> list[Arm]:
@@ -87,7 +92,7 @@ def _cell(column: str, row: Row | None) -> str:
         return ""
     if column == "num_parameters":
         return f"{row.value / 1e6:.2f} M"
-    error = "" if row.stderr is None else f" ± {number(row.stderr, 2)}"
+    error = "" if row.stderr is None else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{number(row.stderr, 2)}"
     return f"{number(row.value, fixed=True)}{error}"
 
 
@@ -109,7 +114,7 @@ def _sentences(known: Mapping[Key, Row], records: Records) -> list[str]:
     ratios = {against: _value(known, "speedup"), "the training form": _value(known, "speedup_training")}
     fast = [f"{value:.2f} times the speed of {name}" for name, value in ratios.items() if value is not None]
     if fast:
-        told.append(f"It runs at {listing(fast)}.")
+        told.append(f"{listing(fast)}.")
     changes = []
     for metric, name in PROBES.items():
         before, after = _value(known, f"{metric}_original"), _value(known, f"{metric}_merged")
@@ -117,7 +122,9 @@ def _sentences(known: Mapping[Key, Row], records: Records) -> list[str]:
             points = f"{100 * (after - before):+.1f}".replace("-", MINUS)
             changes.append(f"{name} {number(after, fixed=True)} for {number(before, fixed=True)} ({points} points)")
     if changes:
-        told.append(f"What that costs on unseen images: {listing(changes)}.")
+        errors = [row.stderr for (metric, _), row in known.items() if metric.startswith(tuple(PROBES)) and row.stderr]
+        spread = f"; the standard error of each is {number(max(errors), 2)}" if errors else ""
+        told.append(f"On unseen images: {listing(changes)}{spread}.")
     return told
 
 
@@ -132,7 +139,7 @@ def _times(known: Mapping[Key, Row], ids: Ids, records: Records) -> Figure | Non
         svg = figures.svg(figure, prefix=ids.next())
     protocol = next(row.protocol for row in found.values() if row is not None)
     facts = {name: field(records, protocol, name) for name in ("device", "threads", "batch_size", "original")}
-    parts = [facts["device"], f"{facts['threads']} threads" if facts["threads"] else None]
+    parts = [facts["device"], plural(int(facts["threads"]), "thread") if facts["threads"] else None]
     parts += [f"batch {facts['batch_size']}" if facts["batch_size"] else None]
     parts += [f"original: {facts['original']}" if facts["original"] else None]
     rounds = next(row.n for row in found.values() if row is not None)

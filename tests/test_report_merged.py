@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -58,12 +59,21 @@ def test_the_section_says_what_was_kept_saved_and_lost() -> None:
         f"linear probe 0.921 for 0.932 ({MINUS}1.1 points)",
         "k-NN 0.907 for 0.903 (+0.4 points)",
         "0.25 M",
-        "cpu, 1 threads, batch 4, original: small-vit",
+        "cpu, 1 thread, batch 4, original: small-vit",
         "of 600 unseen images",
     ):
         assert part in text, part
     assert text.count("<svg") == 2
     assert "CKNNA" in text
+
+
+def test_the_page_begins_with_the_trade() -> None:
+    found = rows()
+    page = render(found, protocols=records_of(found), runs={"cheap": {"method": "repavit"}})
+    assert re.search(r"<h1>cheap, merged: 1\.50 times the speed of small-vit .* On unseen images: linear", page)
+    other = make_row(metric="fid", value=3.0, step=1, run="a", protocol={"kind": "quality"})
+    page = render([*found, other], protocols=records_of([*found, other]))
+    assert "<h1>cheap, merged" not in page  # there is more in it
 
 
 def test_nothing_is_said_where_nothing_was_merged() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from helpers import batches_of, digits, run, steps_of, tiny
 from repa_eval import checkpoints, merging
 from repa_eval.cli import main
-from repa_eval.errors import UserError
+from repa_eval.errors import Failure, UserError
 from repa_eval.models._encoder import Encoder
 from repa_eval.models._idle import LAYER_NORM, FeedForward, PixelConfig
 from repa_eval.models.repa_conv_vit import RePaConvViT, RePaConvViTConfig
@@ -360,6 +360,28 @@ def test_merging_a_published_file(tmp_path: Path) -> None:
         for i in range(3)
         for part in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias", "fc3.weight")
     }
+
+
+def test_an_original_that_is_not_at_hand_is_left_out(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str, weights: Any) -> Any:
+        raise Failure(f"teacher {name}: no network")
+
+    monkeypatch.setattr(merging, "load_teacher", absent)
+    done = repa_eval("reparam", trained, "--out", tmp_path / "merged.pt", *BRIEF)
+    assert done.exit_code == 0, done.stderr
+    assert "note: not compared with the original: teacher digits-vit: no network" in done.stdout
+    assert "original  " not in done.stdout
+
+
+def test_an_idle_ratio_that_the_file_does_not_record_is_said(tmp_path: Path) -> None:
+    sizes = {"input_size": 32, "hidden_size": 192, "depth": 12, "num_heads": 3, "patch_size": 16, "num_classes": 0}
+    torch.save(dict(encoder("RePaViT", **sizes).state_dict()), tmp_path / "bare.pth")  # as RePaViT_Tiny
+    for words, said in (((), True), (("--set", "idle_ratio=0.5"), False)):
+        done = repa_eval("reparam", tmp_path / "bare.pth", "--out", tmp_path / "merged.pt", *words, *BRIEF)
+        assert done.exit_code == 0, done.stderr
+        assert ("idle ratio 0.5 is that of the published size" in done.stdout) == said
 
 
 def test_the_counterpart_is_as_large(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def _measure(opened: Any, given: Mapping[str, Any]) -> tuple[Pair, list[Row], li
 
     if given["threads"]:
         torch.set_num_threads(given["threads"])
-    pair = _pair(opened, choose_device(given["device"]), with_original=True)
+    pair, notes = _pair(opened, choose_device(given["device"]))
     columns = run_columns(opened)
     config, recorded = pair.network.config, opened.recipe.get("data")
     images = merging.images_of(config, given["data_name"] or recorded, given["num_images"])
@@ -88,7 +88,6 @@ def _measure(opened: Any, given: Mapping[str, Any]) -> tuple[Pair, list[Row], li
         shared: dict[str, Any] = {"batch_size": merging.BATCH, "columns": columns}
         measured += merging.likeness(pair, images, **shared)
         measured += merging.probes(pair, data_name, **shared)
-    notes = []
     if opened.facts.get("idle_ratio_from") == "published size":
         ratio = pair.network.facts()["idle_ratio"]
         notes.append(
@@ -97,7 +96,8 @@ def _measure(opened: Any, given: Mapping[str, Any]) -> tuple[Pair, list[Row], li
     return pair, measured, notes
 
 
-def _pair(opened: Any, device: str, *, with_original: bool) -> Pair:
+def _pair(opened: Any, device: str) -> tuple[Pair, list[str]]:
+    """Return both forms with the original teacher, and why that is missing where it cannot be opened here."""
     from repa_eval import merging
     from repa_eval.models._encoder import Encoder
 
@@ -107,9 +107,13 @@ def _pair(opened: Any, device: str, *, with_original: bool) -> Pair:
         merged = opened.network.merged()
     except UserError as error:
         raise UserError(f"{opened.path}: {error}") from error
-    original = merging.original_of(opened) if with_original else None
+    original, notes = None, []
+    try:
+        original = merging.original_of(opened)
+    except UserError as error:
+        notes.append(f"not compared with the original: {error}")
     original = original.to(device) if original is not None else None
-    return merging.Pair(opened.network.to(device), merged.to(device), original, device)  # type: ignore[arg-type]
+    return merging.Pair(opened.network.to(device), merged.to(device), original, device), notes
 
 
 def _write(out: Path, opened: Any, pair: Pair) -> None:

@@ -27,8 +27,9 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     if isinstance(content.get("record"), dict):
         return _merged(path, content["model"], content["record"], request)
     averaged = content.get("model_ema")
-    if "ema" in content or not networks.candidates(networks.cleaned(content["model"])):
-        return None
+    found = [] if "ema" in content else networks.candidates(networks.cleaned(content["model"]))
+    if not any(_encodes(architecture.build) for architecture, _ in found):
+        return None  # another trainer's
     weights = "ema" if request.weights == "ema" and averaged else "online"
     state = averaged if weights == "ema" else content["model"]
     if not isinstance(state, Mapping):
@@ -37,8 +38,11 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     epoch = content.get("epoch")
     recipe = {"epoch": epoch} if isinstance(epoch, int) else {}
     facts: dict[str, Any] = {"layout": "repavit", "weights": weights, "step": None, "recipe": recipe}
-    checkpoint = from_state(path, state, request, options=options, **facts)
-    return checkpoint if checkpoint is not None and isinstance(checkpoint.network, Encoder) else None
+    return from_state(path, state, request, options=options, **facts)
+
+
+def _encodes(build: Any) -> bool:
+    return isinstance(build, type) and issubclass(build, Encoder)
 
 
 def _merged(path: Path, state: Any, record: Mapping[str, Any], request: Request) -> Checkpoint:

@@ -156,11 +156,13 @@ def open_checkpoint(ckpt: str, given: Mapping[str, Any]) -> Any:
 
 def measurable(opened: Any) -> Any:
     """Return the opened checkpoint's model; UserError unless it is a diffusion model of the family."""
+    from repa_eval.models._encoder import Encoder
     from repa_eval.models.layers import DiffusionModel
 
     if not isinstance(opened.model, DiffusionModel):
+        hint = "; name it as --teacher" if isinstance(opened.model, Encoder) else ""
         raise UserError(
-            f"{opened.path} holds {opened.model_name}, which is no diffusion model: it has no blocks to measure"
+            f"{opened.path} holds {opened.model_name}, which is no diffusion model: it has no blocks to measure{hint}"
         )
     return opened.model
 

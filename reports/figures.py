@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from repa_eval.reports.frames import Curve, Group, Level, Map, Panel, Points, Trace
-from repa_eval.reports.words import axis
+from repa_eval.reports.words import axis, number
 
 PAINTS = {
     "ink": "#010101", "muted": "#020202", "rule": "#030303", "paper": "#040404", "empty": "#050505",
@@ -260,6 +260,40 @@ def profile(panel: Panel, ax: Axes, *, xlabel: str, mark: int | None = None) -> 
     bottom, top = min(0.0, ax.get_ylim()[0]), ax.get_ylim()[1]
     ax.set_ylim(bottom, top + 0.03 * (top - bottom))  # a flat curve far from 0 must not lie on the frame
     _levels(panel.levels, ax)
+    return ax
+
+
+def bars(values: Sequence[tuple[str, float]], ax: Axes, *, xlabel: str) -> Axes:
+    """Draw named numbers as horizontal bars from 0, the last one in colour, each with its number at the end."""
+    names = [name for name, _ in values]
+    colours = [PAINTS["base"]] * (len(values) - 1) + [PAINTS["a1"]]
+    drawn = ax.barh(names, [value for _, value in values], height=0.62, color=colours)
+    ax.bar_label(drawn, labels=[number(value) for _, value in values], padding=3, fontsize=7.5)
+    ax.invert_yaxis()
+    ax.grid(False)
+    ax.margins(x=0.14)
+    ax.tick_params(axis="y", length=0)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.set_xlabel(xlabel)
+    seaborn.despine(ax=ax, left=True)
+    return ax
+
+
+def blocks(panel: Panel, ax: Axes, *, xlabel: str, ylabel: str) -> Axes:
+    """Draw two curves over blocks from 0 to 1, each named at its end: the upper one above it, the other below."""
+    for order, curve in enumerate(sorted(panel.curves, key=lambda curve: -curve.mean[-1][1])):
+        _curve(curve, ax, dots=True, zorder=3 + order)
+        ax.annotate(
+            curve.arm.name, curve.mean[-1], xytext=(6, 0 if order == 0 else -3), textcoords="offset points",
+            va="bottom" if order == 0 else "top", fontsize=7, color=PAINTS[curve.arm.colour], annotation_clip=False,
+        )  # fmt: skip
+    xs = sorted({x for curve in panel.curves for x, _ in curve.mean})
+    ax.set_xticks(xs[:: -(-len(xs) // 12)], [f"{x:g}" for x in xs[:: -(-len(xs) // 12)]])
+    ax.margins(x=0.12)
+    ax.set_ylim(min(0.0, ax.get_ylim()[0]), 1.04)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    seaborn.despine(ax=ax)
     return ax
 
 

@@ -17,6 +17,7 @@ from repa_eval.results import Row
 
 SECONDS = "train_seconds"
 FLOOR = "_floor"  # ending of a metric: the same number for other real images
+MERGE = ("merge_difference_", "ms_per_image_", "num_parameters_", "speedup")  # what `repa-eval reparam` measures
 TEACHER = "_teacher"  # ending of a metric: the same number for the teacher's own features
 Points = tuple[tuple[float, float], ...]
 
@@ -108,12 +109,17 @@ class Map:
 def is_curve_row(row: Row) -> bool:
     """Return whether the row is a number of a whole checkpoint (sample quality), not of a layer or a timestep."""
     whole = row.step is not None and row.layer is None and row.timestep is None
-    return whole and row.metric != SECONDS and not is_level_row(row)
+    return whole and row.metric != SECONDS and not is_level_row(row) and not is_merge_row(row)
 
 
 def is_level_row(row: Row) -> bool:
     """Return whether the row is a reference level, which no run produced."""
     return row.metric.endswith((FLOOR, TEACHER))
+
+
+def is_merge_row(row: Row) -> bool:
+    """Return whether the row speaks of an encoder that was merged: another kind of run than those that generate."""
+    return row.metric.startswith(MERGE) or row.metric.endswith(("_original", "_merged"))
 
 
 def is_map_row(row: Row) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from repa_eval.reports.frames import SECONDS, Map, Panel, is_curve_row, maps_of,
 from repa_eval.reports.grids import chapters, grids, is_grid
 from repa_eval.reports.inputs import Inputs, collect
 from repa_eval.reports.media import strips
+from repa_eval.reports.merged import lead_of, merges, without_merged
 from repa_eval.reports.missing import Gap, missing, sweep
 from repa_eval.reports.protocols import Records, families, flat, shorten, without_record
 from repa_eval.reports.tables import final_table, last_steps, remarks
@@ -53,10 +55,13 @@ def render(
     panels = quality_panels(rows, arms)
     maps = maps_of(rows, arms)
     summary = verdict(rows, timing, panels, maps, arms, protocols)
-    gaps = missing(rows, curves, arms, runs, records=protocols, media=media)
+    gaps = missing(rows, curves, without_merged(arms, rows), runs, records=protocols, media=media)
     ends = {step for step in last_steps(rows, arms).values() if step}
     ids = sections.Ids()
     hero = _hero(summary, ids, protocols)
+    merged = merges(rows, ids, protocols)
+    if merged and not without_merged(arms, rows):
+        summary = replace(summary, lead=lead_of(merged))
     blocks, map_data = representations.map_blocks(maps, rows, ids, protocols)
     against = representations.quality_against_probe(maps, rows, summary.panel, arms, ids, protocols)
     gaps += _no_pairs(maps, summary.panel, against)
@@ -80,6 +85,7 @@ def render(
         "unrecorded": without_record(rows, protocols),
         "runs": _runs_table(runs),
         "remarks": remarks(rows),
+        "merges": merged,
         "several_seeds": any(len(arm.runs) > 1 for arm in arms),
         "missing": gaps,
         "versions": sorted({row.version for row in rows}),

@@ -49,6 +49,7 @@ FLOORS = {
     "repa_eval.measure": 4,
     "repa_eval.monitors": 4,
     "repa_eval.quality": 4,
+    "repa_eval.merging": 4,
     "repa_eval.subject": 4,
     "repa_eval.cli": 4,
     "repa_eval.commands": 4,
@@ -59,6 +60,7 @@ FLOORS = {
 SIDEWAYS = {
     ("repa_eval.teachers", "repa_eval.models"),
     ("repa_eval.teachers", "repa_eval.data"),
+    ("repa_eval.teachers", "repa_eval.checkpoints"),  # a teacher may be a file
     ("repa_eval.extractors", "repa_eval.models"),
     ("repa_eval.extractors", "repa_eval.data"),
     ("repa_eval.checkpoints", "repa_eval.models"),

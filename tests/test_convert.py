@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from official_files import DIT, REPA, trainer_file
 from safetensors.torch import load_file
 from test_official_checkpoints import batch, small
 
 from helpers import run, tiny
+from official_files import DIT, REPA, trainer_file
 from repa_eval import checkpoints
 from repa_eval.cli import main
 

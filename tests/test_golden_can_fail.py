@@ -13,7 +13,11 @@ import pytest
 
 from golden_runners import compare
 from repa_eval.bank import FullBank, SVDBank, _mask, _spherical, compressed, interpolate
+from repa_eval.models._idle import FeedForward, merge
 from repa_eval.models.layers import Attention, modulate, sincos_table
+from repa_eval.models.repa_swin import Block as SwinBlock
+from repa_eval.models.repa_swin import PatchMerging
+from repa_eval.models.repa_vit import RePaViT
 from repa_eval.models.sit_cls import SiTCls
 from repa_eval.sampling.ode import sample_ode
 from repa_eval.sampling.sde import sample_sde
@@ -59,6 +63,26 @@ CHANGES: dict[str, tuple[str, Callable[..., Any], str, str]] = {
     ),
     "the class token's error summed": (
         "reg/train_steps", REG.losses, "class_error.square().mean(1)", "class_error.square().sum(1)",
+    ),
+    "no channel idle": ("repavit/ffn_bn", FeedForward.activated, "if self.active == channels:", "if True:"),
+    "the last channels active": (
+        "repavit/ffn_bn", FeedForward.activated, "torch.cat([F.gelu(active), idle]", "torch.cat([active, F.gelu(idle)]",
+    ),
+    "GELU by tanh": (
+        "repavit/ffn_bn", FeedForward.activated, "F.gelu(active)", "F.gelu(active, approximate='tanh')",
+    ),
+    "the residual not merged": ("repavit/vit_idle100", merge, "+ torch.eye(", "+ 0 * torch.eye("),
+    "the second norm's bias not merged": ("repavit/swin", merge, "@ b1[a:] + b2", "@ b1[a:]"),
+    "no norm before the blocks": (
+        "repavit/vit_idle075", RePaViT.embed,
+        "return self.norm_pre(torch.cat([*prefix, patches], dim=1) + self.pos_embed)",
+        "return torch.cat([*prefix, patches], dim=1) + self.pos_embed",
+    ),
+    "windows see across the edge": (
+        "repavit/swin", SwinBlock.forward, "self.window), self.attn_mask)", "self.window), None)",
+    ),
+    "patches merged in another order": (
+        "repavit/swin", PatchMerging.forward, "((0, 0), (1, 0), (0, 1), (1, 1))", "((0, 0), (0, 1), (1, 0), (1, 1))",
     ),
     "stage 1 at the time of noise": ("erw/loss_warmup", ERW._warmup, "torch.zeros(len(y)", "torch.ones(len(y)"),
     "the first sample instead of the last": (

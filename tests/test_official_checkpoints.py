@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import official_files as official
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import official_files as official
 from golden_runners.fill import fill_values
 from repa_eval import checkpoints
 from repa_eval.checkpoints import behaviour

@@ -154,7 +154,7 @@ def _speaks() -> bool:
 def _next_command(recipe: Any, run: Path, checkpoint: Path) -> str:
     """Return the command that a user would type next."""
     if not recipe.method.samples:
-        return f"repa-eval convert {checkpoint} --to converted/{run.name}"
+        return recipe.method.finish.format(checkpoint=checkpoint, run=run.name)
     layer = recipe.method.aligned_layer()
     if layer is None:
         return f"repa-eval report {run}"

@@ -62,7 +62,7 @@ def fitted(recipe: Recipe, images: Images, teachers: Sequence[Teacher]) -> Recip
     of_data = {"input_size": height, "in_channels": channels, "num_classes": images.num_classes}
     of_data["bank_size"] = len(images)  # a memory bank holds one snippet per image, unless the method says otherwise
     config = dataclasses.replace(recipe.architecture, **{k: v for k, v in of_data.items() if k in names})
-    config = recipe.method.architecture(config, [teacher.width for teacher in teachers])
+    config = recipe.method.fitted(config, images, teachers)
     return dataclasses.replace(recipe, architecture=config)
 
 

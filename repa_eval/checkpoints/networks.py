@@ -63,11 +63,38 @@ def complete(
     options: the file's own arguments. overrides: config fields given by the user. UserError if the heads stay open.
     """
     known = {field.name for field in dataclass_fields(architecture.defaults)}
-    given = {**told, **{key: value for key, value in overrides.items() if key in known}}
+    said = {key: value for key, value in overrides.items() if key in known}
+    given = {**told, **_untold(architecture, told, options, said), **said}
     if "num_heads" in known and "num_heads" not in given:
         given["num_heads"] = _heads(architecture, given, options)
     config = from_dict(architecture.defaults, given)
     return config, size_name(architecture, config)
+
+
+def _untold(
+    architecture: Architecture, told: Mapping[str, Any], options: Mapping[str, Any], said: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the fields that no shape tells: by the file's own arguments, else those of the size with these shapes."""
+    found = {key: options[key] for key in architecture.recorded if key in options}
+    rows = architecture.presets.values()
+    alike = [row for row in rows if all(_plain(told[key]) == _plain(row[key]) for key in row if key in told)]
+    for key in (key for key in architecture.recorded if key not in {**told, **found, **said}):
+        values = [row[key] for row in alike if key in row]
+        if values:
+            found[key] = values[0]
+        elif key == "idle_ratio" and told.get("channel_idle", True):
+            size = f"width {told.get('hidden_size')}, depth {told.get('depth')}"
+            raise UserError(
+                f"a {architecture.name} of {size}: neither file nor shapes tell the idle ratio, and no published size "
+                "has these; add --set idle_ratio=0.75"
+            )
+    return found
+
+
+def source_of(key: str, told: Mapping[str, Any], options: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
+    """Return who says what a field of `Architecture.recorded` is."""
+    places = {"--set": overrides, "file": options, "shapes": told}
+    return next((name for name, place in places.items() if key in place), "published size")
 
 
 def size_name(architecture: Architecture, config: Any) -> str:
@@ -81,7 +108,7 @@ def size_name(architecture: Architecture, config: Any) -> str:
     return architecture.name
 
 
-FREE = {"projector_dim", "z_dims", "num_classes", "input_size", "in_channels"}  # do not make another size
+FREE = {"projector_dim", "z_dims", "num_classes", "input_size", "in_channels", "idle_ratio"}  # do not make another size
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from repa_eval.checkpoints import behaviour, networks
 from repa_eval.checkpoints.reading import read_file
 from repa_eval.checkpoints.systems import READINGS, readings_of
 from repa_eval.errors import Failure, UserError, unknown
+from repa_eval.models._encoder import Encoder
 from repa_eval.models.conventions import converted, published
 from repa_eval.models.layers import DiffusionModel
 from repa_eval.registry import Registry
@@ -94,6 +95,7 @@ class Checkpoint:
             "teacher": self.option("enc_type"),
             "encoder_depth": self.option("encoder_depth"),
             **({"memory_bank": memory.describe()} if (memory := getattr(network, "memory", None)) is not None else {}),
+            **(network.facts() if isinstance(network, Encoder) else {}),
             **self.facts,
         }
 
@@ -161,6 +163,10 @@ def from_state(
             models[reading.native] = converted(network, reading.native)
             names.append(reading.published(size))
     systems = tuple(dict.fromkeys(reading.system for reading in readings))
+    architecture, told = next(pair for pair in found if pair[0].name == readings[0].architecture)
+    if "idle_ratio" in architecture.recorded:
+        source = networks.source_of("idle_ratio", told, options, request.overrides)
+        facts["facts"] = {**facts.get("facts", {}), "idle_ratio_from": source}
     return Checkpoint(path=path, systems=systems, model_name=names[0], models=tuple(models.values()), **facts)
 
 

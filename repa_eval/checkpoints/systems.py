@@ -69,6 +69,7 @@ READINGS = (
     Reading("U-DiT", "U-DiT", EPSILON),
     Reading("REPA", "MMDiT", told=_repa),
     Reading("HASTE", "MMDiT", told=_haste),
+    *(Reading("RePaViT", name) for name in ("RePaViT", "RePaSwin", "RePaMLPMixer", "RePaPoolFormer")),
 )
 
 

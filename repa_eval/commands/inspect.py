@@ -26,5 +26,5 @@ def command(ckpt: str, as_json: bool, **given: Any) -> None:
         return
     width = max(map(len, info))
     for name, value in info.items():
-        text = ", ".join(value) if isinstance(value, list) else "-" if value is None else str(value)
+        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else "-" if value is None else str(value)
         click.echo(f"{name.ljust(width)}  {text}")

@@ -23,6 +23,7 @@ class Architecture:
     defaults: Any
     presets: Mapping[str, Mapping[str, Any]]
     read: Callable[[Shapes], dict[str, Any] | None] | None = None  # config fields told by names and shapes
+    recorded: tuple[str, ...] = ()  # config fields that no shape tells and the trainer's arguments may
 
     def preset(self, size: str) -> Any:
         """Return the config of a named size."""
@@ -38,16 +39,18 @@ def model(
     defaults: Any,
     presets: Mapping[str, Mapping[str, Any]],
     read: Callable[[Shapes], dict[str, Any] | None] | None = None,
+    recorded: tuple[str, ...] = (),
 ) -> Callable[[type], type]:
     """Register a network class that is built from one config; the class is returned unchanged.
 
     read: returns the config fields that a state dict's names and shapes tell, None if it is no such network; an
-    architecture without it is not recognised in foreign checkpoints.
+    architecture without it is not recognised in foreign checkpoints. recorded: fields that no shape tells; they come
+    from the arguments in the file, else from the size that has its shapes.
     """
 
     def record(cls: type) -> type:
         MODELS.register(name, source=cls)(
-            Architecture(name=name, build=cls, defaults=defaults, presets=presets, read=read)
+            Architecture(name=name, build=cls, defaults=defaults, presets=presets, read=read, recorded=recorded)
         )
         return cls
 

@@ -46,6 +46,26 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+def conv_stem(channels: int, stem_size: int, width: int) -> nn.Sequential:
+    """Return the stem: images (B, channels, H, W) to maps (B, width, H/2, W/2)."""
+    return nn.Sequential(
+        nn.Conv2d(channels, stem_size, 3, padding=1, bias=False),
+        nn.BatchNorm2d(stem_size),
+        nn.ReLU(),
+        nn.Conv2d(stem_size, width, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    )
+
+
+def embedded(grid: Tensor, cls_token: Tensor) -> Tensor:
+    """Return tokens (B, 1 + T, D) with sin-cos positions, the class token first, of the stem's maps (B, D, S, S)."""
+    # made here and not kept: what the file does not hold must not be needed from it
+    positions = sincos_table(grid.shape[1], grid.shape[-1]).to(grid)
+    patches = grid.flatten(2).transpose(1, 2) + positions  # (B, T, D)
+    return torch.cat([cls_token.expand(len(patches), -1, -1), patches], dim=1)
+
+
 @model("ConvViT", defaults=ConvViTConfig(), presets={"ConvViT-digits": {}})
 class ConvViT(nn.Module):
     """Convolutional stem (stride 2), class token, sin-cos positions, blocks, final norm; z-scored features on request.
@@ -60,14 +80,7 @@ class ConvViT(nn.Module):
         super().__init__()
         self.config = config
         width = config.hidden_size
-        self.stem = nn.Sequential(
-            nn.Conv2d(config.in_channels, config.stem_size, 3, padding=1, bias=False),
-            nn.BatchNorm2d(config.stem_size),
-            nn.ReLU(),
-            nn.Conv2d(config.stem_size, width, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-        )
+        self.stem = conv_stem(config.in_channels, config.stem_size, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -81,11 +94,7 @@ class ConvViT(nn.Module):
 
     def forward(self, x: Tensor, *, taps: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
         """Return (tokens (B, 1 + T, D), class token first, {layer: hidden}) for images x (B, C, H, W) in [-1, 1]."""
-        grid = self.stem(x)  # (B, D, side, side)
-        # made here and not kept: what the file does not hold must not be needed from it
-        positions = sincos_table(grid.shape[1], grid.shape[-1]).to(grid)
-        patches = grid.flatten(2).transpose(1, 2) + positions  # (B, T, D)
-        x = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        x = embedded(self.stem(x), self.cls_token)
         hidden = {0: x} if 0 in taps else {}
         for layer, block in enumerate(self.blocks, 1):
             x = block(x)

@@ -76,10 +76,12 @@ def sincos_table(width: int, side: int) -> Tensor:
 class PatchEmbed(nn.Module):
     """Images cut into squares, each mapped to a token. (timm has one; importing timm costs 0.2 GB and a second.)"""
 
-    def __init__(self, input_size: int | None, patch_size: int, in_channels: int, width: int) -> None:
+    def __init__(
+        self, input_size: int | None, patch_size: int, in_channels: int, width: int, *, bias: bool = True
+    ) -> None:
         super().__init__()
         self.input_size = input_size  # None: any
-        self.proj = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, N, D), row by row, of images x (B, C, H, W); UserError for images of another size."""
@@ -158,13 +160,14 @@ class Attention(nn.Module):
         qk_norm: bool = False,
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
         fused_attn: bool = True,
+        qkv_bias: bool = True,
     ) -> None:
         super().__init__()
         if width % num_heads:
             raise UserError(f"hidden_size {width} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         self.fused_attn = fused_attn
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.q_norm = norm(width // num_heads) if qk_norm else nn.Identity()
         self.k_norm = norm(width // num_heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from repa_eval.data._registry import to_signed
 from repa_eval.errors import UserError
+from repa_eval.models._idle import PixelConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -65,6 +68,47 @@ class WholeImage:
             raise UserError(f"teacher {name} reads images of {len(self.mean)} channels, not {given}")
         x = F.interpolate(_unit(images), size=self.size, mode=self.mode, antialias=self.mode != "nearest")
         return _normalise(x, self.mean, self.std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignedImage:
+    """Preprocessing of networks that read the images as they are, in [-1, 1]. shape: (C, S, S) of the images."""
+
+    shape: tuple[int, int, int]
+
+    def __call__(self, images: Tensor, *, name: str = "of this kind") -> Tensor:
+        """Return float32 (B, *shape) from uint8 (B, *shape); UserError for another shape."""
+        if tuple(images.shape[1:]) != self.shape:
+            given, wanted = ("x".join(map(str, shape)) for shape in (images.shape[1:], self.shape))
+            raise UserError(f"teacher {name} reads {wanted} images, not {given}")
+        return to_signed(images)
+
+
+Pixels = OfficialPixels | WholeImage | SignedImage
+
+
+def pixels_of(config: Any) -> Pixels:
+    """Return the preprocessing that an encoder's config records (PixelConfig)."""
+    record, side = config.pixels, config.input_size
+    if record.rule == "signed":
+        return SignedImage(shape=(config.in_channels, side, side))
+    colours = {"mean": record.mean, "std": record.std}
+    if record.rule == "whole":
+        return WholeImage(size=(side, side), mode=record.mode, **colours)
+    # OfficialPixels states its side for images of REPA_SIDE
+    resized = None if side == record.resolution else side * REPA_SIDE // record.resolution
+    first = record.rule == "official-resize-first"
+    return OfficialPixels(side=resized, resize_first=first, resolutions=(record.resolution,), **colours)
+
+
+def recorded(pixels: Pixels, *, resolution: int) -> PixelConfig:
+    """Return the record of a preprocessing as it is for images of `resolution` px."""
+    if isinstance(pixels, SignedImage):
+        return PixelConfig(rule="signed")
+    if isinstance(pixels, WholeImage):
+        return PixelConfig(rule="whole", mean=pixels.mean, std=pixels.std, mode=pixels.mode)
+    rule = "official-resize-first" if pixels.resize_first else "official"
+    return PixelConfig(rule=rule, mean=pixels.mean, std=pixels.std, resolution=resolution)
 
 
 def _unit(images: Tensor) -> Tensor:

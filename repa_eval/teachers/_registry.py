@@ -62,6 +62,8 @@ class Teacher(nn.Module, ABC):
 
 
 Builder = Callable[[str, Path | None], Teacher]
+FILES = {".pt", ".pth", ".safetensors"}  # a name with such an ending is a file
+OF_FILES = "repavit"  # the teacher that opens a file named as teacher
 TEACHERS: Registry[Builder] = Registry("teacher", "repa_eval.teachers", group="repa_eval.teachers")
 
 
@@ -75,8 +77,19 @@ def load_teacher(name: str, weights: str | Path | None = None) -> Teacher:
     path = None if weights is None else Path(weights)
     if path is not None and not path.is_file():
         raise UserError(f"teacher weights {str(weights)!r} do not exist")
+    if Path(name).suffix in FILES or (Path(name).is_file() and name not in TEACHERS.names()):
+        return _from_file(name, path).freeze()
     kind, colon, _ = name.partition(":")
     return TEACHERS.get(f"{kind}:NAME" if colon else name)(name, path).freeze()
+
+
+def _from_file(name: str, weights: Path | None) -> Teacher:
+    """Return the encoder in the file `name`, called as the file: where the file lies is not a part of a protocol."""
+    if not Path(name).is_file():
+        raise UserError(f"teacher file {name!r} does not exist")
+    if weights is not None:
+        raise UserError(f"teacher {name} is a file of weights itself; leave --teacher-weights out")
+    return TEACHERS.get(OF_FILES)(Path(name).name, Path(name))
 
 
 def class_tokens_by(teacher: Teacher) -> Callable[[Tensor], Tensor]:

@@ -66,6 +66,7 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset({"labels"})  # of "labels", "ema"
     architectures: ClassVar[frozenset[str]] = frozenset({"SiT", "SiT-ERW"})  # the networks that it can train
     samples: ClassVar[bool] = True  # whether images can be generated from its model
+    finish: ClassVar[str] = "repa-eval convert {checkpoint} --to converted/{run}"  # where none can: what comes next
 
     def teachers(self) -> list[str]:
         """Return the names of the frozen encoders whose tokens the losses read."""
@@ -82,6 +83,10 @@ class Method(ABC):
     def architecture(self, config: Any, widths: Sequence[int]) -> Any:
         """Return the model's config as this method changes it; widths: feature sizes of the teachers."""
         return config
+
+    def fitted(self, config: Any, images: Any, teachers: Sequence[Teacher]) -> Any:
+        """Return the model's config for these images and teachers; `architecture` unless more than widths matters."""
+        return self.architecture(config, [teacher.width for teacher in teachers])
 
     def aligned_layer(self) -> int | None:
         """Return the number of the block whose output is aligned with a teacher, if one is."""

@@ -1,0 +1,65 @@
+"""RePaViT: the official trainer's file {model, model_ema, optimizer, lr_scheduler, epoch, scaler, args}, released
+files that hold `model` alone, and what `repa-eval reparam` writes, {model, record}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from repa_eval.checkpoints import networks
+from repa_eval.checkpoints.recognise import Checkpoint, Request, from_state, layout
+from repa_eval.checkpoints.trainer import arguments
+from repa_eval.config import from_dict
+from repa_eval.errors import Failure, UserError
+from repa_eval.models._encoder import Encoder
+from repa_eval.models._registry import MODELS
+
+RECORD = frozenset({"class", "model", "architecture", "weights"})  # the record's entries without which it opens nothing
+
+
+@layout("repavit")
+def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
+    """Return the checkpoint; released files hold one set of weights, which is then opened whichever was asked for."""
+    if not isinstance(content, dict) or not isinstance(content.get("model"), Mapping):
+        return None
+    if isinstance(content.get("record"), dict):
+        return _merged(path, content["model"], content["record"], request)
+    averaged = content.get("model_ema")
+    found = [] if "ema" in content else networks.candidates(networks.cleaned(content["model"]))
+    if not any(_encodes(architecture.build) for architecture, _ in found):
+        return None  # another trainer's
+    weights = "ema" if request.weights == "ema" and averaged else "online"
+    state = averaged if weights == "ema" else content["model"]
+    if not isinstance(state, Mapping):
+        raise Failure(f"{path}: its {weights} weights are no state dict")
+    options = arguments(content)
+    epoch = content.get("epoch")
+    recipe = {"epoch": epoch} if isinstance(epoch, int) else {}
+    facts: dict[str, Any] = {"layout": "repavit", "weights": weights, "step": None, "recipe": recipe}
+    return from_state(path, state, request, options=options, **facts)
+
+
+def _encodes(build: Any) -> bool:
+    return isinstance(build, type) and issubclass(build, Encoder)
+
+
+def _merged(path: Path, state: Any, record: Mapping[str, Any], request: Request) -> Checkpoint:
+    if not set(record) >= RECORD:
+        raise Failure(f"{path}: its record does not say what the model is ({', '.join(sorted(RECORD - set(record)))})")
+    if request.overrides:
+        raise UserError(f"{path} says itself what it is: leave --set out")
+    architecture = MODELS.get(record["class"])
+    config = from_dict(architecture.defaults, record["architecture"], where="architecture")
+    return Checkpoint(
+        path=path,
+        layout="repavit",
+        systems=tuple(record.get("systems", ())),
+        model_name=record["model"],
+        models=(networks.assemble(architecture, config, state, where=str(path)),),
+        weights=record["weights"],
+        step=record.get("step"),
+        recipe=record.get("recipe") or {},
+        facts={"idle_ratio_from": "file"},
+    )

@@ -56,10 +56,16 @@ def legs_of(recipe: Recipe, images: Images, teachers: Sequence[Teacher]) -> list
 def fitted(recipe: Recipe, images: Images, teachers: Sequence[Teacher]) -> Recipe:
     """Return the recipe with its architecture resolved against data, teachers and method."""
     channels, height, width = images.shape
-    if height != width:
-        raise UserError(f"data {images.name}: images of {height}x{width}; the models take square ones")
     names = {field.name for field in dataclasses.fields(recipe.architecture)}
-    of_data = {"input_size": height, "in_channels": channels, "num_classes": images.num_classes}
+    if height != width and "input_shape" not in names:
+        raise UserError(f"data {images.name}: images of {height}x{width}; {recipe.model} takes square ones")
+    of_data = {
+        "input_size": max(height, width),
+        "input_shape": () if height == width else (height, width),
+        "in_channels": channels,
+        "num_classes": images.num_classes,
+        "captions": images.class_names,
+    }
     config = dataclasses.replace(recipe.architecture, **{k: v for k, v in of_data.items() if k in names})
     config = recipe.method.architecture(config, [teacher.width for teacher in teachers])
     return dataclasses.replace(recipe, architecture=config)

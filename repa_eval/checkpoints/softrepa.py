@@ -17,7 +17,7 @@ from repa_eval.checkpoints import networks
 from repa_eval.checkpoints.recognise import Checkpoint, Request, layout
 from repa_eval.errors import Failure
 from repa_eval.models._shapes import Shapes, count
-from repa_eval.models.sd3_tokens import SD3Tokens, build_sd3
+from repa_eval.models.soft_tokens import SoftTokens, build_sd3
 
 SIZES = {(24, 1536): "SD3-medium"}  # (blocks, width) -> name
 HEAD_WIDTH = 64  # of every published SD3
@@ -26,7 +26,7 @@ MOST = 64  # tokens of a layer: a longer table of vectors is another thing, such
 KEYS = {"tokens", "t_offsets.weight"}  # the safetensors form that public ports write
 
 
-class SoftTokens(nn.Module):
+class TokenFile(nn.Module):
     """Soft tokens (layers, n, D) or (n, D), and their time offsets (100, layers * C) if there are any."""
 
     def __init__(self, tokens: Tensor | None, offsets: Tensor | None) -> None:
@@ -49,7 +49,7 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
         layout="softrepa-tokens",
         systems=("SoftREPA",),
         model_name="dc_tokens" if tokens is not None else "dc_t_tokens",
-        models=(SoftTokens(tokens, offsets),),
+        models=(TokenFile(tokens, offsets),),
         weights=request.weights,
         step=None,
         facts=facts,
@@ -80,7 +80,7 @@ def read_whole(path: Path, content: Any, request: Request) -> Checkpoint | None:
     except (KeyError, IndexError, ValueError) as error:
         raise Failure(f"{path}: dc_tokens stand beside no SD3 transformer ({error} is missing)") from error
     with torch.device("meta"):
-        network = SD3Tokens(
+        network = SoftTokens(
             build_sd3(config),
             num_tokens=shapes["dc_tokens"][1],
             num_layers=shapes["dc_tokens"][0],

@@ -76,8 +76,7 @@ def begin(leg: Leg, run: Path, model: nn.Module, images: Images, teachers: Seque
     method: Method = leg.recipe.method
     source = str(state.checkpoint_path(run, leg.first)) if leg.first else method.starts_from()
     if source is not None:
-        # the trained weights, not their average (ERW's trainer)
-        method.take_over(model, checkpoints.load(source, weights="online").network)
+        method.take_over(model, checkpoints.load(source, weights=method.start_weights).network)
     method.prepare(model, images, teachers)
 
 

@@ -30,6 +30,16 @@ def build_sd3(config: Mapping[str, Any]) -> nn.Module:
     return network  # type: ignore[no-any-return]
 
 
+def build_unet(config: Mapping[str, Any]) -> nn.Module:
+    """Return diffusers' UNet2DConditionModel (SD 1.5) of these arguments; UserError if diffusers is not installed."""
+    try:
+        from diffusers import UNet2DConditionModel
+    except ImportError as error:
+        raise UserError("Stable Diffusion's UNet needs diffusers: pip install 'repa-eval[latents]'") from error
+    network: Any = UNet2DConditionModel(**config)
+    return network  # type: ignore[no-any-return]
+
+
 class SoftTokens(nn.Module):
     """A frozen text-to-image network and, for each of its first blocks, tokens that are put before the text.
 

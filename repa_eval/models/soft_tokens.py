@@ -116,27 +116,28 @@ class SoftTokens(nn.Module):
         y: Tensor,
         pooled: Tensor | None = None,
         *,
-        tokens: bool | float = True,
+        tokens: bool | float | None = None,
         taps: Collection[int] = (),
         contexts: Collection[int] = (),
     ) -> tuple[Tensor, dict[Any, Tensor]]:
         """Return (output (B, C, H, W), hidden) for noisy x, t (B,), text y (B, L, D); pooled (B, P): of SD3, else 0.
 
         Outputs are the network's own: velocity noise - data, a UNet's noise. t: 0..1000, 1000 = noise. tokens: False
-        for the plain network; a number s for plain + s (with tokens - plain), at twice the cost. taps: layers
+        or 0 for the plain network; a number s for plain + s (with tokens - plain), at twice the cost. taps: layers
         (1-based) whose image tokens (B, N, D) are wanted. contexts: layers whose INCOMING text, soft tokens included,
         goes to hidden["context", layer].
         """
         check_taps((*taps, *contexts), max(self.depth, max(contexts, default=0)) if not self.depth else self.depth)
         hidden: dict[Any, Tensor] = {}
         steps = t * self.time_scale
-        soft = self.soft_tokens(t) if tokens else None
+        strength = 1.0 if tokens is None else float(tokens)
+        soft = self.soft_tokens(t) if strength else None
         with self._attached(soft, y.shape[1], hidden, taps, contexts):
             output = self._host.run(x, steps, y, pooled)
-        if soft is not None and tokens not in (True, 1):
+        if soft is not None and strength != 1:
             with self._attached(None, y.shape[1], {}, (), ()):
                 plain = self._host.run(x, steps, y, pooled)
-            output = plain + float(tokens) * (output - plain)
+            output = plain + strength * (output - plain)
         return output, hidden
 
     @contextmanager

@@ -5,7 +5,8 @@ With `num_tokens` they are SoftREPA's: the network frozen, soft tokens before it
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,7 @@ class TextToImage(SoftTokens, DiffusionModel):
     """A velocity model of captions. `forward` takes t in [0, 1], 1 = noise, and y: labels (B,) or text (B, L, D)."""
 
     time_scale = 1000.0
+    token_strength: float = 1.0  # of the soft tokens where `forward` is not told: 0 leaves them out
     context: Tensor
 
     def __init__(self, network: nn.Module, config: Any) -> None:
@@ -110,13 +112,23 @@ class TextToImage(SoftTokens, DiffusionModel):
         y: Tensor,
         pooled: Tensor | None = None,
         *,
-        tokens: bool | float = True,
+        tokens: bool | float | None = None,
         taps: Collection[int] = (),
         contexts: Collection[int] = (),
     ) -> tuple[Tensor, dict[Any, Tensor]]:
         """Return (velocity (B, C, H, W), hidden) as SoftTokens does; t in [0, 1], y labels or text tokens."""
         given = y if y.is_floating_point() else self.text(y).to(x.dtype)
-        return super().forward(x, t, given, pooled, tokens=tokens, taps=taps, contexts=contexts)
+        strength = self.token_strength if tokens is None else tokens
+        return super().forward(x, t, given, pooled, tokens=strength, taps=taps, contexts=contexts)
+
+    @contextmanager
+    def at_strength(self, strength: float) -> Iterator[None]:
+        """Let the soft tokens count that much meanwhile: 0 for the frozen network alone."""
+        before, self.token_strength = self.token_strength, strength
+        try:
+            yield
+        finally:
+            self.token_strength = before
 
 
 @model(

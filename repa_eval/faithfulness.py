@@ -22,26 +22,30 @@ from repa_eval.extractors._digit_pairs import PairJudge, pair_judge
 from repa_eval.metrics.fid import frechet_distance
 from repa_eval.models.text_to_image import TextToImage
 from repa_eval.results import Row, make_row
+from repa_eval.samples import png
 from repa_eval.sampling.generate import generate
 from repa_eval.sampling.guidance import Guidance
 from repa_eval.sampling.settings import SamplerSettings
 from repa_eval.seeding import generator, generators, normal
 
 TIMESTEPS = tuple(round(0.05 + 0.1 * i, 2) for i in range(10))  # the middles of ten bins
-SCALES = (1.0, 1.5, 2.0, 3.0)
+SCALES = (1.0, 1.5, 3.0)
 BASE = "_base"  # ends the names of the frozen model's numbers
-REAL = "_real"  # ends the names of the level of held-out real images
+FLOOR = "_floor"  # ends the names of the level of held-out real images
+DATA = "digits-captions"  # the judge reads these
+PICTURED = 8  # captions of the picture, and images each
+FRAME = 96  # grey between images
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
     """How much is measured, and with what."""
 
-    data: str = option("digits-captions", help="images with captions; samples are compared with its training images")
     num_samples: int = option(1000, help="samples per guidance scale", least=2)
     num_steps: int = option(16, help="Euler steps per sample", least=1)
     cfg_scales: tuple[float, ...] = SCALES
-    num_images: int = option(256, help="held-out images whose caption is looked for", least=1)
+    num_images: int = option(256, help="held-out images whose caption is looked for", least=2)
     num_candidates: int = option(16, help="captions among which the true one is looked for", least=2)
     timesteps: tuple[float, ...] = TIMESTEPS
     seed: int = 0
@@ -53,68 +57,73 @@ class Examination:
 
 
 def examine(
-    model: TextToImage,
-    plan: Examination,
-    *,
-    strengths: Mapping[str, float],
-    columns: Mapping[str, Mapping[str, Any]],
-    facts: Mapping[str, Mapping[str, Any]],
+    model: TextToImage, plan: Examination, *, strengths: Mapping[str, float], columns: Mapping[str, Any]
 ) -> list[Row]:
     """Return the rows of a model at each of `strengths` (suffix of the names -> strength of its soft tokens).
 
-    columns, facts: suffix -> entries of every row, and of its protocol record. The level of real images comes last.
+    caption_digits, caption_both, fd_pixels: without guidance; guided_*: the same at every scale, for the curve.
+    caption_rank1: at every timestep; caption_rank1_all: by the mean error. columns: entries of every row.
     """
-    judge, reference = pair_judge(), load_data(plan.data, "reference")
-    held_out = load_data(plan.data, "test").head(plan.num_images)
+    judge, reference = pair_judge(), load_data(DATA, "reference")
+    test = load_data(DATA, "test")
     rows: list[Row] = []
     for suffix, strength in strengths.items():
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        facts = {"dtype": dtype, **({} if strength in (0, 1) else {"token_strength": strength})}
         with model.at_strength(strength):
-            common: dict[str, Any] = {"seed": plan.seed, **columns[suffix]}
-            for scale in plan.cfg_scales:
-                rows += _of_samples(model, plan, scale, judge, reference, suffix, facts[suffix], common)
-            rows += _of_retrieval(model, plan, held_out, suffix, facts[suffix], common)
-    return rows + _level(plan, judge, next(iter(columns.values())))
+            errors = caption_errors(model, test.head(plan.num_images), plan)
+            found = [(scale, _samples(model, plan, scale)) for scale in plan.cfg_scales]
+        own = {"seed": plan.seed, **columns}
+        for scale, (images, labels) in found:
+            made = {**plan.sampler(scale).for_model(model).record(), **facts}
+            rows += _of_samples(images, labels, judge, reference, made, suffix, own)
+        rows += _of_errors(errors, test.head(plan.num_images), plan, facts, suffix, own)
+    real = test.head(min(plan.num_samples, len(test)))
+    level = {key: columns[key] for key in ("run",) if key in columns}
+    return rows + _of_samples(real.images, real.labels, judge, reference, {"samples": "real, test split"}, FLOOR, level)
+
+
+def _samples(model: TextToImage, plan: Examination, scale: float) -> tuple[Array, Array]:
+    """Return uint8 images (N, C, H, W) and the labels (N,) of their captions."""
+    parts = list(generate(model, range(plan.num_samples), plan.sampler(scale), batch_size=plan.batch_size))
+    images, labels = (torch.cat([part[place] for part in parts]).numpy() for place in (1, 2))
+    return images, labels
 
 
 def _of_samples(
-    model: TextToImage,
-    plan: Examination,
-    scale: float,
+    images: Array,
+    labels: Array,
     judge: PairJudge,
     reference: Images,
+    made: Mapping[str, Any],
     suffix: str,
-    facts: Mapping[str, Any],
     columns: Mapping[str, Any],
 ) -> list[Row]:
-    sampler = plan.sampler(scale).for_model(model)
-    parts = list(generate(model, range(plan.num_samples), sampler, batch_size=plan.batch_size))
-    images, labels = (torch.cat([part[place] for part in parts]).numpy() for place in (1, 2))
     right = judge.right(images, labels)
-    record = {
-        "kind": "captions, by samples",
-        "data": plan.data,
-        "num_samples": plan.num_samples,
-        **sampler.record(),
-        **judge.record(),
-        **facts,
-    }
-    pixels = {"reference": "reference", "reference_hash": reference.digest(), "space": "pixels in [-1, 1]"}
-    values = {"caption_digits": share(right.mean(1)), "caption_both": share(right.all(1))}
-    rows = [
-        make_row(metric=f"{name}{suffix}", value=value, stderr=error, n=plan.num_samples, protocol=record, **columns)
-        for name, (value, error) in values.items()
-    ]
+    record = {"kind": "captions, by samples", "data": DATA, **judge.record(), **made}
+    pixels = {"reference_hash": reference.digest(), "reference_n": len(reference), "space": "pixels in [-1, 1]"}
     distance = frechet_distance(*_moments(reference.images), *_moments(images))
-    of_pixels = {"n": plan.num_samples, "protocol": {**record, **pixels}}
-    return [*rows, make_row(metric=f"fd_pixels{suffix}", value=distance, **of_pixels, **columns)]
+    values: list[tuple[str, float, float | None, Mapping[str, Any]]] = [
+        ("digits", *share(right.mean(1)), record),
+        ("both", *share(right.all(1)), record),
+        ("fd_pixels", distance, None, {**record, **pixels}),
+    ]
+    names = {"guided_{}": True, "caption_{}": made.get("cfg_scale", 1.0) == 1.0}
+    rows = []
+    for pattern in (pattern for pattern, wanted in names.items() if wanted):
+        for name, value, error, protocol in values:
+            plain = name if (pattern, name) == ("caption_{}", "fd_pixels") else pattern.format(name)
+            own = {"stderr": error, "n": len(images), "protocol": protocol, **columns}
+            rows.append(make_row(metric=f"{plain}{suffix}", value=value, **own))
+    return rows
 
 
-def _of_retrieval(
-    model: TextToImage,
-    plan: Examination,
+def _of_errors(
+    errors: Array,
     images: Images,
-    suffix: str,
+    plan: Examination,
     facts: Mapping[str, Any],
+    suffix: str,
     columns: Mapping[str, Any],
 ) -> list[Row]:
     record = {
@@ -127,35 +136,32 @@ def _of_retrieval(
         "noise": "one per image, the same for its captions and times",
         **facts,
     }
-    own = {"n": len(images), "protocol": record, **columns}
-    errors = caption_errors(model, images, plan)  # (T, N, K)
+    whole = {**record, "timesteps": list(plan.timesteps)}
+    cells = [("caption_rank1", t, record, of_time) for t, of_time in zip(plan.timesteps, errors, strict=True)]
     rows = []
-    for t, of_time in zip(plan.timesteps, errors, strict=True):
-        value, error = share(first(of_time))
-        rows.append(make_row(metric=f"caption_rank1{suffix}", value=value, stderr=error, timestep=t, **own))
-    value, error = share(first(errors.mean(0)))
-    whole = {**own, "protocol": {**record, "timesteps": list(plan.timesteps)}}
-    return [*rows, make_row(metric=f"caption_rank1_all{suffix}", value=value, stderr=error, **whole)]
+    for name, t, protocol, values in [*cells, ("caption_rank1_all", None, whole, errors.mean(0))]:
+        value, error = share(first(values))
+        own = {"timestep": t, "n": len(images), "protocol": protocol, **columns}
+        rows.append(make_row(metric=f"{name}{suffix}", value=value, stderr=error, **own))
+    return rows
 
 
 @torch.no_grad()
-def caption_errors(model: TextToImage, images: Images, plan: Examination) -> np.ndarray:
+def caption_errors(model: TextToImage, images: Images, plan: Examination) -> Array:
     """Return the mean squared velocity error (T, N, K) of every image under its candidates, the true one first."""
-    like = next(model.parameters())
-    found = np.empty((len(plan.timesteps), len(images), plan.num_candidates))
-    for rows in _blocks(len(images), max(1, plan.batch_size // plan.num_candidates)):
+    like, count = next(model.parameters()), plan.num_candidates
+    found = np.empty((len(plan.timesteps), len(images), count))
+    for rows in _blocks(len(images), max(1, plan.batch_size // count)):
         pixels, labels = images.fetch(rows)
         x = to_signed(pixels)
         noise = normal(generators(plan.seed, "caption noise", rows), x.shape[1:])
-        y = torch.stack(
-            [candidates(int(label), row, images.num_classes, plan) for label, row in zip(labels, rows, strict=True)]
-        )
+        places = zip(labels.tolist(), rows, strict=True)
+        y = torch.stack([candidates(label, row, images.num_classes, plan) for label, row in places]).to(like.device)
         for place, t in enumerate(plan.timesteps):
-            noisy, target = ((1 - t) * x + t * noise).to(like), (noise - x).to(like)
-            wide = noisy.repeat_interleave(plan.num_candidates, dim=0)
-            velocity, _ = model(wide, torch.full_like(wide[:, 0, 0, 0], t), y.flatten().to(like.device))
-            errors = velocity.float() - target.repeat_interleave(plan.num_candidates, dim=0).float()
-            found[place, rows] = errors.square().flatten(1).mean(1).unflatten(0, y.shape).cpu().double().numpy()
+            noisy, target = (each.to(like).repeat_interleave(count, 0) for each in ((1 - t) * x + t * noise, noise - x))
+            velocity, _ = model(noisy, torch.full_like(noisy[:, 0, 0, 0], t), y.flatten())
+            errors = (velocity.float() - target.float()).square().flatten(1).mean(1).unflatten(0, y.shape)
+            found[place, rows] = errors.cpu().double().numpy()
     return found
 
 
@@ -168,19 +174,19 @@ def candidates(label: int, row: int, num_captions: int, plan: Examination) -> Te
     return torch.cat([torch.tensor([label]), others + (others >= label)])
 
 
-def first(errors: np.ndarray) -> np.ndarray:
+def first(errors: Array) -> Array:
     """Return whether the true caption, the first of (N, K), has the lowest error: a tie is no success, (N,) bool."""
-    best: np.ndarray = errors[:, 0] < errors[:, 1:].min(1)
+    best: Array = errors[:, 0] < errors[:, 1:].min(1)
     return best
 
 
-def share(values: np.ndarray) -> tuple[float, float]:
+def share(values: Array) -> tuple[float, float]:
     """Return mean and standard error of the mean of (N,) values."""
     numbers = np.asarray(values, dtype=np.float64)
-    return float(numbers.mean()), float(numbers.std(ddof=1) / math.sqrt(len(numbers))) if len(numbers) > 1 else math.nan
+    return float(numbers.mean()), float(numbers.std(ddof=1) / math.sqrt(len(numbers)))
 
 
-def _moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _moments(images: Array) -> tuple[Array, Array]:
     """Return mean and covariance of pixels in [-1, 1]."""
     flat = images.reshape(len(images), -1) / 127.5 - 1
     return flat.mean(0), np.cov(flat, rowvar=False)
@@ -191,25 +197,27 @@ def _blocks(count: int, size: int) -> Iterator[list[int]]:
         yield list(range(start, min(start + size, count)))
 
 
-def _level(plan: Examination, judge: PairJudge, columns: Mapping[str, Any]) -> list[Row]:
-    """Return what the judge says of real images that neither it nor the model has seen, and their distance."""
-    images, reference = load_data(plan.data, "test"), load_data(plan.data, "reference")
-    images = images.head(min(plan.num_samples, len(images)))
-    right = judge.right(images.images, images.labels)
-    record = {"kind": "captions, of real images", "data": plan.data, "split": "test", **judge.record()}
-    rows = {"caption_digits": share(right.mean(1)), "caption_both": share(right.all(1))}
-    own = {"run": columns.get("run"), "n": len(images), "protocol": record}
-    made = [make_row(metric=f"{name}{REAL}", value=v, stderr=e, **own) for name, (v, e) in rows.items()]
-    distance = frechet_distance(*_moments(reference.images), *_moments(images.images))
-    return [*made, make_row(metric=f"fd_pixels{REAL}", value=distance, **own)]
+def picture(model: TextToImage, plan: Examination, strengths: Sequence[float]) -> tuple[bytes, dict[str, Any]]:
+    """Return a PNG and the words beside it: a caption per row, samples without guidance, every strength's in turn.
 
-
-def pictures(model: TextToImage, plan: Examination, labels: Sequence[int], strengths: Sequence[float]) -> Tensor:
-    """Return uint8 samples (strengths, len(labels), C, H, W) of the captions, from the same noise, without guidance."""
-    sampler = dataclasses.replace(plan.sampler(1.0), labels=tuple(labels))
-    made = []
+    The captions are spread over all of them; each strength starts from the same noise.
+    """
+    captions = model.config.captions
+    labels = np.linspace(0, len(captions) - 1, PICTURED).round().astype(int).tolist()
+    each = PICTURED // len(strengths)
+    sampler = dataclasses.replace(plan.sampler(1.0), labels=tuple(label for label in labels for _ in range(each)))
+    rows = []
     for strength in strengths:
         with model.at_strength(strength):
-            parts = generate(model, range(len(labels)), sampler, batch_size=plan.batch_size)
-            made.append(torch.cat([images for _, images, _ in parts]))
-    return torch.stack(made)
+            parts = generate(model, range(len(labels) * each), sampler, batch_size=plan.batch_size)
+            images = torch.cat([images for _, images, _ in parts]).numpy()
+        rows.append(images.reshape(len(labels), each, *images.shape[1:]))
+    tiles = np.concatenate(rows, axis=1)  # (captions, strengths x each, C, H, W)
+    words = "Samples without guidance. " + (
+        f"Left {each}: the frozen model; right {each}: the same noise with soft tokens." if len(strengths) > 1 else ""
+    )
+    side = {"caption": words.strip(), "rows": [captions[label] for label in labels]}
+    sizes = {"columns": tiles.shape[1] * tiles.shape[-1] // tiles.shape[-2], "tile": tiles.shape[-2]}
+    framed = np.pad(tiles, [(0, 0)] * 3 + [(1, 0), (1, 0)], constant_values=FRAME)
+    lines = np.concatenate([np.concatenate(list(line), axis=-1) for line in framed], axis=-2)
+    return png(np.pad(lines, ((0, 0), (0, 1), (0, 1)), constant_values=FRAME)), {**side, **sizes}

@@ -18,6 +18,8 @@ from repa_eval.results import Row
 SECONDS = "train_seconds"
 FLOOR = "_floor"  # ending of a metric: the same number for other real images
 TEACHER = "_teacher"  # ending of a metric: the same number for the teacher's own features
+FROZEN = "_base"  # ending of a metric: the same number for the frozen model under the trained tokens
+GUIDED = "guided_"  # beginning of a metric: a point of a curve over guidance scales
 Points = tuple[tuple[float, float], ...]
 
 
@@ -108,12 +110,12 @@ class Map:
 def is_curve_row(row: Row) -> bool:
     """Return whether the row is a number of a whole checkpoint (sample quality), not of a layer or a timestep."""
     whole = row.step is not None and row.layer is None and row.timestep is None
-    return whole and row.metric != SECONDS and not is_level_row(row)
+    return whole and row.metric != SECONDS and not is_level_row(row) and not row.metric.startswith(GUIDED)
 
 
 def is_level_row(row: Row) -> bool:
     """Return whether the row is a reference level, which no run produced."""
-    return row.metric.endswith((FLOOR, TEACHER))
+    return row.metric.endswith((FLOOR, TEACHER, FROZEN))
 
 
 def is_map_row(row: Row) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from repa_eval.reports.arms import Arm
 from repa_eval.reports.media import Picture, picture_of, size_of, thinned
 
-KINDS = ("pca",)
+KINDS = ("pca", "captions")
 GAP = 1  # pixels between tiles
 _NAME = re.compile(rf"^(?P<run>.+)/(?P<kind>{'|'.join(KINDS)})-(?P<step>\d+)\.(?P<form>png|json)$")
 

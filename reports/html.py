@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from repa_eval.errors import UserError
-from repa_eval.reports import figures, representations, sections
+from repa_eval.reports import captions, figures, representations, sections
 from repa_eval.reports.arms import Arm, arms_of
 from repa_eval.reports.frames import SECONDS, Map, Panel, is_curve_row, maps_of, quality_panels, training_panels
 from repa_eval.reports.grids import grids, is_grid
@@ -76,6 +76,7 @@ def render(
         "against": against,
         "steps": sorted({int(step) for one in maps for step in one.values}),
         "training": sections.training(training_panels([row for row in curves if row.metric != SECONDS], arms), ids),
+        "of_captions": captions.drawn(rows, arms, protocols, ids),
         "families": families(rows, protocols),
         "unrecorded": without_record(rows, protocols),
         "runs": _runs_table(runs),
@@ -93,7 +94,7 @@ def render(
 
 def _with_pictures(context: Mapping[str, Any], media: Mapping[str, bytes], arms: Sequence[Arm]) -> str:
     """Return the page; pictures get what room the rest leaves."""
-    text = str(_template().render(context, strips={}, grids=[], captions=[]))
+    text = str(_template().render(context, strips={}, grids=[]))
     if not media:
         return text
     room = max(0, LIMIT - len(text.encode())) * 3 // 4  # base64 makes 4 bytes of 3
@@ -101,8 +102,7 @@ def _with_pictures(context: Mapping[str, Any], media: Mapping[str, bytes], arms:
     used = sum(len(grid.picture.uri) for one in tables for grid in one.steps) * 3 // 4
     pictures, hidden = strips({name: media[name] for name in media if not is_grid(name)}, arms, room - used)
     gaps = [*context["missing"], *(Gap(what, why) for what, why in (*unnamed, *hidden))]
-    captions = list(dict.fromkeys(grid.caption for one in tables for grid in one.steps if grid.caption))
-    found = {"strips": _by_kind(pictures), "grids": tables, "captions": captions, "missing": gaps}
+    found = {"strips": _by_kind(pictures), "grids": tables, "missing": gaps}
     return str(_template().render(context, **found))
 
 

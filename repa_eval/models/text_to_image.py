@@ -146,7 +146,11 @@ class SD3(TextToImage):
     """Stable Diffusion 3's transformer as diffusers builds it. (Its package is asked for when one is built.)"""
 
     def __init__(self, config: SD3Config) -> None:
-        super().__init__(build_sd3(config.of_diffusers()), config)
+        network: Any = build_sd3(config.of_diffusers())
+        super().__init__(network, config)
+        # these can learn nothing: the pooled text is 0 here, and nobody reads what the last block's text asks for
+        network.time_text_embed.text_embedder.linear_1.weight.requires_grad_(False)
+        network.transformer_blocks[-1].attn.add_q_proj.requires_grad_(False)
 
 
 @model(

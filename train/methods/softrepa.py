@@ -80,6 +80,8 @@ class SoftREPA(Method):
                 )
         if own.num_tokens and not config.num_tokens:
             raise UserError(f"base {self.base} has soft tokens already: give the plain model of them")
+        if not (self.layers == -1 or 1 <= self.layers <= own.depth):
+            raise UserError(f"layers {self.layers}: the base has blocks 1..{own.depth}; -1 means all")
         tokens = {"num_tokens": self.tokens, "token_layers": self.layers, "time_offsets": self.use_dc_t}
         return dataclasses.replace(own, captions=config.captions, num_classes=config.num_classes, **tokens)
 

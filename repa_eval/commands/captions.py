@@ -21,14 +21,14 @@ from repa_eval.commandline import (
     run_columns,
     table,
 )
+from repa_eval.commands._soft_tokens import token_options, with_tokens
 from repa_eval.errors import UserError
 from repa_eval.results import Row, records_of
 
 
 @click.command(cls=OneLine)
 @opening
-@click.option("--tokens", help="soft tokens: our file, a run's checkpoint, or a folder of the published two files")
-@click.option("--token-strength", type=float, default=1.0, show_default=True, help="of soft tokens; 0 = left out")
+@token_options
 @click.option("--num-samples", type=click.IntRange(min=2), default=1000, show_default=True, help="per guidance scale")
 @click.option("--num-steps", type=click.IntRange(min=1), default=16, show_default=True, help="Euler steps per sample")
 @click.option("--cfg-scales", default="1,1.5,3", show_default=True, help="guidance scales of the curve; 1 = none")
@@ -84,19 +84,13 @@ def command(ckpt: str, tokens: str | None, rows: Path | None, as_json: bool, **g
 
 def _model(opened: Any, tokens: str | None) -> Any:
     """Return the text-to-image model, with the soft tokens of a file put in; UserError if there is none."""
-    from repa_eval.checkpoints._token_files import attach, read_tokens
     from repa_eval.models.text_to_image import TextToImage
 
-    model = opened.model
-    if not isinstance(model, TextToImage) or not model.config.captions:
+    if not isinstance(opened.model, TextToImage) or not opened.model.config.captions:
         raise UserError(
             f"{opened.path} holds {opened.model_name}, no text-to-image model with captions: digits-softrepa trains one"
         )
-    if tokens is None:
-        return model
-    if model.dc_tokens is not None:
-        raise UserError(f"{opened.path} has soft tokens of its own: leave --tokens out, or name the plain model")
-    return attach(model, read_tokens(tokens), where=tokens)
+    return with_tokens(opened, tokens)
 
 
 def _scales(text: str) -> tuple[float, ...]:

@@ -12,11 +12,11 @@ from importlib.resources import files
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repa_eval import checkpoints
 from repa_eval.config import option
-from repa_eval.errors import UserError, first_line
+from repa_eval.errors import UserError
 from repa_eval.models.text_to_image import TextToImage
 from repa_eval.seeding import normal, uniform
 from repa_eval.train.contrast import TRAIN_STEPS, contrastive_losses, flow_pair, pair_errors
@@ -70,28 +70,37 @@ class SoftREPA(Method):
             raise UserError(f"temp {self.temp}, scale {self.scale}: both must be above 0")
         if not config.captions:
             raise UserError("these data have no captions; digits-captions has")
-        own = getattr(checkpoints.load(self.base_file()).network, "config", None)
-        if not isinstance(own, type(config)):  # a network of diffusers or MMDiT: `take_over` sees whether it fits
-            own = config
+        own = self._base_config(config)
         for name in OF_IMAGE:
             if getattr(own, name) != getattr(config, name):
                 raise UserError(
                     f"base {self.base}: its {name} is {getattr(own, name)}, that of the data is {getattr(config, name)}"
                 )
-        if own.num_tokens and not config.num_tokens:
-            raise UserError(f"base {self.base} has soft tokens already: give the plain model of them")
         if not (self.layers == -1 or 1 <= self.layers <= own.depth):
             raise UserError(f"layers {self.layers}: the base has blocks 1..{own.depth}; -1 means all")
         tokens = {"num_tokens": self.tokens, "token_layers": self.layers, "time_offsets": self.use_dc_t}
         return dataclasses.replace(own, captions=config.captions, num_classes=config.num_classes, **tokens)
 
-    def take_over(self, model: Any, before: nn.Module) -> None:
+    def _base_config(self, config: Any) -> Any:
+        """Return the config of the base; UserError for a base of another kind than the recipe's, or with tokens."""
+        opened = checkpoints.load(self.base_file())
+        if not isinstance(opened.network, TextToImage):
+            raise UserError(
+                f"base {self.base} holds {opened.model_name} without its text encoder, and no data here bring its text "
+                f"features: a base is trained by the recipe {EMBEDDED}"
+            )
+        own = opened.network.config
+        if type(own) is not type(config):
+            raise UserError(
+                f"base {self.base} is another network than the recipe's model: add model={opened.model_name}"
+            )
+        if own.num_tokens:
+            raise UserError(f"base {self.base} has soft tokens already: give the plain model of them")
+        return own
+
+    def take_over(self, model: Any, before: Any) -> None:
         """Copy the base. It stays as it is, bit for bit."""
-        inner = before.base_model if isinstance(before, TextToImage) else before
-        try:
-            model.base_model.load_state_dict(inner.state_dict())
-        except RuntimeError as error:
-            raise UserError(f"base {self.base} is no network of this architecture: {first_line(error)}") from error
+        model.base_model.load_state_dict(before.base_model.state_dict())
 
     def draws(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Return time and noise per image, of which the whole batch takes those of its first one."""

@@ -58,7 +58,7 @@ def fitted(recipe: Recipe, images: Images, teachers: Sequence[Teacher]) -> Recip
     channels, height, width = images.shape
     names = {field.name for field in dataclasses.fields(recipe.architecture)}
     if height != width and "input_shape" not in names:
-        raise UserError(f"data {images.name}: images of {height}x{width}; {recipe.model} takes square ones")
+        raise UserError(f"data {images.name}: images of {height}x{width}; the models take square ones")
     of_data = {
         "input_size": max(height, width),
         "input_shape": () if height == width else (height, width),

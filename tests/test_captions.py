@@ -31,20 +31,8 @@ from repa_eval.sampling.generate import generate
 QUICK = Examination(
     num_samples=12, num_steps=2, cfg_scales=(1.0, 2.0), num_images=6, num_candidates=5, timesteps=(0.3, 0.8)
 )
-WORDS = [
-    "--num-samples",
-    "12",
-    "--num-steps",
-    "2",
-    "--cfg-scales",
-    "1,2",
-    "--num-images",
-    "6",
-    "--candidates",
-    "5",
-    "--timesteps",
-    "0.3,0.8",
-]
+WORDS = ["--num-samples", "12", "--num-steps", "2", "--cfg-scales", "1,2"]
+WORDS += ["--num-images", "6", "--candidates", "5", "--timesteps", "0.3,0.8"]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def read_tokens(path: str | Path) -> Tokens:
 def _of_folder(folder: Path) -> Tokens:
     """Return the tokens of the published two files."""
     files = [file for suffix in ("*.pth", "*.pt", "*.safetensors") for file in sorted(folder.glob(suffix))]
-    found = {"dc_tokens": [], "dc_t_tokens": []}  # type: dict[str, list[Any]]
+    found: dict[str, list[Any]] = {"dc_tokens": [], "dc_t_tokens": []}
     for file in files:
         opened = recognise(file, Request())
         if isinstance(opened.network, TokenFile):
@@ -109,7 +110,8 @@ def attach(network: TextToImage, tokens: Tokens, *, where: str) -> TextToImage:
         raise Failure(f"{where}: time offsets {tuple(offsets.shape)}, expected {(BINS, len(bank) * inside)}")
     shape = {"num_tokens": bank.shape[1], "token_layers": len(bank), "token_width": bank.shape[2]}
     config = dataclasses.replace(network.config, **shape, time_offsets=offsets is not None)
-    made = type(network)(config)
+    build: Callable[[Any], TextToImage] = type(network)
+    made = build(config)
     made.base_model.load_state_dict(network.base_model.state_dict())
     assert made.dc_tokens is not None
     with torch.no_grad():

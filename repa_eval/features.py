@@ -227,7 +227,7 @@ def noised(
     x = to_signed(pixels)
     noise = normal(generators(seed, stream, indices), x.shape[1:])
     times = torch.full((len(x),), t)
-    expected = (model.config.in_channels, model.config.input_size, model.config.input_size)
+    expected = model.image_shape
     if x.shape[1:] != expected:
         given, wanted = ("x".join(map(str, shape)) for shape in (x.shape[1:], expected))
         raise UserError(f"the images are {given} (channels x height x width); this model reads {wanted}")

@@ -19,6 +19,8 @@ SECONDS = "train_seconds"
 FLOOR = "_floor"  # ending of a metric: the same number for other real images
 MERGE = ("merge_difference_", "ms_per_image_", "num_parameters_", "speedup")  # what `repa-eval reparam` measures
 TEACHER = "_teacher"  # ending of a metric: the same number for the teacher's own features
+FROZEN = "_base"  # ending of a metric: the same number for the frozen model under the trained tokens
+GUIDED = "guided_"  # beginning of a metric: a point of a curve over guidance scales
 Points = tuple[tuple[float, float], ...]
 
 
@@ -109,12 +111,13 @@ class Map:
 def is_curve_row(row: Row) -> bool:
     """Return whether the row is a number of a whole checkpoint (sample quality), not of a layer or a timestep."""
     whole = row.step is not None and row.layer is None and row.timestep is None
-    return whole and row.metric != SECONDS and not is_level_row(row) and not is_merge_row(row)
+    other = row.metric == SECONDS or row.metric.startswith(GUIDED) or is_level_row(row) or is_merge_row(row)
+    return whole and not other
 
 
 def is_level_row(row: Row) -> bool:
     """Return whether the row is a reference level, which no run produced."""
-    return row.metric.endswith((FLOOR, TEACHER))
+    return row.metric.endswith((FLOOR, TEACHER, FROZEN))
 
 
 def is_merge_row(row: Row) -> bool:

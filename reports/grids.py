@@ -27,8 +27,9 @@ SECTIONS = {
     ),
     "neighbours": ("neighbours", "Neighbours", "Samples beside their nearest training images", ""),
 }
+DRAWN = "captions"  # samples under their captions, which stand in the section of these
 GAP = 1  # pixels between tiles
-_NAME = re.compile(rf"^(?P<run>.+)/(?P<kind>{'|'.join(SECTIONS)})-(?P<step>\d+)\.(?P<form>png|json)$")
+_NAME = re.compile(rf"^(?P<run>.+)/(?P<kind>{'|'.join((*SECTIONS, DRAWN))})-(?P<step>\d+)\.(?P<form>png|json)$")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Grids:
 
 @dataclass(frozen=True)
 class Chapter:
-    """The grids of one kind: a section of the page."""
+    """The grids of one kind: a section of the page, or a part of one."""
 
     anchor: str
     name: str  # in the list of sections
@@ -78,8 +79,18 @@ class Chapter:
 
 def chapters(tables: Sequence[Grids]) -> list[Chapter]:
     """Return the grids by kind, kinds in the order of SECTIONS."""
-    found = [(words, tuple(one for one in tables if one.kind == kind)) for kind, words in SECTIONS.items()]
+    found = [(words, _of_kind(kind, tables)) for kind, words in SECTIONS.items()]
     return [Chapter(*words, members) for words, members in found if members]
+
+
+def drawn(tables: Sequence[Grids]) -> Chapter | None:
+    """Return the pictures that belong to the section on captions."""
+    members = _of_kind(DRAWN, tables)
+    return Chapter(DRAWN, "", "", "", members) if members else None
+
+
+def _of_kind(kind: str, tables: Sequence[Grids]) -> tuple[Grids, ...]:
+    return tuple(one for one in tables if one.kind == kind)
 
 
 def is_grid(name: str) -> bool:

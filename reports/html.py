@@ -13,10 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from repa_eval.errors import UserError
-from repa_eval.reports import figures, representations, sections
+from repa_eval.reports import captions, figures, representations, sections
 from repa_eval.reports.arms import Arm, arms_of
 from repa_eval.reports.frames import SECONDS, Map, Panel, is_curve_row, maps_of, quality_panels, training_panels
-from repa_eval.reports.grids import chapters, grids, is_grid
+from repa_eval.reports.grids import chapters, drawn, grids, is_grid
 from repa_eval.reports.inputs import Inputs, collect
 from repa_eval.reports.media import strips
 from repa_eval.reports.merged import lead_of, merges, without_merged
@@ -81,6 +81,7 @@ def render(
         "against": against,
         "steps": sorted({int(step) for one in maps for step in one.values}),
         "training": sections.training(training_panels([row for row in curves if row.metric != SECONDS], arms), ids),
+        "of_captions": captions.drawn(rows, arms, protocols, ids),
         "families": families(rows, protocols),
         "unrecorded": without_record(rows, protocols),
         "runs": _runs_table(runs),
@@ -99,7 +100,7 @@ def render(
 
 def _with_pictures(context: Mapping[str, Any], media: Mapping[str, bytes], arms: Sequence[Arm]) -> str:
     """Return the page; pictures get what room the rest leaves."""
-    text = str(_template().render(context, strips={}, chapters=[]))
+    text = str(_template().render(context, strips={}, chapters=[], drawn=None))
     if not media:
         return text
     room = max(0, LIMIT - len(text.encode())) * 3 // 4  # base64 makes 4 bytes of 3
@@ -107,7 +108,7 @@ def _with_pictures(context: Mapping[str, Any], media: Mapping[str, bytes], arms:
     used = sum(len(grid.picture.uri) for one in tables for grid in one.steps) * 3 // 4
     pictures, hidden = strips({name: media[name] for name in media if not is_grid(name)}, arms, room - used)
     gaps = [*context["missing"], *(Gap(what, why) for what, why in (*unnamed, *hidden))]
-    found = {"strips": _by_kind(pictures), "chapters": chapters(tables), "missing": gaps}
+    found = {"strips": _by_kind(pictures), "chapters": chapters(tables), "drawn": drawn(tables), "missing": gaps}
     return str(_template().render(context, **found))
 
 

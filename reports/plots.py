@@ -8,11 +8,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import seaborn
+from matplotlib.figure import Figure
 
 from repa_eval.errors import UserError
 from repa_eval.reports.arms import arms_of
+from repa_eval.reports.captions import charts
 from repa_eval.reports.figures import COLOURS
 from repa_eval.reports.frames import maps_of
+from repa_eval.reports.protocols import Records
 from repa_eval.results import Row, records_of, write_atomic
 
 FORMATS = ("png", "svg", "pdf")
@@ -20,10 +23,7 @@ FORMATS = ("png", "svg", "pdf")
 
 def save_maps(rows: Sequence[Row], file: Path) -> None:
     """Draw one annotated map per metric and teacher into a png, svg or pdf file."""
-    kind = file.suffix.lstrip(".").lower()
-    if kind not in FORMATS:
-        raise UserError(f"--plot {file}: choose a file that ends in {', '.join(FORMATS)}")
-    records = records_of(rows)
+    kind, records = kind_of(file), records_of(rows)
     maps = maps_of(rows, arms_of(rows, {}))
     figure, axes = plt.subplots(
         1, len(maps), figsize=(0.9 + 4.6 * len(maps), 1.6 + 0.42 * max(len(m.layers) for m in maps)), squeeze=False
@@ -38,6 +38,33 @@ def save_maps(rows: Sequence[Row], file: Path) -> None:
         teacher = records.get(frame.group.protocol or "", {}).get("teacher", "")
         ax.set_title(f"{frame.group.metric}{f' with {teacher}' if teacher else ''}, step {step}")
         ax.set(xlabel="timestep t (1 = noise)", ylabel="block")
+    _save(figure, file, kind)
+
+
+def save_captions(rows: Sequence[Row], records: Records, file: Path) -> None:
+    """Draw rank@1 by timestep and the guidance curves into a png, svg or pdf file."""
+    kind = kind_of(file)
+    found = charts(rows, arms_of(rows, {}), records)
+    figure, axes = plt.subplots(1, len(found), figsize=(4.4 * len(found), 3.6), squeeze=False)
+    for chart, ax in zip(found, axes[0], strict=True):
+        for curve in chart.panel.curves:
+            frozen = curve.arm.dashed
+            colour, style = ("0.5", "--o") if frozen else ("C0", "-o")
+            ax.plot(*zip(*curve.mean, strict=True), style, color=colour, label=curve.arm.name)
+        ax.set(xlabel=chart.xlabel, ylabel=chart.ylabel, title=chart.title)
+        ax.legend()
+    _save(figure, file, kind)
+
+
+def kind_of(file: Path) -> str:
+    """Return the format that a file's name asks for; UserError if it is none of ours."""
+    kind = file.suffix.lstrip(".").lower()
+    if kind not in FORMATS:
+        raise UserError(f"--plot {file}: choose a file that ends in {', '.join(FORMATS)}")
+    return kind
+
+
+def _save(figure: Figure, file: Path, kind: str) -> None:
     figure.tight_layout()
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=160)

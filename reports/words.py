@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 MINUS = "\N{MINUS SIGN}"
 LOWER = ("fid", "sfid", "kid", "cmmd", "fd_", "loss", "mse")
-HIGHER = ("inception_score", "is_", "precision", "recall", "density", "coverage", "vendi")
+HIGHER = ("caption_", "inception_score", "is_", "precision", "recall", "density", "coverage", "vendi")
 ALIKE = (
     "cknna",
     "cka",
@@ -42,6 +42,11 @@ _MEANING = {
     "knn_accuracy": "accuracy of a nearest-neighbour classifier on the hidden states",
     "probe_accuracy_teacher": "accuracy of a linear classifier on the teacher's features of clean images",
     "knn_accuracy_teacher": "accuracy of a nearest-neighbour classifier on the teacher's features of clean images",
+    "caption_digits": "share of the digits of samples that are those of the caption, by a judge",
+    "caption_both": "share of samples whose digits are all those of the caption, by a judge",
+    "caption_rank1": "share of held-out images whose true caption has the lowest denoising error",
+    "fd_pixels": "Fréchet distance on the pixels",
+    "contrastive_loss": "contrast of the caption with the others of the batch",
     "loss": "sum of the weighted training terms",
     "denoising_loss": "velocity (denoising) term",
     "proj_loss": "alignment term",

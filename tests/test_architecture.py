@@ -40,6 +40,7 @@ FLOORS = {
     "repa_eval.checkpoints": 2,
     "repa_eval.align": 3,
     "repa_eval.fidelity": 3,
+    "repa_eval.faithfulness": 3,
     "repa_eval.spatial": 3,
     "repa_eval.pictures": 3,
     "repa_eval.probes": 3,

@@ -597,7 +597,7 @@ def broken_files(folder: Path) -> None:
         (
             "--samples large --reference nothing",
             2,
-            "reference 'nothing' is no folder, .zip, .npz or data (digits, folder",
+            "reference 'nothing' is no folder, .zip, .npz or data (digits, digits-captions, folder",
         ),
         (
             "--samples large --reference digits --extractor digits",

@@ -14,16 +14,21 @@ import pytest
 from golden_runners import compare
 from repa_eval.bank import FullBank, SVDBank, _mask, _spherical, compressed, interpolate
 from repa_eval.models._idle import FeedForward, merge
+from repa_eval.models._token_hosts import UNetHost
 from repa_eval.models.layers import Attention, modulate, sincos_table
 from repa_eval.models.repa_swin import Block as SwinBlock
 from repa_eval.models.repa_swin import PatchMerging
 from repa_eval.models.repa_vit import RePaViT
 from repa_eval.models.sit_cls import SiTCls
+from repa_eval.models.soft_tokens import SoftTokens
+from repa_eval.sampling.flow import edit_flow, guided
 from repa_eval.sampling.ode import sample_ode
 from repa_eval.sampling.sde import sample_sde
+from repa_eval.train.contrast import contrastive_losses, flow_pair, pair_errors, scaled_linear_schedule
 from repa_eval.train.methods.erw import ERW, fading
 from repa_eval.train.methods.gmem import GMem
 from repa_eval.train.methods.reg import REG
+from repa_eval.train.methods.softrepa import SoftREPA
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 
@@ -94,6 +99,43 @@ CHANGES: dict[str, tuple[str, Callable[..., Any], str, str]] = {
     "the weight falls from the first step on": (
         "erw/coefficient_schedule", fading, "max(step - warmup, 0)", "max(step, 0)",
     ),
+    "logits -e / temp": (
+        "softrepa/contrastive_loss", contrastive_losses, "scale * torch.exp(-errors / temp)", "0 * scale - errors",
+    ),
+    "from text to image": (
+        "softrepa/contrastive_loss", contrastive_losses, "logits.log_softmax(dim=1)", "logits.log_softmax(dim=0)",
+    ),
+    "the target's sign": (
+        "softrepa/standin_errors", flow_pair, "t * noise, noise - x", "t * noise, x - noise",
+    ),
+    "errors transposed": (
+        "softrepa/standin_errors", pair_errors, "unflatten(0, pairs)", "unflatten(0, pairs).T",
+    ),
+    "the step shifted in training": (
+        "softrepa/sd3_train_step", flow_pair, "t = step / TRAIN_STEPS", "t = 3 * step / (TRAIN_STEPS + 2 * step)",
+    ),
+    "no weight of the denoising error": (
+        "softrepa/sd3_train_step", SoftREPA.losses, "self.dweight * errors.gather", "0 * errors.gather",
+    ),
+    "tokens of one block less": (
+        "softrepa/sd3_train_step", SoftTokens._attached, "<= soft.shape[1]", "< soft.shape[1]",
+    ),
+    "tokens that stay in the text": (
+        "softrepa/sd3_tokens_direct", SoftTokens._attached, "host.text_of(call)[:, -num_text:]", "host.text_of(call)",
+    ),
+    "the plain network sampled": (
+        "softrepa/sd3_sample", SoftTokens.forward, "if strength else None", "if False else None",
+    ),
+    "the usual guidance of an edit": ("softrepa/sd3_flowedit", guided, "cfg_scale + 1 if", "cfg_scale if"),
+    "an edit that starts at the noise": (
+        "softrepa/sd3_flowedit", edit_flow, "[-num_edited:]", "[:num_edited]",
+    ),
+    "tokens of a UNet in place of words": (
+        "softrepa/sd15_unet_tokens", UNetHost.join, "text[:, 1:]]", "text[:, 3:]]",
+    ),
+    "tokens in every stage": ("softrepa/sd15_unet_tokens", UNetHost.blocks, "int(stage in self.stages)", "1"),
+    "another bin of the time": ("softrepa/sd15_unet_tokens", SoftTokens.soft_tokens, "// 10", "// 11"),
+    "linear betas": ("softrepa/sd15_unet_tokens", scaled_linear_schedule, "roots.square()", "roots * roots.mean()"),
     "stage 2 aligned by stage 1's weight": (
         "erw/loss_full", ERW.losses, "weight * cosine_alignment", "self.proj_coeff * cosine_alignment",
     ),

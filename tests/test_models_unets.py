@@ -23,8 +23,8 @@ from repa_eval.models._udit_blocks import HIGHEST_LOGIT_SCALE, BranchedMlp, SubG
 from repa_eval.models.conventions import EPSILON, REVERSED, VELOCITY
 from repa_eval.models.layers import Attention
 from repa_eval.models.mmdit import MMDiT
-from repa_eval.models.sd3_tokens import SD3Tokens, build_sd3
 from repa_eval.models.sit_down import SiTDown, SiTDownConfig, upsample_tokens
+from repa_eval.models.soft_tokens import SoftTokens, build_sd3
 from repa_eval.models.udit import UDiT
 
 # name -> arguments of a small network, and the width of its conditions (None: labels)
@@ -552,7 +552,7 @@ def sd3_batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def test_soft_tokens_train_and_the_network_does_not(sd3: nn.Module) -> None:
-    model = SD3Tokens(sd3, num_tokens=2, num_layers=2)
+    model = SoftTokens(sd3, num_tokens=2, num_layers=2)
     assert {key for key, p in model.named_parameters() if p.requires_grad} == {"dc_tokens", "dc_t_tokens.weight"}
     velocity, hidden = model(*sd3_batch(), taps=(1, 3), contexts=(1, 2, 3))
     velocity.square().mean().backward()
@@ -564,7 +564,7 @@ def test_soft_tokens_train_and_the_network_does_not(sd3: nn.Module) -> None:
 
 
 def test_hooks_live_for_one_forward(sd3: nn.Module) -> None:
-    model = SD3Tokens(sd3, num_tokens=2, num_layers=2)
+    model = SoftTokens(sd3, num_tokens=2, num_layers=2)
     x, t, text, pooled = sd3_batch()
     with pytest.raises(RuntimeError, match="shape"):
         model(x, t, text, pooled[:, :5])
@@ -574,7 +574,7 @@ def test_hooks_live_for_one_forward(sd3: nn.Module) -> None:
 
 
 def test_time_bins_of_soft_tokens(sd3: nn.Module) -> None:
-    model = SD3Tokens(sd3, num_tokens=2, num_layers=-1)
+    model = SoftTokens(sd3, num_tokens=2, num_layers=-1)
     assert len(model.dc_tokens) == 3
     times = torch.tensor([0.0, 9.9, 10.0, 500.0, 999.9, 1000.0])
     offsets = model.dc_t_tokens.weight.unflatten(1, (3, 64))
@@ -584,7 +584,7 @@ def test_time_bins_of_soft_tokens(sd3: nn.Module) -> None:
 
 
 def test_published_tokens_are_used_as_they_are(sd3: nn.Module) -> None:
-    model = SD3Tokens(sd3, num_tokens=2, num_layers=2, token_width=64, time_offsets=False)
+    model = SoftTokens(sd3, num_tokens=2, num_layers=2, token_width=64, time_offsets=False)
     assert "dc_t_tokens.weight" not in model.state_dict()
     assert torch.equal(model.soft_tokens(torch.tensor([3.0]))[0], model.dc_tokens)
 
@@ -599,11 +599,11 @@ def test_published_tokens_are_used_as_they_are(sd3: nn.Module) -> None:
 )
 def test_soft_tokens_that_do_not_fit(sd3: nn.Module, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        SD3Tokens(sd3, **options)
+        SoftTokens(sd3, **options)
 
 
 def test_soft_tokens_refuse_checkpointing(sd3: nn.Module) -> None:
-    model = SD3Tokens(copy.deepcopy(sd3), num_layers=2)
+    model = SoftTokens(copy.deepcopy(sd3), num_layers=2)
     model.base_model.enable_gradient_checkpointing()
     with pytest.raises(UserError, match="gradient checkpointing"):
         model(*sd3_batch())

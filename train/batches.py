@@ -72,19 +72,36 @@ def parts(
 ) -> Iterator[Batch]:
     """Yield the batches of one step: as many as gradients are accumulated over, everything random put in."""
     count, seed = recipe.settings.gradient_accumulation, recipe.settings.seed
-    size = len(share) // count
+    size, stream = len(share) // count, f"train step {step}"
+    shares = "whole batch" in recipe.method.needs
+    whole = _gathered(fetched[1].to(device)) if shares else torch.empty(0, dtype=torch.int64)
     for first in range(0, len(share), size):
         images, labels = (tensor[first : first + size] for tensor in fetched)
         batch = Batch(x=to_signed(images), y=labels, images=images, architecture=recipe.architecture)
         positions = share[first : first + size]
-        batch.draws = recipe.method.draws(batch, seeding.generators(seed, f"train step {step}", positions))
+        batch.draws = recipe.method.draws(batch, seeding.generators(seed, stream, positions))
+        if shares:
+            batch.lead = recipe.method.draws(batch, seeding.generators(seed, stream, [0]))
+            batch.whole, batch.first = whole, positions[0]
         yield _move(batch, recipe.method, step, teachers, device)
+
+
+def _gathered(labels: Tensor) -> Tensor:
+    """Return the labels (N,) of the whole batch from those of this process, in the order of the processes."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return labels
+    parts = [torch.empty_like(labels) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, labels)
+    return torch.cat(parts)
 
 
 @torch.no_grad()
 def _move(batch: Batch, method: Method, step: int, teachers: Sequence[Teacher], device: torch.device) -> Batch:
     batch.x, batch.y, batch.images = (tensor.to(device) for tensor in (batch.x, batch.y, batch.images))
-    batch.draws = {name: draw.to(device) for name, draw in batch.draws.items()}
+    batch.draws, batch.lead = (
+        {name: draw.to(device) for name, draw in draws.items()} for draws in (batch.draws, batch.lead)
+    )
     if method.active(step):
         wanted = itertools.chain(method.attention_layers(), itertools.repeat(()))
         for teacher, layers in zip(teachers, wanted, strict=False):

@@ -56,11 +56,17 @@ def legs_of(recipe: Recipe, images: Images, teachers: Sequence[Teacher]) -> list
 def fitted(recipe: Recipe, images: Images, teachers: Sequence[Teacher]) -> Recipe:
     """Return the recipe with its architecture resolved against data, teachers and method."""
     channels, height, width = images.shape
-    if height != width:
-        raise UserError(f"data {images.name}: images of {height}x{width}; the models take square ones")
     names = {field.name for field in dataclasses.fields(recipe.architecture)}
-    of_data = {"input_size": height, "in_channels": channels, "num_classes": images.num_classes}
-    of_data["bank_size"] = len(images)  # a memory bank holds one snippet per image, unless the method says otherwise
+    if height != width and "input_shape" not in names:
+        raise UserError(f"data {images.name}: images of {height}x{width}; the models take square ones")
+    of_data = {
+        "input_size": max(height, width),
+        "input_shape": () if height == width else (height, width),
+        "in_channels": channels,
+        "num_classes": images.num_classes,
+        "captions": images.class_names,
+        "bank_size": len(images),  # a memory bank holds one snippet per image, unless the method says otherwise
+    }
     config = dataclasses.replace(recipe.architecture, **{k: v for k, v in of_data.items() if k in names})
     config = recipe.method.fitted(config, images, teachers)
     return dataclasses.replace(recipe, architecture=config)
@@ -71,8 +77,7 @@ def begin(leg: Leg, run: Path, model: nn.Module, images: Images, teachers: Seque
     method: Method = leg.recipe.method
     source = str(state.checkpoint_path(run, leg.first)) if leg.first else method.starts_from()
     if source is not None:
-        # the trained weights, not their average (ERW's trainer)
-        method.take_over(model, checkpoints.load(source, weights="online").network)
+        method.take_over(model, checkpoints.load(source, weights=method.start_weights).network)
     method.prepare(model, images, teachers)
 
 

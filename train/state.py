@@ -28,14 +28,16 @@ def average_of(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def update_average(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """ema <- decay ema + (1 - decay) model over every named parameter; buffers are copied (REPA, update_ema).
+    """ema <- decay ema + (1 - decay) model over every parameter that trains; buffers are copied (REPA, update_ema).
 
-    A model may name endings of buffers that belong to the weights (`averaged_buffers`): these are averaged too.
+    Frozen ones are equal from the start: averaging would only round them away from that. A model may name endings of
+    buffers that belong to the weights (`averaged_buffers`): these are averaged too.
     """
-    averaged: list[Tensor] = list(ema.parameters())
+    pairs = zip(ema.parameters(), model.parameters(), strict=True)
+    averaged, trained = zip(*((mine, theirs.detach()) for mine, theirs in pairs if theirs.requires_grad), strict=True)
     # multiply, then add: a lerp of float32 loses 26 to 45 % of a change at decay 0.9999
     torch._foreach_mul_(averaged, decay)
-    torch._foreach_add_(averaged, [p.detach() for p in model.parameters()], alpha=1 - decay)
+    torch._foreach_add_(averaged, trained, alpha=1 - decay)
     averaged_too: frozenset[str] = getattr(model, "averaged_buffers", frozenset())
     for (name, mine), theirs in zip(ema.named_buffers(), model.buffers(), strict=True):
         if name.rpartition(".")[2] in averaged_too:

@@ -1,7 +1,8 @@
 """SoftREPA: token files, and a whole SD3 transformer with its tokens.
 
-Token files are a bare parameter (layers, n, D) or (n, D), and the time offsets as a pickled nn.Embedding; the two
-of a training lie side by side: dc_tokens*.pth and dc_t_tokens*.pth.
+Published token files are a bare parameter (layers, n, D) or (n, D), and the time offsets as a pickled nn.Embedding;
+the two of a training lie side by side: dc_tokens*.pth and dc_t_tokens*.pth. Ours are one dict of tensors and plain
+values (`token_record`).
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from repa_eval.checkpoints import networks
 from repa_eval.checkpoints.recognise import Checkpoint, Request, layout
 from repa_eval.errors import Failure
 from repa_eval.models._shapes import Shapes, count
-from repa_eval.models.sd3_tokens import SD3Tokens, build_sd3
+from repa_eval.models.soft_tokens import SoftTokens, build_sd3
 
 SIZES = {(24, 1536): "SD3-medium"}  # (blocks, width) -> name
 HEAD_WIDTH = 64  # of every published SD3
 BINS = 100  # the time offsets are one row per 10 of 1000 steps
 MOST = 64  # tokens of a layer: a longer table of vectors is another thing, such as a memory bank
 KEYS = {"tokens", "t_offsets.weight"}  # the safetensors form that public ports write
+FACTS = {"format", "num_layers", "num_tokens", "width", "space", "time_bins", "base", "base_hash", "step", "recipe"}
+FORMAT = "soft tokens"
+SPACES = ("after the text's embedder", "before the text's embedder")
 
 
-class SoftTokens(nn.Module):
+class TokenFile(nn.Module):
     """Soft tokens (layers, n, D) or (n, D), and their time offsets (100, layers * C) if there are any."""
 
     def __init__(self, tokens: Tensor | None, offsets: Tensor | None) -> None:
@@ -43,15 +47,20 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     if tokens is None and offsets is None:
         return None
     layers = tokens.shape[0] if tokens is not None and tokens.ndim == 3 else None
-    facts = {"hidden_size": tokens.shape[-1] if tokens is not None else None, "depth": layers}
+    facts: dict[str, Any] = {"hidden_size": tokens.shape[-1] if tokens is not None else None, "depth": layers}
+    step, recipe = None, {}
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        facts |= {"soft_tokens": content["num_tokens"], "space": content["space"], "base_hash": content["base_hash"]}
+        step, recipe = content["step"], content["recipe"]
     return Checkpoint(
         path=path,
         layout="softrepa-tokens",
         systems=("SoftREPA",),
         model_name="dc_tokens" if tokens is not None else "dc_t_tokens",
-        models=(SoftTokens(tokens, offsets),),
+        models=(TokenFile(tokens, offsets),),
         weights=request.weights,
-        step=None,
+        step=step,
+        recipe=recipe,
         facts=facts,
     )
 
@@ -61,7 +70,7 @@ def _parts(content: Any) -> tuple[Tensor | None, Tensor | None]:
     if isinstance(content, nn.Embedding):
         weight = content.weight.detach()
         return (None, weight) if weight.ndim == 2 and len(weight) == BINS else (None, None)
-    if isinstance(content, dict) and content and set(content) <= KEYS:
+    if isinstance(content, dict) and "tokens" in content and set(content) <= KEYS | FACTS:
         return content.get("tokens"), content.get("t_offsets.weight")
     few = isinstance(content, Tensor) and content.ndim in (2, 3) and content.shape[-2] <= MOST
     if few and content.is_floating_point():
@@ -80,7 +89,7 @@ def read_whole(path: Path, content: Any, request: Request) -> Checkpoint | None:
     except (KeyError, IndexError, ValueError) as error:
         raise Failure(f"{path}: dc_tokens stand beside no SD3 transformer ({error} is missing)") from error
     with torch.device("meta"):
-        network = SD3Tokens(
+        network = SoftTokens(
             build_sd3(config),
             num_tokens=shapes["dc_tokens"][1],
             num_layers=shapes["dc_tokens"][0],

@@ -13,11 +13,12 @@ from repa_eval.commandline import OneLine, example, open_checkpoint, recognising
 @click.command(cls=OneLine)
 @click.argument("ckpt")
 @click.option("--to", "folder", required=True, type=click.Path(file_okay=False, path_type=Path), help="folder to write")
+@click.option("--tokens", is_flag=True, help="SoftREPA: the soft tokens alone, as NAME.pt")
 @click.option("--name", help="write NAME.safetensors, NAME.json and NAME.md instead")
 @recognising
 @click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
 @example("repa-eval convert runs/digits-repa/checkpoints/0001500.pt --to converted/digits-repa")
-def command(ckpt: str, folder: Path, name: str | None, as_json: bool, **given: Any) -> None:
+def command(ckpt: str, folder: Path, name: str | None, tokens: bool, as_json: bool, **given: Any) -> None:
     """Write a checkpoint as model.safetensors, config.json (architecture, recipe) and README.md (a card).
 
     The folder opens again wherever a checkpoint is asked for. An encoder gets its normalisation statistics from its
@@ -32,6 +33,10 @@ def command(ckpt: str, folder: Path, name: str | None, as_json: bool, **given: A
     from repa_eval.results import write_atomic
 
     opened = open_checkpoint(ckpt, given)
+    if tokens:
+        file = _write_tokens(opened, folder / f"{name or opened.run}.pt")
+        click.echo(json.dumps({"files": [str(file)], "facts": {}}) if as_json else str(file))
+        return
     facts = _facts(opened)
     record = safetensors_folder.describe(opened)
     tensors = {key: value.contiguous() for key, value in opened.network.state_dict().items()}
@@ -42,6 +47,18 @@ def command(ckpt: str, folder: Path, name: str | None, as_json: bool, **given: A
     write_atomic(folder / card, _card(name or opened.run, opened, digest_module(opened.network), facts))
     files = [str(folder / file) for file in (weights, config, card)]
     click.echo(json.dumps({"files": files, "facts": facts}) if as_json else files[0])
+
+
+def _write_tokens(opened: Any, file: Path) -> Path:
+    from repa_eval.checkpoints._token_files import to_bytes, token_record
+    from repa_eval.errors import UserError
+    from repa_eval.models.text_to_image import TextToImage
+    from repa_eval.results import write_atomic
+
+    if not isinstance(opened.network, TextToImage):
+        raise UserError(f"{opened.path} holds {opened.model_name}: soft tokens are in a text-to-image model")
+    write_atomic(file, to_bytes(token_record(opened.network, step=opened.step, recipe=opened.recipe)))
+    return file
 
 
 def _facts(opened: Any) -> dict[str, float]:

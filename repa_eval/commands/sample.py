@@ -10,6 +10,7 @@ import click
 
 from repa_eval.commandline import OneLine, choose_device, computing, example, open_checkpoint, opening, run_columns
 from repa_eval.commands._sample_options import open_bank, sampling, settings_for
+from repa_eval.commands._soft_tokens import token_options, with_tokens
 from repa_eval.errors import UserError
 
 
@@ -32,6 +33,7 @@ from repa_eval.errors import UserError
     show_default=True,
     help="between the rows of --interpolate",
 )
+@token_options
 @click.option("--vae", help="decoder of latents: folder or hub name of an AutoencoderKL")
 @click.option(
     "--uint8", type=click.Choice(["floor", "round"]), help="default: as published (REPA, REG floor; others round)"
@@ -59,14 +61,20 @@ def command(
     from repa_eval.shares import join
 
     opened = open_checkpoint(ckpt, given)
-    model = opened.model
+    model = with_tokens(opened, given["tokens"])
     if not isinstance(model, DiffusionModel):
         raise UserError(f"{opened.path} holds {opened.model_name}, which generates no images")
     settings = settings_for(model, opened, given)
     snippets = bank_for(model, open_bank(given["bank"]))
     share = join(choose_device(device))
     decoder = decoder_for(model, given["vae"], share.device)
-    record = {**_origin(opened), **settings.record(), "dtype": given["dtype"], "batch_size": batch_size}
+    record = {
+        **_origin(opened),
+        **settings.record(),
+        **_of_tokens(model, given),
+        "dtype": given["dtype"],
+        "batch_size": batch_size,
+    }
     rows = rows_between(given["interpolate"], snippets)
     if decoder is not None:
         record.update(decoder.record())
@@ -84,6 +92,20 @@ def command(
     if share.first:
         click.echo(json.dumps({"samples": str(out), "num": num, "record": record}) if as_json else str(out))
     share.leave()
+
+
+def _of_tokens(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Set the strength of the soft tokens; return what the record says of them, nothing where all is as usual."""
+    from repa_eval.hashing import digest_module
+
+    strength = given["token_strength"]
+    if getattr(model, "dc_tokens", None) is None:
+        if strength != 1:
+            raise UserError("--token-strength: there are no soft tokens")
+        return {}
+    model.token_strength = strength
+    own = {"tokens": Path(given["tokens"]).name, "tokens_hash": digest_module(model)} if given["tokens"] else {}
+    return {**own, **({} if strength == 1 else {"token_strength": strength})}
 
 
 def _origin(opened: Any) -> dict[str, Any]:

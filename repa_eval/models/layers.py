@@ -34,6 +34,13 @@ class DiffusionModel(nn.Module):
         return int(self.config.depth)
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what is denoised."""
+        size = self.config.input_size
+        height, width = getattr(self.config, "input_shape", ()) or (size, size)
+        return self.config.in_channels, height, width
+
+    @property
     def null_label(self) -> int:
         """The label that means "no class"."""
         return int(self.config.num_classes)

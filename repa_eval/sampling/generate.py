@@ -52,13 +52,12 @@ def generate(
     images itself.
     """
     settings = settings.for_model(model)
-    config, like = model.config, next(model.parameters())
-    shape = (config.in_channels, config.input_size, config.input_size)
+    like = next(model.parameters())
     bank = bank_for(model, snippets)
     for block, wanted in groupby(indices, key=lambda index: index // batch_size):
         batch = list(wanted)
         whole = range(block * batch_size, (block + 1) * batch_size)
-        noise = normal(generators(settings.seed, "noise", whole), shape).to(like)
+        noise = normal(generators(settings.seed, "noise", whole), model.image_shape).to(like)
         chosen = chosen_of(whole, model, settings, bank)
         y = chosen.to(like.device) if bank is None else bank.conditions(chosen).to(like)
         latents = integrate(model, noise, y, whole, settings)
@@ -82,7 +81,7 @@ def bank_for(model: Any, snippets: Bank | Tensor | None) -> Bank | None:
     if not takes_snippets(model):
         if snippets is not None:
             raise UserError("this model is conditioned on labels: a memory bank (--bank) does not apply")
-        if getattr(model.config, "num_classes", None) is None:
+        if not getattr(model.config, "num_classes", None):
             raise UserError("this model is conditioned on text: it cannot be sampled by labels")
         return None
     width = model.config.condition_size

@@ -10,7 +10,7 @@ import torch
 from golden_runners import Arrays, Case, runner
 from golden_runners.fill import fill
 from golden_runners.sit_models import inputs
-from repa_eval.models.sd3_tokens import SD3Tokens, build_sd3
+from repa_eval.models.soft_tokens import SoftTokens, build_sd3
 
 KEPT = "base_model.pos_embed.pos_embed"
 
@@ -30,9 +30,9 @@ def sd3_tokens(case: Case, arrays: Arrays) -> Arrays:
     return {"v": velocity.numpy(), "v_no_tokens": plain.numpy(), **contexts}
 
 
-def wrapped(config: dict[str, Any]) -> SD3Tokens:
+def wrapped(config: dict[str, Any]) -> SoftTokens:
     layers, tokens, width = config["dc_tokens_shape"]
-    return SD3Tokens(
+    return SoftTokens(
         build_sd3(config["SD3Transformer2DModel"]),
         num_tokens=tokens,
         num_layers=layers,
@@ -44,5 +44,5 @@ def wrapped(config: dict[str, Any]) -> SD3Tokens:
 @runner("softrepa", "state_dict")
 def state_dict(case: Case, arrays: Arrays) -> Arrays:
     with torch.device("meta"):
-        model = SD3Tokens(build_sd3(case["config"]))  # 5 blocks, 4 tokens, as a fresh training makes them
+        model = SoftTokens(build_sd3(case["config"]))  # 5 blocks, 4 tokens, as a fresh training makes them
     return {f"state_dict:{name}": np.array(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -30,6 +30,8 @@ class Batch:
     the teachers do not run: where `active(step)` is false or `stopped(modules)` is true.
     architecture: the network's config, which some draws' shapes depend on.
     draws: every random tensor of the step, made by `draws()`.
+    lead: the draws (1, ...) of the first image of the whole batch, which lies over all processes and parts: what all of
+    them share. whole: the labels of that batch (N,), where `needs` names "whole batch"; first: the place of x[0] in it.
     modules: the trainable extras made by `modules()`.   ema: the averaged model, for methods that learn from it.
     """
 
@@ -41,6 +43,9 @@ class Batch:
     class_tokens: list[Tensor | None] = field(default_factory=list)
     attention: list[dict[int, Tensor]] = field(default_factory=list)
     draws: dict[str, Tensor] = field(default_factory=dict)
+    lead: dict[str, Tensor] = field(default_factory=dict)
+    whole: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    first: int = 0
     modules: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     ema: nn.Module | None = None
 
@@ -63,10 +68,11 @@ class Method(ABC):
 
     systems: ClassVar[tuple[str, ...]] = ()  # what its checkpoints are; the first is the name in tables
     paper: ClassVar[str] = ""  # arXiv number
-    needs: ClassVar[frozenset[str]] = frozenset({"labels"})  # of "labels", "ema"
+    needs: ClassVar[frozenset[str]] = frozenset({"labels"})  # of "labels", "captions", "ema", "whole batch"
     architectures: ClassVar[frozenset[str]] = frozenset({"SiT", "SiT-ERW"})  # the networks that it can train
     samples: ClassVar[bool] = True  # whether images can be generated from its model
     finish: ClassVar[str] = "repa-eval convert {checkpoint} --to converted/{run}"  # where none can: what comes next
+    start_weights: ClassVar[str] = "online"  # of what it starts from: the trained weights (ERW's trainer), or "ema"
 
     def teachers(self) -> list[str]:
         """Return the names of the frozen encoders whose tokens the losses read."""

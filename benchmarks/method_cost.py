@@ -45,16 +45,14 @@ class Arm:
 
 
 def arms(device: str) -> list[Arm]:
-    """Return the arms of every method that ships a digits recipe and generates images."""
-    found = []
-    for name, cls in METHODS.items():
-        if cls.samples and f"digits-{name}" in builtin_recipes():
-            found += arms_of(name, device)
-    return found
+    """Return the arms of every method that ships a recipe on the embedded data."""
+    recipes = {str(read_recipe(name)["method"]): name for name in builtin_recipes() if name.startswith("digits-")}
+    recipes |= {name: f"digits-{name}" for name in METHODS.names() if f"digits-{name}" in builtin_recipes()}
+    return [arm for name in METHODS.names() if name in recipes for arm in arms_of(name, recipes[name], device)]
 
 
-def arms_of(name: str, device: str) -> list[Arm]:
-    recipe = resolve(read_recipe(f"digits-{name}"), {"split": "val"})
+def arms_of(name: str, shipped: str, device: str) -> list[Arm]:
+    recipe = resolve(read_recipe(shipped), {"split": "val"})
     images = load_data(recipe.settings.data, recipe.settings.split)
     teachers = [load_teacher(teacher).to(device) for teacher in recipe.method.teachers()]
     legs = legs_of(recipe, images, teachers)

@@ -226,9 +226,10 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("cut.safetensors").write_bytes(Path("whole.safetensors").read_bytes()[:-9])
     torch.save(full().snippets, "whole.pth")
     Path("cut.pth").write_bytes(Path("whole.pth").read_bytes()[:-99])
-    Path("evil.pth").write_bytes(pickle.dumps(Evil()))
+    Path("pickle.pth").write_bytes(pickle.dumps(Evil()))
+    torch.save({"snippets": Evil()}, "evil.pth")
     Path("text.npy").write_text("no array")
-    for name in ("cut.safetensors", "cut.pth", "evil.pth", "text.npy"):
+    for name in ("cut.safetensors", "cut.pth", "pickle.pth", "evil.pth", "text.npy"):
         with pytest.raises(Failure, match=rf"^{name} cannot be read: "):
             load_bank(name)
     assert not Path("executed").exists()

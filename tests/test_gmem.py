@@ -326,6 +326,17 @@ def test_the_trainer_measures_what_the_sweep_would(tmp_path: Path, monkeypatch: 
     assert json.loads(cli("sweep", out, "--device", "cpu", "--json", "--quiet").stdout)["rows"] == []
 
 
+def test_it_is_measured_with_the_sampler_that_its_record_names(trained: tuple[str, Path]) -> None:
+    _, out = trained
+    model = checkpoints.load(last(out)).model
+    settings = monitors.Subject(tiny("gmem"), out).sampler(4)
+    times: list[float] = []
+    published(model).register_forward_pre_hook(lambda _m, given: times.append(float(given[1][0])))
+    list(generate(model, range(2), settings, batch_size=2))
+    assert times == [0, 0.25, 0.5, 0.75]  # four Euler steps, not those that the published sampler would choose
+    assert settings.record()["solver"] == "euler"
+
+
 def test_a_network_in_reversed_time_is_turned_once() -> None:
     _, objective, _, _ = steps_of(tiny("gmem"))
     turned = ours(objective.model)

@@ -139,6 +139,28 @@ def test_the_units_that_lose_most_stay_active() -> None:
     assert sorted(kept) == sorted(bent + strong)
 
 
+def test_a_line_keeps_the_mean_of_what_it_replaces() -> None:
+    torch.manual_seed(0)
+    mlp, x, part = (nn.Linear(16, 64), nn.Linear(64, 16)), torch.randn(500, 16) + 1.0, FeedForward(16, 64, 0).eval()
+    norm = nn.LayerNorm(16)
+    fit(part, x, norm, *(t.detach().double() for linear in mlp for t in (linear.weight, linear.bias)))
+    with torch.no_grad():
+        wanted = mlp[1](F.gelu(mlp[0](part.norm1(x))))
+        torch.testing.assert_close((part(x) - x).mean(0), wanted.mean(0), rtol=1e-4, atol=1e-5)
+        assert float((part.norm1(x) - norm(x)).mean(0).abs().max()) < 1e-5  # nor does the norm's line change its mean
+
+
+def test_the_feed_forwards_layer_scale_goes_into_its_last_matrix() -> None:
+    teacher = vision_teacher(init_values=0.5, depth=1)
+    model = RePaViT(config_of(teacher, pictures(1), RePaViTConfig(idle_ratio=0.0))).eval()
+    convert(model, teacher, pictures(4))
+    [mine], [theirs] = model.blocks, teacher.network.blocks
+    scaled = theirs.ls2.gamma[:, None] * theirs.mlp.fc2.weight
+    lengths = (torch.linalg.norm(weight, dim=0).sort().values for weight in (mine.mlp.fc2.weight, scaled))
+    torch.testing.assert_close(*lengths)
+    torch.testing.assert_close(mine.mlp.fc2.bias, theirs.ls2.gamma * theirs.mlp.fc2.bias)
+
+
 @pytest.mark.parametrize(("ratio", "least"), [(0.0, 0.98), (0.75, 0.96), (1.0, 0.9)])
 def test_the_embedded_teacher_converts_without_training(ratio: float, least: float) -> None:
     teacher, images = load_teacher("digits-vit"), torch.from_numpy(digits("val").images)

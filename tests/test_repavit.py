@@ -118,6 +118,25 @@ def test_a_feed_forward_with_layer_norm_is_not_merged() -> None:
         merge(FeedForward(8, 32, 8, norm=LAYER_NORM))
 
 
+@pytest.mark.parametrize(("name", "active"), [("RePaViT", 39), ("RePaSwin", 20), ("RePaPoolFormer", 9)])
+def test_a_fraction_of_a_channel_is_active_but_in_pool_formers(name: str, active: int) -> None:
+    hidden = {"RePaViT": 128, "RePaSwin": 64, "RePaPoolFormer": 32}[name]
+    assert 0 < hidden * 0.3 - int(hidden * 0.3) < 1
+    assert encoder(name, idle_ratio=0.7).active_channels()[0] == active
+
+
+def test_the_norms_are_the_published_ones() -> None:
+    # a whole forward moves by 2e-6 where an eps is wrong, which no golden case notices
+    vit, swin, mixer, pool = (encoder(name) for name in ("RePaViT", "RePaSwin", "RePaMLPMixer", "RePaPoolFormer"))
+    eps: dict[float, set[str]] = {}
+    for network in (vit, swin, mixer, pool):
+        for name, part in network.named_modules():
+            if isinstance(part, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d):
+                eps.setdefault(part.eps, set()).add(f"{type(network).__name__} {name}")
+    assert eps.pop(1e-6) == {"RePaViT norm_pre", "RePaViT norm", "RePaMLPMixer norm"}
+    assert list(eps) == [1e-5]
+
+
 # Encoders in both forms
 
 

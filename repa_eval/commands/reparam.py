@@ -164,7 +164,8 @@ def _threads(rows: Sequence[Row]) -> str:
 
     record = next(r for r in records_of(rows).values() if "threads" in r)
     compared = f", original: {record['original']}" if record["original"] else ""
-    return f"{record['threads']} threads, {record['device']}, batch {record['batch_size']}{compared}"
+    threads = f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
+    return f"{threads}, {record['device']}, batch {record['batch_size']}{compared}"
 
 
 def _millions(count: float | None) -> str:

@@ -44,8 +44,8 @@ def model(
     """Register a network class that is built from one config; the class is returned unchanged.
 
     read: returns the config fields that a state dict's names and shapes tell, None if it is no such network; an
-    architecture without it is not recognised in foreign checkpoints. recorded: fields that no shape tells; they come
-    from the arguments in the file, else from the size that has its shapes.
+    architecture without it is not recognised in foreign checkpoints. recorded: fields that no shape tells; the file's
+    arguments do, else the size that has its shapes.
     """
 
     def record(cls: type) -> type:

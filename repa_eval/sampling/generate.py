@@ -16,6 +16,7 @@ from torch import Tensor
 
 from repa_eval.data._registry import to_uint8
 from repa_eval.errors import UserError
+from repa_eval.models.layers import shape_of
 from repa_eval.sampling.families import integrate
 from repa_eval.sampling.settings import SamplerSettings, takes_snippets
 from repa_eval.seeding import generators, integers, normal
@@ -55,7 +56,7 @@ def generate(
     for block, wanted in groupby(indices, key=lambda index: index // batch_size):
         batch = list(wanted)
         whole = range(block * batch_size, (block + 1) * batch_size)
-        noise = normal(generators(settings.seed, "noise", whole), model.image_shape).to(like)
+        noise = normal(generators(settings.seed, "noise", whole), shape_of(model.config)).to(like)
         chosen = chosen_of(whole, model, settings, bank)
         y = chosen.to(like.device) if bank is None else F.normalize(bank[chosen].float(), dim=1).to(like)
         latents = integrate(model, noise, y, whole, settings)

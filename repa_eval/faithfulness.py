@@ -34,7 +34,7 @@ BASE = "_base"  # ends the names of the frozen model's numbers
 FLOOR = "_floor"  # ends the names of the level of held-out real images
 DATA = "digits-captions"  # the judge reads these
 PICTURED = 8  # captions of the picture, and images each
-FRAME = 96  # grey between images
+FRAME, BETWEEN = 96, 3  # grey between images; white pixels between one strength's and the next one's
 Array = np.ndarray[Any, Any]
 
 
@@ -218,5 +218,9 @@ def picture(model: TextToImage, plan: Examination, strengths: Sequence[float]) -
     side = {"caption": words.strip(), "rows": [captions[label] for label in labels]}
     sizes = {"columns": tiles.shape[1] * tiles.shape[-1] // tiles.shape[-2], "tile": tiles.shape[-2]}
     framed = np.pad(tiles, [(0, 0)] * 3 + [(1, 0), (1, 0)], constant_values=FRAME)
-    lines = np.concatenate([np.concatenate(list(line), axis=-1) for line in framed], axis=-2)
+    halves: list[Array] = np.split(framed, len(strengths), axis=1)
+    columns: list[Array] = [np.concatenate(list(half.swapaxes(0, 1)), axis=-1) for half in halves]
+    between: Array = np.full((*columns[0].shape[:-1], BETWEEN), 255, dtype=np.uint8)  # (captions, C, H, W)
+    joined = [part for column in columns for part in (between, column)][1:]
+    lines = np.concatenate(list(np.concatenate(joined, axis=-1)), axis=-2)
     return png(np.pad(lines, ((0, 0), (0, 1), (0, 1)), constant_values=FRAME)), {**side, **sizes}

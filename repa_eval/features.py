@@ -17,7 +17,7 @@ from repa_eval.data._registry import ImageSource, to_signed
 from repa_eval.errors import UserError
 from repa_eval.hooks import captured
 from repa_eval.interpolant import Interpolant
-from repa_eval.models.layers import DiffusionModel
+from repa_eval.models.layers import DiffusionModel, shape_of
 from repa_eval.seeding import generators, normal
 from repa_eval.shares import Share
 from repa_eval.teachers._registry import Teacher
@@ -227,7 +227,7 @@ def noised(
     x = to_signed(pixels)
     noise = normal(generators(seed, stream, indices), x.shape[1:])
     times = torch.full((len(x),), t)
-    expected = model.image_shape
+    expected = shape_of(model.config)
     if x.shape[1:] != expected:
         given, wanted = ("x".join(map(str, shape)) for shape in (x.shape[1:], expected))
         raise UserError(f"the images are {given} (channels x height x width); this model reads {wanted}")

@@ -100,7 +100,8 @@ CHANGES: dict[str, tuple[str, Callable[..., Any], str, str]] = {
         "erw/coefficient_schedule", fading, "max(step - warmup, 0)", "max(step, 0)",
     ),
     "logits -e / temp": (
-        "softrepa/contrastive_loss", contrastive_losses, "scale * torch.exp(-errors / temp)", "0 * scale - errors",
+        "softrepa/contrastive_loss", contrastive_losses,
+        "scale * torch.exp(-errors / temp)", "0 * scale - errors / temp",
     ),
     "from text to image": (
         "softrepa/contrastive_loss", contrastive_losses, "logits.log_softmax(dim=1)", "logits.log_softmax(dim=0)",

@@ -36,9 +36,7 @@ class DiffusionModel(nn.Module):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of what is denoised."""
-        size = self.config.input_size
-        height, width = getattr(self.config, "input_shape", ()) or (size, size)
-        return self.config.in_channels, height, width
+        return shape_of(self.config)
 
     @property
     def null_label(self) -> int:
@@ -56,6 +54,12 @@ class DiffusionModel(nn.Module):
     def null_condition(self, count: int) -> Tensor:
         """Return what `forward` takes as y for `count` images of no class, on the model's device."""
         return torch.full((count,), self.null_label, device=next(self.parameters()).device)
+
+
+def shape_of(config: Any) -> tuple[int, int, int]:
+    """Return channels, height and width of what a network of this config denoises; most are square."""
+    height, width = getattr(config, "input_shape", ()) or (config.input_size, config.input_size)
+    return config.in_channels, height, width
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

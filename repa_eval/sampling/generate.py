@@ -17,6 +17,7 @@ from repa_eval.bank import Bank, FullBank, of_tensors
 from repa_eval.data._registry import to_uint8
 from repa_eval.errors import UserError
 from repa_eval.models.conventions import published
+from repa_eval.models.layers import shape_of
 from repa_eval.sampling.families import integrate
 from repa_eval.sampling.settings import SamplerSettings, takes_snippets
 from repa_eval.seeding import generators, integers, normal
@@ -57,7 +58,7 @@ def generate(
     for block, wanted in groupby(indices, key=lambda index: index // batch_size):
         batch = list(wanted)
         whole = range(block * batch_size, (block + 1) * batch_size)
-        noise = normal(generators(settings.seed, "noise", whole), model.image_shape).to(like)
+        noise = normal(generators(settings.seed, "noise", whole), shape_of(model.config)).to(like)
         chosen = chosen_of(whole, model, settings, bank)
         y = chosen.to(like.device) if bank is None else bank.conditions(chosen).to(like)
         latents = integrate(model, noise, y, whole, settings)

@@ -172,7 +172,7 @@ def nearest_picture(
         f"Beside each: its {index.shape[1]} nearest, by the cosine of the features of {judge.name}.",
         "rows": names,
         "columns": 1 + index.shape[1],
-        "tile": fake.shape[-1] + 2,
+        "tile": rows[0].shape[-2],
     }
     return png(np.concatenate(rows, axis=-2)), words
 

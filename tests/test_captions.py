@@ -20,7 +20,7 @@ from repa_eval.cli import main
 from repa_eval.data._registry import load_data
 from repa_eval.errors import Failure, UserError
 from repa_eval.extractors._digit_pairs import pair_judge
-from repa_eval.faithfulness import Examination, candidates, caption_errors, examine, first, picture, share
+from repa_eval.faithfulness import Examination, _moments, candidates, caption_errors, examine, first, picture, share
 from repa_eval.hashing import digest_module
 from repa_eval.reports.arms import arms_of
 from repa_eval.reports.captions import charts
@@ -101,6 +101,31 @@ def test_seeds_do(soft: Path) -> None:
     errors = [caption_errors(model, images, dataclasses.replace(QUICK, seed=seed)) for seed in (0, 0, 1)]
     assert np.array_equal(errors[0], errors[1])
     assert not np.allclose(errors[0], errors[2])
+
+
+def test_a_model_that_knows_the_answer_is_first_everywhere(soft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = checkpoints.load(soft).model, load_data("digits-captions", "test").head(6)
+    clean = torch.from_numpy(images.images).float() / 127.5 - 1
+    owner = dict(zip(images.labels.tolist(), clean, strict=True))  # one image a caption
+    assert len(owner) == 6
+
+    def velocity(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, dict[Any, torch.Tensor]]:
+        known = torch.stack([owner.get(label, torch.ones(1, 8, 16)) for label in y.tolist()])
+        return (x - known) / t.view(-1, 1, 1, 1), {}  # noise - data, of x = (1 - t) data + t noise
+
+    monkeypatch.setattr(type(model), "forward", lambda _self, *given: velocity(*given))
+    errors = caption_errors(model, images, QUICK)
+    assert errors[..., 0] == pytest.approx(np.zeros((2, 6)), abs=1e-6)
+    assert errors[..., 1:].min() > 1e-3
+
+
+def test_distances_are_of_pixels_from_minus_one_to_one() -> None:
+    images = load_data("digits-captions", "reference").images
+    shifted = np.clip(images.astype(int) + 51, 0, 255)  # grey levels; 51 are 0.4
+    mean = (shifted - images.astype(int)).reshape(len(images), -1).mean(0) / 127.5
+    found, plain = (_moments(each)[0] for each in (shifted, images))
+    assert found - plain == pytest.approx(mean)
+    assert (plain.min(), _moments(images)[1].shape) == (pytest.approx(-1.0), (128, 128))
 
 
 def test_candidates_hold_the_true_caption_once() -> None:

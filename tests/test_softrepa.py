@@ -217,6 +217,18 @@ def test_soft_tokens_stand_before_the_text_of_mmdit() -> None:
     assert bool(model.dc_tokens.grad.flatten(1).any(1).all())
 
 
+def test_bins_of_the_time_and_the_start_of_tokens() -> None:
+    torch.manual_seed(0)
+    model = MMDiTText(sizes(num_tokens=4, hidden_size=64))
+    for tensor in (model.dc_tokens, model.dc_t_tokens.weight):
+        assert float(tensor.detach().std()) == pytest.approx(0.02, rel=0.1)
+    with torch.no_grad():  # every integer step falls into its own bin, whatever 1000 t is rounded to
+        model.dc_tokens.zero_()
+        model.dc_t_tokens.weight.copy_(torch.arange(100.0)[:, None].expand(100, 192))
+    bins = model.soft_tokens(torch.arange(1001) / 1000)[:, 0, 0, 0]
+    assert bins.tolist() == [min(step, 999) // 10 for step in range(1001)]
+
+
 def test_strength_goes_from_the_frozen_network_to_the_tokens() -> None:
     torch.manual_seed(0)
     model = MMDiTText(sizes(num_tokens=2))

@@ -104,7 +104,7 @@ class SoftTokens(nn.Module):
         tokens = self._host.embed(tokens)
         if self.dc_t_tokens is None:
             return tokens.expand(len(t), -1, -1, -1)
-        steps = t.float() * self.time_scale + 1e-3  # 0.29 x 1000 is not quite 290
+        steps = t.float() * self.time_scale
         bins = (steps.long() - (steps >= 1000).long()) // 10
         offsets = self.dc_t_tokens(bins).unflatten(1, (len(tokens), 1, -1))  # (B, blocks, 1, D)
         return tokens + offsets  # type: ignore[no-any-return]

@@ -73,6 +73,23 @@ def captioned(rows: Iterable[Row]) -> bool:
     return any(row.metric.removesuffix(FROZEN) in SHOWN for row in rows)
 
 
+def lead_of(rows: Sequence[Row], arms: Sequence[Arm]) -> str:
+    """Return what a report of captions alone says first: faithfulness and its price; empty if neither was measured."""
+    sentences = []
+    for run in (run for arm in arms for run in arm.runs):
+        own = [row for row in rows if run_name(row) == run and row.value is not None]
+        last = max((row.step for row in own if row.metric == "caption_digits" and row.step is not None), default=None)
+        values = {row.metric: number(row.value) for row in own if row.step == last}
+        if last is None or "caption_digits" + FROZEN not in values:
+            continue
+        told = f"{run}: without guidance {values['caption_digits']} of the digits are those of the caption, "
+        told += f"{values['caption_digits' + FROZEN]} with the frozen model alone"
+        if {"fd_pixels", "fd_pixels" + FROZEN} <= set(values):
+            told += f"; the Fréchet distance on pixels is {values['fd_pixels']} and {values['fd_pixels' + FROZEN]}"
+        sentences.append(f"{told}.")
+    return " ".join(sentences)
+
+
 def _spoken(chart: Chart) -> str:
     told = [
         f"{curve.arm.name} from {number(points[0][1])} to {number(points[-1][1])}"

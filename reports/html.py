@@ -62,6 +62,8 @@ def render(
     merged = merges(rows, ids, protocols)
     if merged and not without_merged(arms, rows):
         summary = replace(summary, lead=lead_of(merged))
+    elif summary.panel is None and (lead := captions.lead_of(rows, arms)):
+        summary = replace(summary, lead=lead)
     blocks, map_data = representations.map_blocks(maps, rows, ids, protocols)
     against = representations.quality_against_probe(maps, rows, summary.panel, arms, ids, protocols)
     gaps += _no_pairs(maps, summary.panel, against)

@@ -302,6 +302,19 @@ def test_other_protocols_are_never_in_one_chart() -> None:
     assert all(len(chart.panel.curves) == 2 for chart in found)
 
 
+def test_a_report_of_captions_begins_with_them() -> None:
+    step: dict[str, Any] = {"run": "soft", "step": 10, "n": 100}
+    rows = [make_row(metric=name, value=value, protocol={"kind": "captions"}, **step) for name, value in (
+        ("caption_digits", 0.75), ("caption_digits_base", 0.5), ("fd_pixels", 2.0), ("fd_pixels_base", 1.5)
+    )]  # fmt: skip
+    page = render(rows, protocols=records_of(rows))
+    assert "soft: without guidance 0.750 of the digits are those of the caption, 0.500 with the frozen model" in page
+    assert "Fréchet distance on pixels is 2.00 and 1.50" in page
+    older = make_row(metric="caption_digits", value=0.9, protocol={"kind": "captions"}, **{**step, "step": 5})
+    assert "soft: without guidance 0.750" in render([older, *rows], protocols=records_of(rows))
+    assert "without guidance" not in render(rows[:1], protocols=records_of(rows))
+
+
 def test_the_report_shows_captions(soft: Path) -> None:
     rows = examined("soft", 0.1)
     png, words = picture(checkpoints.load(soft).model, QUICK, [0.0, 1.0])

@@ -238,8 +238,11 @@ def test_the_average_takes_the_statistics_along() -> None:
                 tensor += 1.0
     before = {name: tensor.clone() for name, tensor in average.state_dict().items()}
     state.update_average(average, ours, 0.9)
+    frozen = {name for name, parameter in ours.named_parameters() if not parameter.requires_grad}
+    assert "stem.0.weight" in frozen
     for name, tensor in average.state_dict().items():
         moved = 1.0 if name.startswith("feature_") else 0.1  # what is not a statistic of a norm is copied
+        moved = 0.0 if name in frozen else moved  # and what never trains is left alone
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor - before[name], torch.full_like(tensor, moved), msg=name)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from repa_eval.errors import UserError
 from repa_eval.models._idle import BATCH_NORM, LAYER_NORM, FeedForward, IdleConfig, MergedFeedForward, merge
 from repa_eval.models._shapes import Shapes
+from repa_eval.models.layers import check_taps
 
 
 class Encoder(nn.Module, ABC):
@@ -87,6 +88,33 @@ class Encoder(nn.Module, ABC):
         if self.config.merged:
             return list(self.config.active_channels)
         return [part.active for part in self.feed_forwards().values()]
+
+
+class BlockEncoder(Encoder):
+    """An encoder of one sequence of tokens: `embed`, `blocks` of one width, `norm`."""
+
+    blocks: nn.ModuleList
+    norm: nn.Module
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the tokens (B, prefix + T, D) that enter the first block, of preprocessed images x (B, C, H, W)."""
+
+    def forward(
+        self, x: Tensor, *, taps: Collection[int] = (), keep: Tensor | None = None
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return (tokens (B, prefix + T, D), {layer: hidden}) for preprocessed images x (B, C, H, W).
+
+        keep (B, depth, 2): what each block's attention and feed-forward are multiplied by (stochastic depth).
+        """
+        check_taps(taps, len(self.blocks))
+        x = self.embed(x)
+        hidden = {0: x} if 0 in taps else {}
+        for layer, block in enumerate(self.blocks, 1):
+            x = block(x, None if keep is None else keep[:, layer - 1])
+            if layer in taps:
+                hidden[layer] = x
+        return self.norm(x), hidden
 
 
 def feed_forward(config: IdleConfig, width: int, active: int, **how: Any) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from repa_eval.config import option
-from repa_eval.models._encoder import Encoder
+from repa_eval.models._encoder import BlockEncoder
 from repa_eval.models._idle import LINEAR, STATIC, IdleConfig, PixelConfig, actives, linear_ratios
 from repa_eval.models._registry import model
 from repa_eval.models.conv_vit import conv_stem, embedded
-from repa_eval.models.layers import check_taps
 from repa_eval.models.repa_vit import Block, RePaViTConfig
 
 
@@ -33,7 +31,7 @@ class RePaConvViTConfig(IdleConfig):
 
 
 @model("RePaConvViT", defaults=RePaConvViTConfig(), presets={"RePaConvViT-digits": {}})
-class RePaConvViT(Encoder):
+class RePaConvViT(BlockEncoder):
     """ConvViT's stem, class token, positions, final norm and feature statistics around RePaViT's blocks.
 
     The stem is not trained, and its batch norms keep the teacher's statistics: `train()` leaves them in eval mode.
@@ -76,22 +74,6 @@ class RePaConvViT(Encoder):
     def embed(self, x: Tensor) -> Tensor:
         """Return the tokens (B, 1 + T, D) that enter the first block, of images x (B, C, H, W) in [-1, 1]."""
         return embedded(self.stem(x), self.cls_token)
-
-    def forward(
-        self, x: Tensor, *, taps: Collection[int] = (), keep: Tensor | None = None
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Return (tokens (B, 1 + T, D), class token first, {layer: hidden}) for images x (B, C, H, W) in [-1, 1].
-
-        keep (B, depth, 2): what each block's attention and feed-forward are multiplied by (stochastic depth).
-        """
-        check_taps(taps, self.config.depth)
-        x = self.embed(x)
-        hidden = {0: x} if 0 in taps else {}
-        for layer, block in enumerate(self.blocks, 1):
-            x = block(x, None if keep is None else keep[:, layer - 1])
-            if layer in taps:
-                hidden[layer] = x
-        return self.norm(x), hidden
 
     def scaled(self, tokens: Tensor) -> Tensor:
         """Return tokens z-scored per channel by the statistics of the teacher that the weights come from."""

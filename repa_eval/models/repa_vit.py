@@ -6,7 +6,7 @@ The options beyond the published ones make room for any plain vision transformer
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from repa_eval.config import option
-from repa_eval.models._encoder import Encoder, feed_forward, idle_fields
+from repa_eval.models._encoder import BlockEncoder, feed_forward, idle_fields
 from repa_eval.models._idle import LINEAR, STATIC, IdleConfig, actives, linear_ratios
 from repa_eval.models._registry import model
 from repa_eval.models._shapes import Shapes, count
-from repa_eval.models.layers import Attention, PatchEmbed, check_taps
+from repa_eval.models.layers import Attention, PatchEmbed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def read(shapes: Shapes) -> dict[str, Any] | None:
     read=read,
     recorded=("idle_ratio", "channel_idle", "heuristic"),
 )
-class RePaViT(Encoder):
+class RePaViT(BlockEncoder):
     """Patches, class token, learned positions, blocks, norm, head on the class token."""
 
     def __init__(self, config: RePaViTConfig) -> None:
@@ -169,22 +169,6 @@ class RePaViT(Encoder):
         if self.config.embed_prefix:
             return self.norm_pre(torch.cat([*prefix, patches], dim=1) + self.pos_embed)  # type: ignore[no-any-return]
         return self.norm_pre(torch.cat([*prefix, patches + self.pos_embed], dim=1))  # type: ignore[no-any-return]
-
-    def forward(
-        self, x: Tensor, *, taps: Collection[int] = (), keep: Tensor | None = None
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Return (tokens (B, prefix + T, D), {layer: hidden}) for preprocessed images x (B, C, H, W).
-
-        keep (B, depth, 2): what each block's attention and feed-forward are multiplied by (stochastic depth).
-        """
-        check_taps(taps, self.config.depth)
-        x = self.embed(x)
-        hidden = {0: x} if 0 in taps else {}
-        for layer, block in enumerate(self.blocks, 1):
-            x = block(x, None if keep is None else keep[:, layer - 1])
-            if layer in taps:
-                hidden[layer] = x
-        return self.norm(x), hidden
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """Return the class token, or the mean patch token, as the head reads it (B, D)."""

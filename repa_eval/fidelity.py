@@ -169,7 +169,7 @@ def nearest_picture(
         rows.append(np.concatenate(list(framed), axis=-1))
     words = {
         "caption": f"First column: of {made.n} samples those most like one of {seen.n} real images ({real.name}). "
-        f"Beside each: its {index.shape[1]} nearest, by the cosine of the features of {judge.name}.",
+        f"Beside each: its {index.shape[1]} nearest, by the cosine of the features of extractor {judge.name}.",
         "rows": names,
         "columns": 1 + index.shape[1],
         "tile": rows[0].shape[-2],

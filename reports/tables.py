@@ -44,7 +44,9 @@ def final_table(rows: Sequence[Row], arms: Sequence[Arm], timing: Sequence[Row])
     for group, members in sorted(split(quality).items(), key=lambda item: item[0].order()):
         cells = tuple(_final(members, arm, lasts[arm.name], name_step=not same) for arm in arms)
         if any(cell.text or cell.reason not in ("", NOT_MEASURED) for cell in cells):
-            lines.append(_line(group, _mark(_relative(cells, arms), direction(group.metric))))
+            better = direction(group.metric)
+            # where neither way is better, as for a z-score, a share of the baseline's means nothing
+            lines.append(_line(group, _mark(_relative(cells, arms), better) if better else cells))
     times = tuple(_time(timing, arm) for arm in arms)
     if any(cell.text for cell in times):
         lines.append(_line(Group(SECONDS, None), times))
@@ -103,9 +105,9 @@ def _time(timing: Sequence[Row], arm: Arm) -> Cell:
     return Cell(number(seconds, fixed=True), detail, value=seconds)
 
 
-def _mark(cells: tuple[Cell, ...], better: str | None) -> tuple[Cell, ...]:
+def _mark(cells: tuple[Cell, ...], better: str) -> tuple[Cell, ...]:
     values = [cell.value for cell in cells if cell.value is not None]
-    if better is None or len(values) < 2:
+    if len(values) < 2:
         return cells
     best = min(values) if better == "lower" else max(values)
     return tuple(replace(cell, best=cell.value == best) for cell in cells)

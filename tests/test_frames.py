@@ -323,6 +323,15 @@ def test_final_values_mark_the_best_and_give_reasons():
     )
 
 
+def test_what_has_no_better_is_not_put_in_per_cent():
+    inputs = sample.example(("vanilla", "repa"))
+    rows = [replace(row, metric="ct_digits") if row.metric == "is_digits" else row for row in inputs["rows"]]
+    arms = arms_of(rows, inputs["runs"])
+    lines = {(line.metric, line.n): line for line in final_table(rows, arms, inputs["curves"])}
+    assert [(cell.best, "%" in cell.detail) for cell in lines["ct_digits", 512].cells] == [(False, False)] * 2
+    assert "%" in lines["fd_digits", 512].cells[1].detail
+
+
 def test_seeds_in_the_final_table_have_a_spread():
     inputs = sample.example(SEEDS)
     arms = arms_of(inputs["rows"], inputs["runs"])

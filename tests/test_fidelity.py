@@ -16,7 +16,7 @@ from helpers import digits, tiny
 from repa_eval import monitors, quality, results
 from repa_eval.data._registry import Images
 from repa_eval.errors import Failure, UserError
-from repa_eval.extractors._registry import Extractor, Features, extract, load_extractor
+from repa_eval.extractors._registry import Extractor, Features, load_extractor
 from repa_eval.fidelity import evaluate, metric_name
 from repa_eval.metrics.fid import frechet_distance
 
@@ -79,7 +79,7 @@ def test_rows_and_protocol() -> None:
         "reference": "digits", "reference_hash": digits("val").digest(), "reference_n": 240, "num_samples": 360,
         "num_steps": 7,
     }  # fmt: skip
-    real, fake = extract(digits("val"), judge).features, extract(digits("test"), judge).features
+    real, fake = (judge(digits(split).fetch(range(n))[0]).features for split, n in (("val", 240), ("test", 360)))
     expected = frechet_distance(real.mean(0), np.cov(real.T), fake.mean(0), np.cov(fake.T))
     assert row.value == pytest.approx(expected, rel=1e-4)
 

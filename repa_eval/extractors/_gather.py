@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from repa_eval.data._registry import ImageSource
@@ -146,13 +145,3 @@ def _read_ahead(source: ImageSource, batches: Iterable[list[int]]) -> Iterator[t
         finally:
             for _, images in waiting:
                 images.cancel()
-
-
-def as_features(found: Any, name: str) -> Features:
-    """Return Features from what a user's extractor gives: Features, or an array or tensor (B, D)."""
-    if isinstance(found, Features):
-        return found
-    array = found.detach().float().cpu().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
-    if array.ndim != 2 or array.dtype.kind != "f":
-        raise UserError(f"extractor {name} gives {array.dtype} {array.shape}; needed are floats (B, D)")
-    return Features(array.astype(np.float32))

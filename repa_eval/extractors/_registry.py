@@ -71,15 +71,3 @@ def load_extractor(name: str, weights: str | Path | None = None) -> Extractor:
 
         return user_extractor(name, path)
     return EXTRACTORS.get(name)(path)
-
-
-def extract(source: ImageSource, judge: Extractor, *, batch_size: int = 256) -> Features:
-    """Return the Features of every image of a source, in its order."""
-    parts = []
-    for first in range(0, len(source), batch_size):
-        images, _ = source.fetch(range(first, min(first + batch_size, len(source))))
-        parts.append(judge(images))
-    if not parts:
-        raise UserError(f"{source.name}: no images")
-    logits = [part.logits for part in parts if part.logits is not None]
-    return Features(np.concatenate([part.features for part in parts]), np.concatenate(logits) if logits else None)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,9 +34,7 @@ class UserExtractor(Extractor):
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
         """Return Features of uint8 images (B, C, H, W)."""
-        from repa_eval.extractors._gather import as_features
-
-        return as_features(self.judge(images), self.name)
+        return _as_features(self.judge(images), self.name)
 
     def to(self, device: torch.device | str) -> Extractor:
         """Move it, where it can be moved; it is given images on the CPU."""
@@ -78,3 +77,13 @@ def _digest_source(kind: type) -> str:
     except (OSError, TypeError):
         text = kind.__qualname__
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _as_features(found: Any, name: str) -> Features:
+    """Return Features from what a user's extractor gives: Features, or an array or tensor (B, D)."""
+    if isinstance(found, Features):
+        return found
+    array = found.detach().float().cpu().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise UserError(f"extractor {name} gives {array.dtype} {array.shape}; needed are floats (B, D)")
+    return Features(array.astype(np.float32))

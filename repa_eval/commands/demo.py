@@ -35,7 +35,7 @@ def command(out: Path, seeds: int, first_seed: int, steps: int, device: str, qui
     """Train three arms on real handwritten digits, measure them, and write OUT/report.html.
 
     The arms: a plain SiT, a SiT aligned with a self-supervised teacher (REPA), and a control aligned with the same
-    teacher network with random weights. Nothing is downloaded. About five minutes on two cores; an interrupted demo
+    teacher network with random weights. Nothing is downloaded. About seven minutes on two cores; an interrupted demo
     continues where it stopped.
     """
     import json

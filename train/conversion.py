@@ -108,8 +108,9 @@ def _odd_block(block: Any) -> str:
 
 def _plain_attention(block: Any) -> bool:
     attn = block.attn
-    plain = type(attn) is TimmAttention and isinstance(attn.norm, nn.Identity)
-    return plain and getattr(attn, "gate", None) is None and attn.attn_dim == attn.proj.out_features
+    # norm, gate and a width of its own came to timm after 1.0.15
+    plain = type(attn) is TimmAttention and isinstance(getattr(attn, "norm", nn.Identity()), nn.Identity)
+    return plain and getattr(attn, "gate", None) is None and attn.proj.in_features == attn.proj.out_features
 
 
 @torch.no_grad()

@@ -162,7 +162,8 @@ def _numpy_globals() -> list[Any]:
     """What a pickled array of plain numbers asks for."""
     from numpy.dtypes import Float32DType, Float64DType
 
-    core = getattr(np, "_core", None) or np.core  # numpy 2, numpy 1
+    # numpy 1.26 has a _core too, but that is a stub
+    core: Any = getattr(np, "core" if np.__version__.startswith("1.") else "_core")
     reconstruct = core.multiarray._reconstruct
     both = [(reconstruct, f"numpy.{name}.multiarray._reconstruct") for name in ("core", "_core")]
     return [*both, np.ndarray, np.dtype, Float32DType, Float64DType]

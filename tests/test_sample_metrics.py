@@ -327,6 +327,18 @@ def with_errors(name: str) -> object:
     return both
 
 
+@pytest.mark.parametrize("missing", [0, 1])
+def test_the_error_of_a_distance_is_that_of_leaving_one_out(missing: int) -> None:
+    mix = np.array([[2.0, 0.5, 0.0], [0.0, 1.0, 0.3], [0.2, 0.0, 0.4]])
+    mix[:missing] = 0.0  # the reference may lack a direction
+    real = fid.gaussian_of(normal(400, 3) @ mix)
+    fake = normal(300, 3, seed=1) * (1.5, 0.3, 0.8) + (0.5, 0.0, 0.0)
+    without = [fid.moments(np.delete(fake, i, axis=0)) for i in range(len(fake))]
+    values = np.array([real.distance(one.mean, one.covariance) for one in without])
+    jackknife = math.sqrt((len(fake) - 1) * values.var())
+    assert real.stderr(fake) == pytest.approx(jackknife, rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("name", "suffix"),
     [("fd", "fd"), ("inception_score", "is"), ("kid_unbiased", "kid_unbiased"), ("cmmd", "cmmd"), ("vendi", "vendi")],

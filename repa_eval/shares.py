@@ -56,9 +56,7 @@ class Share:
     def leave(self) -> None:
         """Take leave of the others."""
         if self.count > 1:
-            from accelerate import PartialState
-
-            PartialState().destroy_process_group()
+            leave()
 
 
 ALONE = Share()
@@ -73,3 +71,13 @@ def join(device: str) -> Share:
     # the slowest process may be hours behind the first
     state = PartialState(cpu=device == "cpu", timeout=timedelta(days=7))
     return Share(state.process_index, state.num_processes, str(state.device))
+
+
+def leave() -> None:
+    """Take leave of the other processes, if there are any.
+
+    Before the interpreter ends: gloo's thread may still hold the last tensor, and to drop it then aborts the process.
+    """
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()

@@ -123,6 +123,15 @@ def launch(module: str, *words: str | Path, cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=cwd, env=environment(), **pipes)
 
 
+def torchrun(count: int, *words: str | Path, cwd: Path | None = None) -> str:
+    """Run `repa-eval words...` in `count` processes to its good end; what it printed."""
+    starter = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "repa_eval.cli"]
+    command = [sys.executable, *starter, *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def finish(process: subprocess.Popen[str], *, timeout: float = 120) -> tuple[int, str, str]:
     """Wait; exit code, stdout, stderr."""
     try:

@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from helpers import ROOT, digits, environment
+from helpers import ROOT, digits, environment, torchrun
 from repa_eval.cli import main as repa_eval
 from repa_eval.data._statistics import open_statistics
 from repa_eval.data.files import open_images
@@ -388,22 +388,7 @@ def test_batch_sizes_change_nothing(here: Path, size: int) -> None:
 
 def launched(count: int, *words: str) -> dict[str, Any]:
     """The JSON of `repa-eval` in `count` processes."""
-    port = 20_000 + os.getpid() % 20_000 + count
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        str(count),
-        "--master_port",
-        str(port),
-    ]
-    done = subprocess.run(
-        [*command, "-m", "repa_eval.cli", *words, "--device", "cpu", "--json"], env=environment(), capture_output=True,
-        text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
+    answer: dict[str, Any] = json.loads(torchrun(count, *words, "--device", "cpu", "--json"))
     return answer
 
 

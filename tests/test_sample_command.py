@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from torch import nn
 
-from helpers import environment, files_of, wake
+from helpers import environment, files_of, torchrun, wake
 from repa_eval import samples
 from repa_eval.cli import main
 from repa_eval.data.files import open_images
@@ -107,20 +107,13 @@ def visible(folder: Path) -> list[str]:
 # --- the same bytes
 
 
-def torchrun(count: int, *words: object, cwd: Path) -> None:
-    starter = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "repa_eval.cli"]
-    command = [sys.executable, *starter, "sample", *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1  # one process speaks
-
-
 @pytest.mark.parametrize("name", ["out", pytest.param("out.npz", marks=pytest.mark.slow)])
 def test_two_processes_write_the_bytes_of_one(name: str, checkpoints: Path, here: Path) -> None:
     # torchrun would take --num for an option of its own
     words = ("--ckpt", checkpoints / "grey.pt", "--num-fid-samples", 13, "--batch-size", 5, "--mode", "sde", *FAST)
     good(*words, "--out", f"one-{name}")
-    torchrun(2, *words, "--out", f"two-{name}", cwd=here)
+    said = torchrun(2, "sample", *map(str, words), "--out", f"two-{name}", cwd=here)
+    assert len(said.splitlines()) == 1  # one process speaks
     if name == "out":
         assert files_of(here / "one-out") == files_of(here / "two-out")
         assert visible(here) == ["one-out", "two-out"]

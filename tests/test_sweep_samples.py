@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from helpers import CPU, digits, environment, files_of, run, tiny
+from helpers import CPU, digits, files_of, run, tiny, torchrun
 from repa_eval import monitors, results
 from repa_eval.cli import main as repa_eval
 from repa_eval.monitors import Quality, draw
@@ -104,13 +101,7 @@ def test_a_sweep_of_two_processes_gives_the_same_rows(tmp_path: Path) -> None:
     for count in (1, 2):
         out = tmp_path / str(count) / "mine"
         run(recipe, out)
-        port = str(21_000 + os.getpid() % 20_000 + count)
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", port]
-        words = ["sweep", str(out), "--device", "cpu", "--quiet", "--json", "--keep-samples", "1"]
-        done = subprocess.run(
-            [*command, "-m", "repa_eval.cli", *words], env=environment(), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        torchrun(count, "sweep", out, "--device", "cpu", "--quiet", "--json", "--keep-samples", "1")
         tables.append({row.key(): (row.value, row.stderr) for row in results.read(out)})
         assert list(files_of(out / "samples")) == ["0000002.npz", "0000002.npz.json"]
     assert tables[0] == tables[1]

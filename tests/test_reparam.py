@@ -182,11 +182,21 @@ def test_the_embedded_teacher_converts_without_training(ratio: float, least: flo
         (lambda: vision_teacher(norm_layer="rmsnorm"), "its norms are RmsNorm"),
         (lambda: vision_teacher(pos_embed="none"), "it has no table of positions"),
         (lambda: resnet(), "it is a ResNet"),
+        (lambda: wide_attention(), "its attention is not the plain one"),
     ],
 )
 def test_what_cannot_be_converted_is_refused(teacher: Any, why: str) -> None:
     with pytest.raises(UserError, match=f"cannot be converted: {why}; what can are digits-vit and timm's plain"):
         config_of(teacher(), pictures(1), RePaViTConfig())
+
+
+def wide_attention() -> VisionTeacher:
+    """One block's attention works in another width than the model's; no ViT of timm's asks for it by an argument."""
+    teacher = vision_teacher()
+    attn: Any = teacher.network.blocks[1].attn
+    attn.qkv = nn.Linear(attn.qkv.in_features, 2 * attn.qkv.out_features)
+    attn.proj = nn.Linear(2 * attn.proj.in_features, attn.proj.out_features)
+    return teacher
 
 
 def resnet() -> VisionTeacher:

@@ -79,9 +79,7 @@ def train(
     lock = state.lock_run(run) if accelerator.is_main_process else contextlib.nullcontext()
 
     images = load_data(settings.data, settings.split)
-    files = [settings.teacher_weights]  # of the first teacher; the others have their own
-    named = itertools.zip_longest(recipe.method.teachers(), files)
-    teachers = [load_teacher(name, file).to(accelerator.device) for name, file in named if name]
+    teachers = _teachers(recipe, accelerator.device)
     legs = stages.legs_of(recipe, images, teachers)
     recipe = legs[-1].recipe
     saved: dict[str, Any] | None = None
@@ -108,12 +106,11 @@ def train(
         for leg in todo:
             _, objective = build(leg.recipe, images, teachers)
             optimizer = settings.optim.build(leg.recipe.method.trainable(objective.model, objective.extras))
-            if previous is not None and saved is not None:
-                ema = state.average_of(objective.model)
-                stages.restore(previous, saved, objective, ema, optimizer)
-            else:
+            if previous is None or saved is None:
                 stages.begin(leg, run, objective.model, images, teachers)
-                ema = state.average_of(objective.model)
+            ema = state.average_of(objective.model)
+            if previous is not None and saved is not None:
+                stages.restore(previous, saved, objective, ema, optimizer)
             ema.to(accelerator.device)
             wrapped, optimizer = accelerator.prepare(objective, optimizer)
             if writer and leg is todo[0]:
@@ -164,6 +161,12 @@ def train(
     if not finished:
         raise Interrupted(f"stopped at step {step}; everything is saved")
     return state.checkpoint_path(run, step)
+
+
+def _teachers(recipe: Recipe, device: torch.device) -> list[Teacher]:
+    """Return the teachers that the method asks for; the file of weights is the first one's."""
+    named = itertools.zip_longest(recipe.method.teachers(), [recipe.settings.teacher_weights])
+    return [load_teacher(name, file).to(device) for name, file in named if name]
 
 
 def build(recipe: Recipe, images: Images, teachers: Sequence[Teacher]) -> tuple[Recipe, Objective]:

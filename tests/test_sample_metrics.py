@@ -370,6 +370,35 @@ def test_errors_of_precision_and_recall_are_those_of_shares() -> None:
     assert values["recall_stderr"] == pytest.approx(math.sqrt(r * (1 - r) / 200))
 
 
+def test_the_error_of_authpct_is_that_of_a_share() -> None:
+    values = with_errors("authpct")(normal(200, 4), 1.2 * normal(100, 4, seed=1))
+    share = values["authpct"] / 100
+    assert 0.2 < share < 0.8
+    assert values["authpct_stderr"] == pytest.approx(100 * math.sqrt(share * (1 - share) / 100))
+
+
+FEWEST = {  # (real, fake) rows that a metric can bear; one needs no real ones
+    "authpct": (2, 1), "cmmd": (2, 2), "density_coverage": (6, 6), "fd": (2, 2), "fd_infinity": (2, 4),
+    "inception_score": (0, 1), "kid": (2, 2), "kid_unbiased": (2, 2), "mifid": (2, 2), "precision_recall": (4, 4),
+    "sfd": (2, 2), "vendi": (0, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FEWEST)
+def test_the_fewest_samples_that_a_metric_bears(name: str) -> None:
+    metric, (real, fake) = SAMPLE.get(name).function, FEWEST[name]
+    assert set(metric(normal(real, 3), normal(fake, 3, seed=1))) >= set(SAMPLE.get(name).gives)
+    with pytest.raises(UserError, match=r"at least|need more than"):
+        metric(normal(max(real, 2), 3), normal(fake - 1, 3))
+    if real:
+        with pytest.raises(UserError, match=r"at least|need more than"):
+            metric(normal(real - 1, 3), normal(fake, 3))
+
+
+def test_the_fewest_samples_are_known_of_every_metric() -> None:
+    assert {name for name in SAMPLE.names() if name != "memorisation"} == set(FEWEST)  # that one takes three sets
+
+
 def test_a_distance_of_too_few_samples_states_no_error() -> None:
     assert "fd_stderr" not in with_errors("fd")(normal(100, 20), normal(39, 20, seed=1))
     assert with_errors("fd")(normal(100, 20), normal(40, 20, seed=1))["fd_stderr"] > 0.0

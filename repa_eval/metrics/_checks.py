@@ -53,7 +53,7 @@ def finite_array(name: str, values: ArrayLike, *, axes: tuple[str, ...]) -> Arra
     if array.dtype.kind not in "fiu":
         raise UserError(f"{name} has dtype {array.dtype}; allowed are float32 and float64")
     if 0 in array.shape:
-        raise UserError(f"{name} has shape {array.shape}; needed are at least one of the rows and one column")
+        raise UserError(f"{name} has shape {array.shape}; of each axis ({', '.join(axes)}) at least one is needed")
     array = array.astype(_working_dtype(array.dtype), copy=False)
     blocks = (array[start : start + 4096] for start in range(0, len(array), 4096))  # a mask of all would be large
     finite = np.concatenate([np.isfinite(block).all(axis=tuple(range(1, array.ndim))) for block in blocks])

@@ -15,8 +15,17 @@ import pytest
 
 from repa_eval.interpolant import Interpolant
 from repa_eval.metrics.cmmd import cmmd
-from repa_eval.metrics.density_coverage import prdc, realism_euclidean
-from repa_eval.metrics.fd_infinity import sizes_of
+from repa_eval.metrics.density_coverage import density_coverage, prdc, realism_euclidean
+from repa_eval.metrics.fd_infinity import fd_infinity, sizes_of
+from repa_eval.metrics.inception_score import (
+    inception_score_adm,
+    inception_score_dgm,
+    inception_score_torch_fidelity,
+)
+from repa_eval.metrics.kid import kid, kid_subsets
+from repa_eval.metrics.precision_recall import precision_recall, realism
+from repa_eval.metrics.vendi import vendi_score
+from repa_eval.train.contrast import scaled_linear_schedule
 from repa_eval.train.methods.base import METHODS
 
 LINEAR = Interpolant(path_type="linear", prediction="v", weighting="uniform")
@@ -47,9 +56,28 @@ def test_options_of_a_method(name: str) -> None:
     assert {key: fields[key] for key in METHOD_DEFAULTS[name]} == METHOD_DEFAULTS[name]
 
 
-@pytest.mark.parametrize(("function", "k"), [(prdc, 5), (realism_euclidean, 3)])
-def test_neighbours(function: Callable[..., Any], k: int) -> None:
-    assert inspect.signature(function).parameters["k"].default == k  # the prdc package; ADM
+# of functions that are called by these names without a setting, by a command or by the code they repeat
+FUNCTION_DEFAULTS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+    (precision_recall, {"k": 3}),  # ADM's evaluator
+    (realism, {"k": 3}),
+    (realism_euclidean, {"k": 3}),  # 1904.06991, dgm-eval
+    (prdc, {"k": 5}),  # the prdc package
+    (density_coverage, {"k": 5}),
+    (kid, {"seed": 2020}),  # torch-fidelity
+    (kid_subsets, {"subsets": 100, "size": 1000, "seed": 2020}),
+    (vendi_score, {"q": 1.0}),
+    (inception_score_adm, {"split_size": 5000}),
+    (inception_score_torch_fidelity, {"splits": 10, "shuffle": True}),
+    (inception_score_dgm, {"splits": 10}),
+    (fd_infinity, {"points": 15}),
+    (scaled_linear_schedule, {"first": 0.00085, "last": 0.012, "num_steps": 1000}),  # Stable Diffusion 1.5's scheduler
+]
+
+
+@pytest.mark.parametrize(("function", "published"), FUNCTION_DEFAULTS)
+def test_settings_of_a_function(function: Callable[..., Any], published: dict[str, Any]) -> None:
+    parameters = inspect.signature(function).parameters
+    assert {key: parameters[key].default for key in published} == published
 
 
 def test_sizes_of_the_subsets_of_fd_infinity() -> None:

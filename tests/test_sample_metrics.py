@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import linregress
 
 from repa_eval.errors import UserError
 from repa_eval.metrics import _manifold, fid
@@ -17,7 +18,7 @@ from repa_eval.metrics._registry import SAMPLE
 from repa_eval.metrics.authpct import authpct
 from repa_eval.metrics.cmmd import cmmd
 from repa_eval.metrics.density_coverage import density_coverage, prdc, realism_euclidean
-from repa_eval.metrics.fd_infinity import fd_infinity, sizes_of
+from repa_eval.metrics.fd_infinity import extrapolated, fd_infinity, sizes_of
 from repa_eval.metrics.kid import kid, kid_subsets
 from repa_eval.metrics.kid_unbiased import kid_unbiased
 from repa_eval.metrics.memorisation import memorisation
@@ -370,6 +371,12 @@ def test_errors_of_precision_and_recall_are_those_of_shares() -> None:
     assert values["recall_stderr"] == pytest.approx(math.sqrt(r * (1 - r) / 200))
 
 
+def test_the_error_of_the_inception_score_is_over_splits_of_5000() -> None:
+    logits = normal(5400, 5)
+    errors = [with_errors("inception_score")(None, part)["is_stderr"] for part in (logits[:5000], logits[5000:])]
+    assert with_errors("inception_score")(None, logits)["is_stderr"] == pytest.approx(math.hypot(*errors) / 2)
+
+
 def test_the_error_of_authpct_is_that_of_a_share() -> None:
     values = with_errors("authpct")(normal(200, 4), 1.2 * normal(100, 4, seed=1))
     share = values["authpct"] / 100
@@ -519,6 +526,16 @@ def test_copies_are_noticed() -> None:
     assert math.isnan(few_samples)
     assert "no cell holds 20 samples" in few_samples.reason
     assert math.isfinite(memorisation(normal(300, 80), normal(200, 80, seed=1), normal(200, 80, seed=2))["ct"])
+
+
+def test_fd_infinity_is_a_fitted_line_at_zero() -> None:
+    real, fake = fid.gaussian_of(normal(500, 4)), 1.3 * normal(300, 4, seed=1)
+    draws = [np.random.default_rng(size).choice(300, size, replace=False) for size in (20, 40, 80, 150, 300)]
+    found = extrapolated(real, fake, draws)
+    values = [fid.fd(real, fid.moments(fake[draw]))["fd"] for draw in draws]
+    line = linregress([1 / len(draw) for draw in draws], values)
+    assert found["fd_infinity"] == pytest.approx(line.intercept, rel=1e-9)
+    assert found["fd_infinity_stderr"] == pytest.approx(line.intercept_stderr, rel=1e-6)
 
 
 def test_fd_infinity_takes_the_bias_of_few_samples_away() -> None:

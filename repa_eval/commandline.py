@@ -19,6 +19,7 @@ import click
 
 from repa_eval.errors import UserError
 from repa_eval.results import Row, append, records_of
+from repa_eval.shares import leave
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
@@ -31,7 +32,15 @@ class OneLine(click.Command):
 
     def main(self, args: Sequence[str] | None = None, *positional: Any, **extra: Any) -> Any:
         """Run, and turn what a user can cause into one line."""
-        standalone = extra.pop("standalone_mode", True)
+        if not extra.pop("standalone_mode", True):
+            return self._in_one_line(args, *positional, **extra)
+        try:
+            result = self._in_one_line(args, *positional, **extra)
+        except SystemExit as end:
+            result = end.code
+        leave(result if isinstance(result, int) else 0)
+
+    def _in_one_line(self, args: Sequence[str] | None, *positional: Any, **extra: Any) -> Any:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         try:
             result: Any = super().main(args, *positional, standalone_mode=False, **extra)  # type: ignore[call-overload]
@@ -51,8 +60,6 @@ class OneLine(click.Command):
             if error.filename is None and error.errno is None:
                 raise
             _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error), 1)
-        if standalone:
-            sys.exit(result if isinstance(result, int) else 0)
         return result
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,6 @@ class Share:
 
             PartialState().wait_for_everyone()
 
-    def leave(self) -> None:
-        """Take leave of the others."""
-        if self.count > 1:
-            leave()
-
 
 ALONE = Share()
 
@@ -73,11 +70,19 @@ def join(device: str) -> Share:
     return Share(state.process_index, state.num_processes, str(state.device))
 
 
-def leave() -> None:
-    """Take leave of the other processes, if there are any.
+def leave(code: int = 0) -> NoReturn:
+    """End this process with an exit code, after `join` or without.
 
-    Before the interpreter ends: gloo's thread may still hold the last tensor, and to drop it then aborts the process.
+    One of several that talk by gloo ends at once: gloo's thread may still hold a tensor of the last exchange, and needs
+    the interpreter's lock to drop it. While the interpreter is taken down that aborts the process; within
+    destroy_process_group it waits for ever, as torch 2.6 holds that lock there.
     """
-    from accelerate import PartialState
-
-    PartialState().destroy_process_group()
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        if distributed.get_backend() == "gloo":
+            with contextlib.suppress(OSError):  # a reader that has gone
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+        distributed.destroy_process_group()
+    sys.exit(code)

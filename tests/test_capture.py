@@ -133,7 +133,7 @@ from pathlib import Path
 from helpers import digits
 from repa_eval.align import align
 from repa_eval.features import Capture
-from repa_eval.shares import join
+from repa_eval.shares import join, leave
 from repa_eval.teachers._registry import load_teacher
 from test_align import awake
 share = join("cpu")
@@ -143,7 +143,7 @@ if share.first:
     Path(sys.argv[2]).write_text(json.dumps([row.value for row in rows]))
 else:
     assert rows == []
-share.leave()
+leave()
 """
 
 

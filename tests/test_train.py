@@ -440,14 +440,14 @@ def test_a_file_that_is_no_method(tmp_path: Path) -> None:
 
 # --- more than one process
 
-# What `repa-train` runs. A group that still stands when the interpreter ends aborts one process in some hundred.
+# What `repa-train` runs. An interpreter taken down while gloo's thread needs it hangs or aborts, once in some hundred
 COMMAND = """
-import torch.distributed
+import atexit
 
 from repa_eval.train.cli import main
 
-main(standalone_mode=False)
-assert not torch.distributed.is_initialized(), "the group of processes still stands"
+atexit.register(print, "the interpreter is taken down")
+main()
 """
 
 

@@ -131,16 +131,13 @@ def _resolve(recipe_name: str | None, method_name: str | None, words: tuple[str,
 
 def _train(recipe: Any, run: Path, resume: bool, device: str, quiet: bool, method_name: str | None) -> Path:
     """Train; after Ctrl-C say how to continue and leave with 130."""
-    from repa_eval import monitors, shares
+    from repa_eval import monitors
     from repa_eval.train.loop import Interrupted, train
 
     watchers = monitors.of_recipe(monitors.Subject(recipe, run, device))
     try:
-        checkpoint = train(recipe, run, monitors=watchers, resume=resume, device=device, progress=not quiet)
-        shares.leave()
-        return checkpoint
+        return train(recipe, run, monitors=watchers, resume=resume, device=device, progress=not quiet)
     except Interrupted as stop:
-        shares.leave()
         words = ["repa-train", "--recipe", str(run / "recipe.yaml"), "--out", str(run), "--resume"]
         if method_name is not None and method_name.endswith(".py"):
             words += ["--method", method_name]  # a file of the user's, which the recipe cannot name

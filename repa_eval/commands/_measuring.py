@@ -95,7 +95,6 @@ def session(ckpt: str, layers: str, what: str, given: Mapping[str, Any]) -> Iter
     share.wait()
     if share.first and folder is not None and given["cache"] is None:
         shutil.rmtree(folder, ignore_errors=True)
-    share.leave()
 
 
 def _own_folder(what: str, opened: Any, given: Mapping[str, Any]) -> Path:

@@ -35,7 +35,6 @@ def make_bank(images: Any, dest: Path, given: Mapping[str, Any]) -> dict[str, An
         made = _write(found, dest, record, given) if share.first else None
         shutil.rmtree(partial, ignore_errors=True) if share.first else None
     share.wait()
-    share.leave()
     return {"bank": str(dest), "bytes": dest.stat().st_size, "record": made} if share.first else None
 
 

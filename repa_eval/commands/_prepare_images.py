@@ -46,7 +46,6 @@ def make_images(images: Any, dest: Path, given: Mapping[str, Any]) -> dict[str, 
         for kind in kinds:
             listing = [[_member(kind, index), label] for index, label in enumerate(images.labels.tolist())]
             write_atomic(dest / kind / LIST, json.dumps({"labels": listing}))
-    share.leave()
     return {"folder": str(dest), "made": made, "record": record} if share.first else None
 
 

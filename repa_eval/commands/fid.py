@@ -94,7 +94,6 @@ def command(samples: Path, rows: Path | None, as_json: bool, **given: Any) -> No
             raise UserError(f"extractor {default} gives none of the metrics {given['metrics']}")
         judged = ", ".join(plan)
         deliver(measured, to=rows, as_json=as_json, show=lambda shown: _show(shown, judged, reference, protocols))
-    share.leave()
 
 
 def _with_rules(judges: dict[str, Any], rules: Any, weights: dict[str, Path], device: str) -> dict[str, Any]:

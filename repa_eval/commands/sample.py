@@ -85,13 +85,11 @@ def command(
         if share.first:
             told = write_between(model, snippets, rows, out, settings, given["interpolation"], decoder, record)
             click.echo(json.dumps(told) if as_json else str(out))
-        share.leave()
         return
     sources = {"snippets": snippets, "decode": decoder, "batch_size": batch_size}
     _make(share, model, num, out, given["flat"], settings, sources, record, quiet)
     if share.first:
         click.echo(json.dumps({"samples": str(out), "num": num, "record": record}) if as_json else str(out))
-    share.leave()
 
 
 def _of_tokens(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,6 @@ def command(data: str, out: Path, batch_size: int, as_json: bool, **given: Any) 
             if as_json
             else _text(out, found)
         )
-    share.leave()
 
 
 def _source(data: str, split: str, resize: int | None) -> Any:

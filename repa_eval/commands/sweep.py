@@ -67,7 +67,6 @@ def command(
     done = f"{len(added)} rows added; next: repa-eval report {run}"
     if share.first:
         deliver(added, to=None, as_json=as_json, show=lambda _rows: done)
-    share.leave()
 
 
 def _measure_missing(run: Path, teachers: list[str], share: Any, quiet: bool, keep_samples: int) -> Iterator[list[Any]]:

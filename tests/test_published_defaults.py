@@ -25,6 +25,7 @@ from repa_eval.metrics.inception_score import (
 from repa_eval.metrics.kid import kid, kid_subsets
 from repa_eval.metrics.precision_recall import precision_recall, realism
 from repa_eval.metrics.vendi import vendi_score
+from repa_eval.sampling.flow import flow_timesteps
 from repa_eval.train.contrast import scaled_linear_schedule
 from repa_eval.train.methods.base import METHODS
 
@@ -70,6 +71,7 @@ FUNCTION_DEFAULTS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (inception_score_torch_fidelity, {"splits": 10, "shuffle": True}),
     (inception_score_dgm, {"splits": 10}),
     (fd_infinity, {"points": 15}),
+    (flow_timesteps, {"shift": 3.0}),  # Stable Diffusion 3's scheduler
     (scaled_linear_schedule, {"first": 0.00085, "last": 0.012, "num_steps": 1000}),  # Stable Diffusion 1.5's scheduler
 ]
 

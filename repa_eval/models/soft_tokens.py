@@ -127,7 +127,7 @@ class SoftTokens(nn.Module):
         (1-based) whose image tokens (B, N, D) are wanted. contexts: layers whose INCOMING text, soft tokens included,
         goes to hidden["context", layer].
         """
-        check_taps((*taps, *contexts), max(self.depth, max(contexts, default=0)) if not self.depth else self.depth)
+        check_taps((*taps, *contexts), self.depth or max(contexts, default=0))
         hidden: dict[Any, Tensor] = {}
         steps = t * self.time_scale
         strength = 1.0 if tokens is None else float(tokens)

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import linregress
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
 
 from repa_eval.errors import UserError
 from repa_eval.metrics import _manifold, fid
@@ -21,7 +23,7 @@ from repa_eval.metrics.density_coverage import density_coverage, prdc, realism_e
 from repa_eval.metrics.fd_infinity import extrapolated, fd_infinity, sizes_of
 from repa_eval.metrics.kid import kid, kid_subsets
 from repa_eval.metrics.kid_unbiased import kid_unbiased
-from repa_eval.metrics.memorisation import memorisation
+from repa_eval.metrics.memorisation import cell_scores, memorisation
 from repa_eval.metrics.mifid import mifid
 from repa_eval.metrics.vendi import vendi, vendi_per_class, vendi_score
 
@@ -214,9 +216,9 @@ def test_several_k_at_once_equal_one_by_one() -> None:
     assert precision[0] > precision[1]
 
 
-@pytest.mark.parametrize("tile", [2, 7, 64])
+@pytest.mark.parametrize("tile", [7, 64, 600])
 def test_the_size_of_a_tile_changes_nothing(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, fake = normal(50, 4), 0.8 * normal(31, 4, seed=1)
+    real, fake = normal(700, 4), 0.8 * normal(31, 4, seed=1)  # numpy sorts some hundred whole
     apart = np.linalg.norm(real[:, None] - real[None], axis=2) ** 2
     radii, seen, scores = pr.radii(real, ks=(3, 1)), pr.precision_recall(real, fake), pr.realism(real, fake)
     assert radii == pytest.approx(np.sort(apart, axis=1)[:, [3, 1]])  # place 0 is the point itself
@@ -486,6 +488,8 @@ def test_torchs_search_finds_what_numpys_does(monkeypatch: pytest.MonkeyPatch) -
     real, fake = normal(300, 5), 1.3 * normal(200, 5, seed=1)
     seen = _manifold.balls(real, fake, k=3, border=True)
     expected = pr.precision_recall(real, fake)
+    assert 0.2 < expected["precision"] < 0.9
+    assert pr.precision_recall(real, fake, device="cpu:0") == expected  # any other name than cpu takes torch's search
     assert (seen.holding > 0).mean() == expected["precision"]
     assert seen.recalled.mean() == expected["recall"]
     distance, index = _manifold.nearest(fake, real, k=4)
@@ -524,8 +528,27 @@ def test_copies_are_noticed() -> None:
     assert mifid(wide, far)["mifid"] == pytest.approx(fid.fd(wide, far)["fd"])
     few_samples = memorisation(train, fresh[:30], held_out)["ct"]
     assert math.isnan(few_samples)
-    assert "no cell holds 20 samples" in few_samples.reason
+    assert "no cell holds more than 20 samples" in few_samples.reason
     assert math.isfinite(memorisation(normal(300, 80), normal(200, 80, seed=1), normal(200, 80, seed=2))["ct"])
+
+
+def test_a_cell_counts_with_more_than_20_samples() -> None:
+    sides = (normal(50, 3), normal(40, 3, seed=1), normal(41, 3, seed=2))  # train, held-out, samples
+    cells = [np.arange(len(side)) >= half for side, half in zip(sides, (25, 30, 20), strict=True)]
+    assert set(cell_scores(sides, cells)) == {1}  # 20 samples in the first, 21 in the second
+    assert set(cell_scores(sides, cells, least=19)) == {0, 1}
+    assert cell_scores(sides, cells)[1][1] == 0.25  # the share of the held-out
+
+
+def test_c_t_in_the_large() -> None:
+    train, held_out, fake = normal(90, 70), normal(80, 70, seed=1), 1.1 * normal(85, 70, seed=2)
+    reduced = PCA(64).fit(train)
+    sides = [reduced.transform(side) for side in (train, held_out, fake)]
+    grouped = KMeans(3, n_init=10, random_state=0).fit(sides[0])
+    scores = cell_scores(sides, [grouped.predict(side) for side in sides])
+    assert len(scores) >= 2
+    value = sum(score * share for score, share in scores.values()) / sum(share for _, share in scores.values())
+    assert memorisation(train, fake, held_out)["ct"] == pytest.approx(value, rel=1e-6)
 
 
 def test_fd_infinity_is_a_fitted_line_at_zero() -> None:

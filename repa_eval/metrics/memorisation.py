@@ -55,13 +55,13 @@ def cell_scores(
 ) -> dict[int, tuple[float, float]]:
     """Return {cell: (z-score, share of the held-out points)} of (train, held-out, generated) and their cells.
 
-    Distances are to the training points of the same cell. A cell counts with `least` generated points or more, a
+    Distances are to the training points of the same cell. A cell counts with MORE than `least` generated points, a
     training and a held-out point.
     """
     found = {}
     for cell in np.unique(cells[0]):
         train, test, generated = (side[own == cell] for side, own in zip(sides, cells, strict=True))
-        if len(generated) >= least and len(test):
+        if len(generated) > least and len(test):
             apart = [nearest(side, train, device=device)[0][:, 0] for side in (generated, test)]
             found[int(cell)] = mann_whitney_z(*apart), len(test) / len(sides[1])
     return found
@@ -70,7 +70,7 @@ def cell_scores(
 def ct_score(scores: dict[int, tuple[float, float]]) -> float:
     """Return C_T, the mean of the cells' z-scores weighted by their shares; NaN with its reason without any cell."""
     if not scores:
-        return undefined(f"no cell holds {LEAST} samples and a held-out image")
+        return undefined(f"no cell holds more than {LEAST} samples, and a held-out image")
     values, weights = zip(*scores.values(), strict=True)
     return float(np.average(values, weights=weights))
 

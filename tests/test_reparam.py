@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -476,3 +478,22 @@ def test_an_encoder_is_no_diffusion_model(trained: Path, tmp_path: Path, command
     words = ["--num", 4, "--out", tmp_path / "x"] if command == "sample" else []
     done = repa_eval(command, "--ckpt", trained, *words)
     fails(done, 2, "holds RePaConvViT-digits, which ")
+
+
+def test_milliseconds_are_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {merging.ORIGINAL: 0.2, merging.TRAINING: 0.3, merging.MERGED: 0.1}
+
+    def clocked(arms: dict[str, Any], **settings: Any) -> dict[str, list[float]]:
+        return {name: [seconds[name] * factor for factor in (1.0, 0.8, 1.2, 1.0)] for name in arms}
+
+    monkeypatch.setattr(merging, "interleaved", clocked)
+    network = encoder("RePaViT").eval()
+    rows = merging.speed(merging.Pair(network, network.merged()), batch_size=4, rounds=4, columns={})
+    found = {row.metric: row.value for row in rows}
+    assert {name: found[f"ms_per_image_{name}"] for name in seconds} == pytest.approx(
+        {merging.ORIGINAL: 50.0, merging.TRAINING: 75.0, merging.MERGED: 25.0}
+    )
+    assert (found["speedup"], found["speedup_training"]) == pytest.approx((2.0, 3.0))
+    low, _, high = statistics.quantiles((0.8, 1.0, 1.0, 1.2), n=4)  # of normal values: 1.349 deviations apart
+    [stderr] = [row.stderr for row in rows if row.metric == "ms_per_image_merged"]
+    assert stderr == pytest.approx(25.0 * math.sqrt(math.pi / 2) * (high - low) / 1.349 / 2, rel=1e-4)

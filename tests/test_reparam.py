@@ -126,6 +126,24 @@ def test_a_feed_forward_without_idle_channels_loses_the_layer_norm_only() -> Non
         torch.testing.assert_close(part.norm2(h), h, rtol=1e-4, atol=1e-5)  # the second norm is the identity
 
 
+def test_small_activations_lose_little_by_idle_channels() -> None:
+    torch.manual_seed(0)
+    mlp, norm = (nn.Linear(16, 64), nn.Linear(64, 16)), nn.LayerNorm(16)
+    with torch.no_grad():
+        mlp[0].weight.mul_(0.1)  # variances of some 1e-3, where GELU is nearly a line
+        mlp[0].bias.zero_()
+    x = torch.randn(500, 16)
+    x = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True, unbiased=False)
+    part = FeedForward(16, 64, 4).eval()
+    fit(part, x, norm, *(t.detach().double() for linear in mlp for t in (linear.weight, linear.bias)))
+    with torch.no_grad():
+        h = mlp[0](norm(x))
+        assert float(h.var(0).max()) < 0.01
+        wanted = mlp[1](F.gelu(h))
+        spread = (wanted - wanted.mean(0)).norm()
+        assert float((part(x) - x - wanted).norm() / spread) < 0.1
+
+
 def test_the_units_that_lose_most_stay_active() -> None:
     torch.manual_seed(0)
     w1, b1 = torch.randn(64, 16).double(), torch.zeros(64).double()

@@ -46,8 +46,9 @@ def _open(folder: Path, name: str) -> Any:
         import diffusers
     except ModuleNotFoundError as error:
         raise UserError(f"{folder} holds a {name}: install diffusers, pip install 'repa-eval[latents]'") from error
-    known = getattr(diffusers, name, None)
-    if not (isinstance(known, type) and issubclass(known, diffusers.ModelMixin)):
+    known: Any = getattr(diffusers, name, None)
+    opens = isinstance(known, type) and issubclass(known, diffusers.ModelMixin)
+    if not opens:
         raise UserError(f"{folder} holds a {name}, which the installed diffusers {diffusers.__version__} does not know")
     try:
         return known.from_pretrained(folder, use_safetensors=True)  # never a pickle

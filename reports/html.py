@@ -60,10 +60,7 @@ def render(
     ids = sections.Ids()
     hero = _hero(summary, ids, protocols)
     merged = merges(rows, ids, protocols)
-    if merged and not without_merged(arms, rows):
-        summary = replace(summary, lead=lead_of(merged))
-    elif summary.panel is None and (lead := captions.lead_of(rows, arms)):
-        summary = replace(summary, lead=lead)
+    summary = _led(summary, rows, arms, merged)
     blocks, map_data = representations.map_blocks(maps, rows, ids, protocols)
     against = representations.quality_against_probe(maps, rows, summary.panel, arms, ids, protocols)
     gaps += _no_pairs(maps, summary.panel, against)
@@ -98,6 +95,15 @@ def render(
         "js": Markup(_asset("report.js")),
     }
     return _with_pictures(context, media, arms)
+
+
+def _led(summary: Verdict, rows: Sequence[Row], arms: Sequence[Arm], merged: Any) -> Verdict:
+    """Return the summary with the lead of merged encoders, or of captions, where there is nothing above them."""
+    if merged and not without_merged(arms, rows):
+        return replace(summary, lead=lead_of(merged))
+    if summary.panel is None and (lead := captions.lead_of(rows, arms)):
+        return replace(summary, lead=lead)
+    return summary
 
 
 def _with_pictures(context: Mapping[str, Any], media: Mapping[str, bytes], arms: Sequence[Arm]) -> str:

@@ -116,16 +116,9 @@ def train(
             if writer and leg is todo[0]:
                 before = writer.start()  # from here on the folder changes
             torch.manual_seed(seeding.derive(settings.seed, "torch", step))  # ours never draw from it; a plug-in might
-
-            def measure(at: int, leg: stages.Leg = leg, ema: nn.Module = ema) -> None:
-                if not (writer and leg.samples and at):
-                    return
-                if at == settings.max_steps or _due(at, settings.evaluation.eval_every):
-                    for monitor in monitors:
-                        writer.rows(monitor(at, conventions.ours(ema.eval())))
-
+            watched = monitors if leg.samples else ()
             if saved is not None and before != "done":
-                measure(step)  # a run killed between a checkpoint and its measurement
+                _measure(writer, watched, ema, step, settings)  # a run killed between a checkpoint and its measurement
             saved = None
             for fetched in batches.loader(images, leg.recipe, step, share):
                 began = time.perf_counter()
@@ -147,7 +140,7 @@ def train(
                     _save(run, accelerator, wrapped, ema, optimizer, step, leg.recipe)
                 if stopped:
                     break
-                measure(step)
+                _measure(writer, watched, ema, step, settings)
                 bar.update()
             if stopped:
                 break
@@ -161,6 +154,15 @@ def train(
     if not finished:
         raise Interrupted(f"stopped at step {step}; everything is saved")
     return state.checkpoint_path(run, step)
+
+
+def _measure(
+    writer: Writer | None, monitors: Iterable[Monitor], ema: nn.Module, step: int, settings: Settings
+) -> None:
+    """Write the rows of the monitors, where a step is due for them: every eval_every, and the last."""
+    if writer and step and (step == settings.max_steps or _due(step, settings.evaluation.eval_every)):
+        for monitor in monitors:
+            writer.rows(monitor(step, conventions.ours(ema.eval())))
 
 
 def _teachers(recipe: Recipe, device: torch.device) -> list[Teacher]:

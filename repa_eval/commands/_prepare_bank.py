@@ -13,6 +13,7 @@ from repa_eval import __version__
 from repa_eval.bank import Bank, FullBank, compressed, difference
 from repa_eval.bank_file import SUFFIXES, load_bank, save_bank
 from repa_eval.commandline import choose_device
+from repa_eval.commands._prepare_images import record_of
 from repa_eval.errors import UserError
 from repa_eval.features import POOLINGS, Capture, teacher_features
 from repa_eval.shares import Share, join
@@ -57,11 +58,7 @@ def text_of(answer: Mapping[str, Any]) -> str:
 def _record(images: Any, teacher: Teacher, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return where the snippets come from: what must agree for a bank to be the same."""
     return {
-        "data": given["data"],
-        "data_hash": images.digest(),
-        "num_images": len(images),
-        "resolution": f"{images.shape[1]}x{images.shape[2]}",
-        "resize": None if given["resolution"] is None else f"centre-crop-{given['resolution']}",
+        **record_of(images, given),
         "teacher": teacher.name,
         "teacher_hash": teacher.digest,
         "snippet": POOLINGS[given["snippet"]],

@@ -57,13 +57,20 @@ def text_of(answer: Mapping[str, Any]) -> str:
     return f"{answer['folder']}: {record['num_images']} images of {record['resolution']}{latents} ({done})"
 
 
-def _record(images: Any, encoder: Encoder | None, given: Mapping[str, Any]) -> dict[str, Any]:
+def record_of(images: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which images these are, and how they were cut."""
     return {
         "data": given["data"],
         "data_hash": images.digest(),
         "num_images": len(images),
         "resolution": f"{images.shape[1]}x{images.shape[2]}",
         "resize": None if given["resolution"] is None else f"centre-crop-{given['resolution']}",
+    }
+
+
+def _record(images: Any, encoder: Encoder | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **record_of(images, given),
         "version": __version__,
         **({} if encoder is None else encoder.record()),
     }

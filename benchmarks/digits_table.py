@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from repa_eval.reports.compare import summary
 from repa_eval.reports.inputs import collect
+from repa_eval.reports.numbers.compare import summary
 
 STEPS = (100, 200, 300, 500, 700, 1000, 1200, 1500)
 

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from repa_eval.data._registry import load_data
-from repa_eval.teachers._registry import load_teacher
+from repa_eval.interfaces.images import load_data
+from repa_eval.interfaces.method import METHODS
+from repa_eval.interfaces.teacher import load_teacher
 from repa_eval.train import batches, state
 from repa_eval.train.loop import build, update
-from repa_eval.train.methods.base import METHODS
 from repa_eval.train.recipe import builtin_recipes, read_recipe, resolve
 from repa_eval.train.stages import legs_of
 

@@ -18,14 +18,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from repa_eval import checkpoints, merging
-from repa_eval.data._registry import Images, load_data
-from repa_eval.merging import Pair
-from repa_eval.models._encoder import Encoder
-from repa_eval.models._registry import find_preset
+from repa_eval import checkpoints
+from repa_eval.interfaces.architecture import find_preset
+from repa_eval.interfaces.images import Images, load_data
+from repa_eval.interfaces.teacher import Teacher, load_teacher
+from repa_eval.models.shared.encoder import Encoder
 from repa_eval.probes import grid
-from repa_eval.seeding import permutation
-from repa_eval.teachers._registry import Teacher, load_teacher
+from repa_eval.reparameterisation import merged as merging
+from repa_eval.reparameterisation.merged import Pair
+from repa_eval.runtime.seeding import permutation
 from repa_eval.teachers.repavit import EncoderTeacher
 from repa_eval.train.conversion import config_of, convert
 from repa_eval.train.state import latest_checkpoint

@@ -43,7 +43,7 @@ tell(seconds=taken, value=value)
 """
 
 MANY = """
-from repa_eval.metrics._prepared import prepare
+from repa_eval.metrics.shared.prepared import prepare
 from repa_eval.metrics.cknna import cknna
 x, y = pair({n}, 768)
 teacher = prepare(y)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from repa_eval.align import align
-from repa_eval.data._registry import load_data, to_signed
+from repa_eval.evaluation.alignment import align
+from repa_eval.interfaces.images import load_data, to_signed
+from repa_eval.interfaces.teacher import load_teacher
 from repa_eval.models.sit import SiT, SiTConfig
-from repa_eval.teachers._registry import load_teacher
 
 N, BATCH = 2000, 250
 TIMESTEPS = (0.1, 0.2, 0.3, 0.5, 0.7)

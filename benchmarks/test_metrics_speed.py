@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-from repa_eval.metrics._kernels import linear_gram, normalise_rows
 from repa_eval.metrics.cknna import cknna
 from repa_eval.metrics.fid import frechet_distance, moments
+from repa_eval.metrics.shared.kernels import linear_gram, normalise_rows
 
 Array = np.ndarray[Any, Any]
 

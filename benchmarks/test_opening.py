@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from repa_eval.models._registry import find_preset
+from repa_eval.interfaces.architecture import find_preset
 
 CHILD = """
 import json, re, sys, time

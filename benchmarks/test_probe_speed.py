@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from repa_eval.data._registry import Images, load_data
+from repa_eval.interfaces.images import Images, load_data
 from repa_eval.probes.batch_norm import Training
 from repa_eval.probes.contract import Known
 from repa_eval.probes.kinds import kind_of

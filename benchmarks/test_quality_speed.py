@@ -145,8 +145,8 @@ tell(seconds=time.process_time() - began)
 """
 
 ROWS = """
-from repa_eval.extractors._gather import Gathered
-from repa_eval.metrics._registry import SAMPLE
+from repa_eval.evaluation.sample_features import Gathered
+from repa_eval.interfaces.metric import SAMPLE
 from repa_eval.metrics.fid import Gaussian, Moments
 d = 2048
 fake, reference = normal({n}, d), normal(10_000, d, 1)

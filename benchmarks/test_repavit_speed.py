@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from repa_eval.config import from_dict
-from repa_eval.merging import MERGED, ORIGINAL, TRAINING, Pair, counterpart, interleaved
-from repa_eval.models._idle import LAYER_NORM, FeedForward, MergedFeedForward, merge
-from repa_eval.models._registry import find_preset
+from repa_eval.interfaces.architecture import find_preset
+from repa_eval.models.shared.idle_feed_forward import LAYER_NORM, FeedForward, MergedFeedForward, merge
+from repa_eval.reparameterisation.merged import MERGED, ORIGINAL, TRAINING, Pair, counterpart, interleaved
 
 SIZES = {384: "RePaViT_Small", 768: "RePaViT_Base"}
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from repa_eval.config import option
 from repa_eval.errors import UserError
 from repa_eval.probes.linear import Linear, statistics
-from repa_eval.seeding import permutation
+from repa_eval.runtime.seeding import permutation
 
 Array = np.ndarray[Any, Any]
 EPS = 1e-6

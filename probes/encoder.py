@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from repa_eval.data._registry import Images, to_signed
+from repa_eval.interfaces.images import Images, to_signed
 from repa_eval.probes import linear
 from repa_eval.probes.knn import knn_accuracy
 

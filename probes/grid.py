@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from repa_eval.features import Capture, hidden_features, model_record, teacher_features
-from repa_eval.hashing import digest_module
-from repa_eval.interpolant import Interpolant
-from repa_eval.models.layers import DiffusionModel, check_taps
+from repa_eval.diffusion.interpolant import Interpolant
+from repa_eval.diffusion.model import DiffusionModel, check_taps
+from repa_eval.features.capture import Capture
+from repa_eval.features.hidden_states import hidden_features, model_record
+from repa_eval.features.teacher import teacher_features
+from repa_eval.interfaces.teacher import Teacher
 from repa_eval.probes import kinds as known_kinds
 from repa_eval.probes.batch_norm import Training
 from repa_eval.probes.confusion import as_note, confusion
@@ -19,7 +21,7 @@ from repa_eval.probes.contract import Known, check_finite
 from repa_eval.probes.kinds import kind_of
 from repa_eval.probes.splits import Splits
 from repa_eval.results import Row, make_row
-from repa_eval.teachers._registry import Teacher
+from repa_eval.runtime.hashing import digest_module
 
 __all__ = ["KINDS", "NAMES", "Splits", "probe", "protocol", "teacher_level"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import softmax
 
 from repa_eval.errors import UserError
-from repa_eval.metrics._kernels import normalise_rows
+from repa_eval.metrics.shared.kernels import normalise_rows
 
 Array = np.ndarray[Any, Any]
 TEMPERATURE = 0.07

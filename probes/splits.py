@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from repa_eval.data._registry import Images
 from repa_eval.errors import UserError
-from repa_eval.seeding import permutation
+from repa_eval.interfaces.images import Images, load_data, unseen_split
+from repa_eval.runtime.seeding import permutation
 
 
 class Splits:
@@ -66,3 +66,14 @@ class Splits:
         sizes = {f"num_{name}": len(images) for name, images in parts.items()}
         hashes = {f"{name}_hash": images.digest() for name, images in parts.items()}
         return {"data": self.test.name, "split": self.test.split, **sizes, **hashes, **self.drawn}
+
+
+PROBE_TRAIN, PROBE_TEST = 1500, 600
+
+
+def probe_splits(data: str) -> Splits:
+    """Return the parts of a probe, as many images as there are up to the usual numbers."""
+    train, test = load_data(data, "train"), load_data(data, unseen_split(data))
+    return Splits(
+        train.head(min(PROBE_TRAIN, len(train))), load_data(data, "val"), test.head(min(PROBE_TEST, len(test)))
+    )

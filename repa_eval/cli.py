@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from repa_eval import __version__
-from repa_eval.commandline import Folder
+from repa_eval.console.app import Folder
 
 
 @click.group(cls=Folder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -22,16 +22,15 @@ class Registry(Generic[T]):
     """Named objects of one kind.
 
     kind: the word used in messages ("metric").
-    package: dotted package whose modules register themselves on import; modules that start with "_" and
-        those in `skip` hold shared code and register nothing.
+    packages: dotted packages, every module of which registers itself on import; what their modules share lies in a
+        folder below.
     group: entry-point group through which installed plug-ins add their own.
     """
 
-    def __init__(self, kind: str, package: str, *, group: str | None = None, skip: tuple[str, ...] = ()) -> None:
+    def __init__(self, kind: str, *packages: str, group: str | None = None) -> None:
         self.kind = kind
-        self.package = package
+        self.packages = packages
         self.group = group
-        self.skip = frozenset(skip)
         self._objects: dict[str, T] = {}
         self._origins: dict[str, str] = {}
         self._loaded = False
@@ -74,12 +73,8 @@ class Registry(Generic[T]):
             yield name, self._objects[name]
 
     def modules(self) -> list[str]:
-        """Return the module names of the folder without importing any of them."""
-        spec = importlib.util.find_spec(self.package)
-        if spec is None or spec.submodule_search_locations is None:
-            raise AssertionError(f"{self.package} is not a package")
-        stems = {path.stem for folder in spec.submodule_search_locations for path in Path(folder).glob("*.py")}
-        return sorted(stem for stem in stems if not stem.startswith("_") and stem not in self.skip)
+        """Return the module names of the folders without importing any of them."""
+        return sorted(dotted.rpartition(".")[2] for dotted in self._dotted_modules())
 
     def load_file(self, path: str | Path) -> str:
         """Import one file of the user's and return the single name that it registered."""
@@ -106,12 +101,22 @@ class Registry(Generic[T]):
             )
         return added[0]
 
+    def _dotted_modules(self) -> list[str]:
+        found = []
+        for package in self.packages:
+            spec = importlib.util.find_spec(package)
+            if spec is None or spec.submodule_search_locations is None:
+                raise AssertionError(f"{package} is not a package")
+            stems = {path.stem for folder in spec.submodule_search_locations for path in Path(folder).glob("*.py")}
+            found += sorted(f"{package}.{stem}" for stem in stems - {"__init__"})
+        return found
+
     def _load(self) -> None:
         if self._loaded:
             return
         self._loaded = True
-        for module in self.modules():
-            importlib.import_module(f"{self.package}.{module}")
+        for module in self._dotted_modules():
+            importlib.import_module(module)
         if self.group:
             for entry in entry_points(group=self.group):
                 entry.load()

@@ -19,6 +19,7 @@ from typing import Any
 
 from repa_eval import __version__
 from repa_eval.errors import Failure, UserError
+from repa_eval.runtime.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -160,18 +161,6 @@ def table_path(path: str | Path) -> Path:
     """Return the .jsonl file meant by a run folder or by a path to a table."""
     path = Path(path)
     return path if path.suffix == ".jsonl" else path / TABLE
-
-
-def write_atomic(path: str | Path, data: bytes | str) -> None:
-    """Write a file under a temporary name and rename it, so that nobody ever sees half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data if isinstance(data, bytes) else data.encode())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _canonical(record: Mapping[str, Any]) -> str:

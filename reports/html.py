@@ -13,17 +13,21 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from repa_eval.errors import UserError
-from repa_eval.reports import captions, figures, representations, sections
-from repa_eval.reports.arms import Arm, arms_of
-from repa_eval.reports.frames import SECONDS, Map, Panel, is_curve_row, maps_of, quality_panels, training_panels
-from repa_eval.reports.grids import chapters, drawn, grids, is_grid
+from repa_eval.reports.drawing import figures
+from repa_eval.reports.drawing.figure import LARGE, Figure, Ids
+from repa_eval.reports.drawing.grids import chapters, drawn, grids, is_grid
+from repa_eval.reports.drawing.strips import strips
 from repa_eval.reports.inputs import Inputs, collect
-from repa_eval.reports.media import strips
-from repa_eval.reports.merged import lead_of, merges, without_merged
-from repa_eval.reports.missing import Gap, missing, sweep
-from repa_eval.reports.protocols import Records, families, flat, shorten, without_record
-from repa_eval.reports.tables import final_table, last_steps, remarks
-from repa_eval.reports.verdict import Verdict, verdict
+from repa_eval.reports.numbers.arms import Arm, arms_of
+from repa_eval.reports.numbers.frames import SECONDS, Map, Panel, is_curve_row, maps_of, quality_panels, training_panels
+from repa_eval.reports.numbers.protocols import Records, families, flat, shorten, without_record
+from repa_eval.reports.sections import captions
+from repa_eval.reports.sections import curves as sections
+from repa_eval.reports.sections import maps as representations
+from repa_eval.reports.sections.final_values import final_table, last_steps, remarks
+from repa_eval.reports.sections.merged import lead_of, merges, without_merged
+from repa_eval.reports.sections.missing import Gap, missing, sweep
+from repa_eval.reports.sections.summary import Verdict, verdict
 from repa_eval.reports.words import direction, number
 from repa_eval.results import Row
 
@@ -57,7 +61,7 @@ def render(
     summary = verdict(rows, timing, panels, maps, arms, protocols)
     gaps = missing(rows, curves, without_merged(arms, rows), runs, records=protocols, media=media)
     ends = {step for step in last_steps(rows, arms).values() if step}
-    ids = sections.Ids()
+    ids = Ids()
     hero = _hero(summary, ids, protocols)
     merged = merges(rows, ids, protocols)
     summary = _led(summary, rows, arms, merged)
@@ -120,7 +124,7 @@ def _with_pictures(context: Mapping[str, Any], media: Mapping[str, bytes], arms:
     return str(_template().render(context, **found))
 
 
-def _no_pairs(maps: Sequence[Map], panel: Panel | None, drawn: sections.Figure | None) -> list[Gap]:
+def _no_pairs(maps: Sequence[Map], panel: Panel | None, drawn: Figure | None) -> list[Gap]:
     """Return why there is no figure of quality against a probe, where both were measured."""
     probed = [one for one in maps if one.group.metric in representations.PROBES]
     if drawn is not None or not probed or panel is None:
@@ -130,8 +134,8 @@ def _no_pairs(maps: Sequence[Map], panel: Panel | None, drawn: sections.Figure |
     return [Gap(what, "fewer than two steps have both" if distance else "no distance was measured", sweep(run))]
 
 
-def _hero(summary: Verdict, ids: sections.Ids, records: Records) -> sections.Figure | None:
-    return None if summary.panel is None else sections.quality(summary.panel, ids, records, width=sections.LARGE)
+def _hero(summary: Verdict, ids: Ids, records: Records) -> Figure | None:
+    return None if summary.panel is None else sections.quality(summary.panel, ids, records, width=LARGE)
 
 
 def _subtitle(rows: Sequence[Row], arms: Sequence[Arm]) -> str:

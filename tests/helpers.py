@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repa_eval.data._registry import Images, load_data
-from repa_eval.models._registry import find_preset
-from repa_eval.teachers._registry import Teacher, load_teacher
+from repa_eval.interfaces.architecture import find_preset
+from repa_eval.interfaces.images import Images, load_data
+from repa_eval.interfaces.method import METHODS, Batch
+from repa_eval.interfaces.teacher import Teacher, load_teacher
 from repa_eval.train import batches, loop
-from repa_eval.train.methods.base import METHODS, Batch
 from repa_eval.train.recipe import Recipe, builtin_recipes, read_recipe, resolve
 
 ROOT = Path(__file__).resolve().parent.parent

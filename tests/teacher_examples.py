@@ -14,9 +14,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_M
 from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 
+from repa_eval.interfaces.teacher import load_teacher
 from repa_eval.teachers import official
-from repa_eval.teachers._registry import load_teacher
-from repa_eval.teachers._vision import VisionTeacher
+from repa_eval.teachers.shared.timm_teacher import VisionTeacher
 
 State = dict[str, Tensor]
 WIDTH, DEPTH, HEADS = 24, 2, 3

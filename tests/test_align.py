@@ -10,17 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from helpers import digits, wake
-from repa_eval.align import RAW, Preparation, align
-from repa_eval.data._registry import to_signed
+from repa_eval.diffusion.interpolant import Interpolant
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
-from repa_eval.features import Capture, hidden_features, teacher_features
-from repa_eval.interpolant import Interpolant
+from repa_eval.evaluation.alignment import RAW, Preparation, align
+from repa_eval.features.capture import Capture
+from repa_eval.features.hidden_states import hidden_features
+from repa_eval.features.teacher import teacher_features
+from repa_eval.interfaces.images import to_signed
+from repa_eval.interfaces.teacher import Teacher, load_teacher
 from repa_eval.metrics.cka import cka
 from repa_eval.metrics.cknna import cknna
-from repa_eval.models.layers import DiffusionModel
 from repa_eval.models.sit import SiT, SiTConfig
 from repa_eval.results import protocol_hash, records_of
-from repa_eval.teachers._registry import Teacher, load_teacher
 
 LINEAR = Interpolant()
 
@@ -229,7 +231,7 @@ def test_an_unknown_metric_is_refused_before_anything_is_computed() -> None:
 
 
 def test_a_teacher_that_cannot_read_the_images_says_so() -> None:
-    from repa_eval.data._registry import Images
+    from repa_eval.interfaces.images import Images
 
     large = Images("mine", "all", np.zeros((4, 3, 16, 16), np.uint8), np.zeros(4, np.int64), 1)
     with pytest.raises(UserError, match="teacher digits-vit reads 1x8x8 images, not 3x16x16"):

@@ -295,7 +295,7 @@ def test_identical_folders_are_at_distance_zero(here: Path) -> None:
 
 def test_conversions_lose_nothing(tmp_path: Path) -> None:
     """Grey among RGB, palettes and opaque alpha give the pixels that the file means, whichever file comes first."""
-    from repa_eval.data.files import open_images
+    from repa_eval.data.readers.image_files import open_images
 
     (tmp_path / "a").mkdir()
     colour = picture(5)

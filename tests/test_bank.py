@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from repa_eval import bank as banks
-from repa_eval import bank_file
-from repa_eval.bank import INTERPOLATIONS, Bank, FullBank, SVDBank, compressed, difference, interpolate, of_tensors
-from repa_eval.bank_file import load_bank, save_bank
 from repa_eval.errors import Failure, UserError
+from repa_eval.memory_bank import bank as banks
+from repa_eval.memory_bank import files as bank_file
+from repa_eval.memory_bank.bank import Bank, FullBank, SVDBank, compressed, difference, of_tensors
+from repa_eval.memory_bank.files import load_bank, save_bank
+from repa_eval.memory_bank.interpolation import INTERPOLATIONS, interpolate
 
 N, D, K = 30, 12, 5
 

@@ -15,17 +15,26 @@ from click.testing import CliRunner, Result
 
 from helpers import run, tiny, tiny_base
 from repa_eval import checkpoints, results
-from repa_eval.checkpoints._token_files import Tokens, attach, read_tokens, to_bytes, token_record
+from repa_eval.checkpoints.shared.token_files import Tokens, attach, read_tokens, to_bytes, token_record
 from repa_eval.cli import main
-from repa_eval.data._registry import load_data
 from repa_eval.errors import Failure, UserError
-from repa_eval.extractors._digit_pairs import pair_judge
-from repa_eval.faithfulness import Examination, _moments, candidates, caption_errors, examine, first, picture, share
-from repa_eval.hashing import digest_module
-from repa_eval.reports.arms import arms_of
-from repa_eval.reports.captions import charts
+from repa_eval.evaluation.caption_classifier import pair_judge
+from repa_eval.evaluation.captions import (
+    Examination,
+    _moments,
+    candidates,
+    caption_errors,
+    examine,
+    first,
+    picture,
+    share,
+)
+from repa_eval.interfaces.images import load_data
 from repa_eval.reports.html import render
+from repa_eval.reports.numbers.arms import arms_of
+from repa_eval.reports.sections.captions import charts
 from repa_eval.results import Row, make_row, records_of
+from repa_eval.runtime.hashing import digest_module
 from repa_eval.sampling.generate import generate
 
 QUICK = Examination(

@@ -16,16 +16,19 @@ from test_align import Spy, awake
 from torch import Tensor, nn
 
 from helpers import digits
-from repa_eval import cache
-from repa_eval.align import Preparation, align, level
 from repa_eval.errors import Failure, UserError
-from repa_eval.features import Capture, foreign_features, hidden_features, teacher_features
-from repa_eval.hashing import digest_module
-from repa_eval.hooks import captured
-from repa_eval.models.sit_cls import SiTCls, SiTClsConfig
-from repa_eval.resampling import half_sample_error, torn_level
+from repa_eval.evaluation.alignment import Preparation, align, level
+from repa_eval.evaluation.uncertainty import half_sample_error, torn_level
+from repa_eval.features import store as cache
+from repa_eval.features.capture import Capture
+from repa_eval.features.foreign import foreign_features
+from repa_eval.features.hidden_states import hidden_features
+from repa_eval.features.hooks import captured
+from repa_eval.features.teacher import teacher_features
+from repa_eval.interfaces.teacher import load_teacher
+from repa_eval.models.sit_reg import SiTCls, SiTClsConfig
 from repa_eval.results import Row
-from repa_eval.teachers._registry import load_teacher
+from repa_eval.runtime.hashing import digest_module
 
 IMAGES = 30
 
@@ -131,10 +134,10 @@ import json, sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
 from helpers import digits
-from repa_eval.align import align
-from repa_eval.features import Capture
-from repa_eval.shares import join, leave
-from repa_eval.teachers._registry import load_teacher
+from repa_eval.evaluation.alignment import align
+from repa_eval.features.capture import Capture
+from repa_eval.runtime.distributed import join, leave
+from repa_eval.interfaces.teacher import load_teacher
 from test_align import awake
 share = join("cpu")
 rows = align(awake(), load_teacher("digits-vit"), digits("test").head({images}), layers=(1, 3), timesteps=(0.1, 0.3),
@@ -308,8 +311,8 @@ def test_rows_with_confidence_and_levels() -> None:
 
 
 def test_spatial_metrics_of_a_model_and_its_teacher() -> None:
+    from repa_eval.evaluation.token_structure import spatial, spatial_level
     from repa_eval.metrics.lds import lds
-    from repa_eval.spatial import spatial, spatial_level
 
     model, teacher, images = awake(), load_teacher("digits-vit"), digits("test").head(10)
     rows = spatial(

@@ -14,9 +14,9 @@ import torch
 from helpers import run, tiny
 from repa_eval import checkpoints
 from repa_eval.errors import Failure, UserError
-from repa_eval.extractors._registry import load_extractor
-from repa_eval.hashing import digest_module
-from repa_eval.teachers._registry import load_teacher
+from repa_eval.interfaces.extractor import load_extractor
+from repa_eval.interfaces.teacher import load_teacher
+from repa_eval.runtime.hashing import digest_module
 from repa_eval.train import state
 
 

@@ -19,13 +19,14 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from helpers import digits, files_of, finish, launch, run, tiny
-from repa_eval import commandline, results
+from repa_eval import results
 from repa_eval.cli import main as evaluate
-from repa_eval.commandline import Folder
+from repa_eval.console import tables
+from repa_eval.console.app import Folder
+from repa_eval.interfaces.method import METHODS
 from repa_eval.results import Row
 from repa_eval.train.cli import OFFICIAL
 from repa_eval.train.cli import main as trainer
-from repa_eval.train.methods.base import METHODS
 from repa_eval.train.recipe import builtin_recipes
 
 COMMANDS = Folder("x").list_commands(click.Context(evaluate))
@@ -696,7 +697,7 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, work: Path, he
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "table.jsonl")
 
-    monkeypatch.setattr(commandline, "append", full)
+    monkeypatch.setattr(tables, "append", full)
     words = ["--layer", "3", "--timesteps", "0.1", "--num-images", "40", "--rows", "table.jsonl"]
     fails(repa_eval("align", "--ckpt", work / "repa.pt", *words), 1, "No space left on device: table.jsonl")
 

@@ -14,9 +14,10 @@ from PIL import Image
 
 from helpers import digits
 from repa_eval.data import digits as embedded
-from repa_eval.data import files, hf
-from repa_eval.data._registry import Images, load_data, to_signed
+from repa_eval.data import hf
+from repa_eval.data.readers import image_files as files
 from repa_eval.errors import Failure, UserError
+from repa_eval.interfaces.images import Images, load_data, to_signed
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)

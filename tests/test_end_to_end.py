@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from repa_eval import monitors, results
+from repa_eval import results
 from repa_eval.cli import main as repa_eval
 from repa_eval.commands import demo
+from repa_eval.monitors import alignment
+from repa_eval.probes import splits
 from repa_eval.train.cli import main as repa_train
 
 
@@ -44,9 +46,9 @@ def test_train_align_probe_sample_judge_report(tmp_path: Path) -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo as it is, with few images."""
     monkeypatch.setattr(demo, "MIN_STEPS", 1)
-    monkeypatch.setattr(monitors, "MAP_IMAGES", 40)
-    monkeypatch.setattr(monitors, "PROBE_TRAIN", 60)
-    monkeypatch.setattr(monitors, "PROBE_TEST", 30)
+    monkeypatch.setattr(alignment, "MAP_IMAGES", 40)
+    monkeypatch.setattr(splits, "PROBE_TRAIN", 60)
+    monkeypatch.setattr(splits, "PROBE_TEST", 30)
     made = demo._recipe
 
     def fewer(arm: str, seed: int, steps: int) -> object:
@@ -82,8 +84,8 @@ def test_the_demo_and_its_second_call(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small")
 def test_arms_are_paired(tmp_path: Path) -> None:
     """All arms start from the same weights and see the same images, noise and times; the teacher alone differs."""
-    from repa_eval.data._registry import load_data
-    from repa_eval.teachers._registry import load_teacher
+    from repa_eval.interfaces.images import load_data
+    from repa_eval.interfaces.teacher import load_teacher
     from repa_eval.train.loop import build
 
     states = {}

@@ -14,13 +14,13 @@ from accelerate import Accelerator
 
 from helpers import CPU, batches_of, equal_trees, recipe_of, run, steps_of, tiny, wake
 from repa_eval import checkpoints
-from repa_eval.data._registry import load_data
 from repa_eval.errors import UserError
-from repa_eval.hashing import digest_module
+from repa_eval.interfaces.images import load_data
+from repa_eval.interfaces.method import METHODS, name_of
+from repa_eval.interfaces.teacher import load_teacher
+from repa_eval.runtime.hashing import digest_module
 from repa_eval.sampling.generate import SamplerSettings, generate
-from repa_eval.teachers._registry import load_teacher
 from repa_eval.train import batches, loop, stages, state
-from repa_eval.train.methods.base import METHODS, name_of
 from repa_eval.train.recipe import Recipe, read_recipe, resolve
 
 NAMES = METHODS.names()

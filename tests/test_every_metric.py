@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repa_eval.errors import UserError
-from repa_eval.metrics import _prepared
-from repa_eval.metrics._checks import Undefined, reason_of
-from repa_eval.metrics._kernels import hsic_biased, hsic_unbiased, normalise_rows
-from repa_eval.metrics._prepared import prepare
-from repa_eval.metrics._registry import ALIGNMENT, SPATIAL, AlignmentMetric
+from repa_eval.interfaces.metric import ALIGNMENT, SPATIAL, AlignmentMetric
 from repa_eval.metrics.cka import cka
 from repa_eval.metrics.cknna import cknna
+from repa_eval.metrics.shared import prepared
+from repa_eval.metrics.shared.checks import Undefined, reason_of
+from repa_eval.metrics.shared.kernels import hsic_biased, hsic_unbiased, normalise_rows
+from repa_eval.metrics.shared.prepared import prepare
 
 METRICS = dict(ALIGNMENT.items())
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
@@ -216,8 +216,8 @@ def test_prepared_features_give_the_same_number(metric: AlignmentMetric, monkeyp
     pairs = [(first, second), (third, second), (second, first)]
     assert [metric.function(*pair) for pair in pairs] == expected
     checks: list[str] = []
-    real = _prepared.matrix
-    monkeypatch.setattr(_prepared, "matrix", lambda name, values: (checks.append(name), real(name, values))[1])
+    real = prepared.matrix
+    monkeypatch.setattr(prepared, "matrix", lambda name, values: (checks.append(name), real(name, values))[1])
     assert [metric.function(*pair) for pair in pairs] == expected
     assert checks == []
 

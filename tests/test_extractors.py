@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from inception_weights import bare_inception, fill_inception, write_inception
 from PIL import Image
 
-from repa_eval.data._registry import Images
 from repa_eval.errors import Failure, UserError
+from repa_eval.evaluation.sample_features import gather
 from repa_eval.extractors import clip, dinov2
-from repa_eval.extractors._gather import gather
-from repa_eval.extractors._registry import Extractor, Features, load_extractor
-from repa_eval.extractors._resize import pil_bicubic, resized, resized_uint8
 from repa_eval.extractors.inception import Inception
+from repa_eval.extractors.shared.resize import pil_bicubic, resized, resized_uint8
+from repa_eval.interfaces.extractor import Extractor, Features, load_extractor
+from repa_eval.interfaces.images import Images
 from repa_eval.metrics.fid import frechet_distance, moments
 
 
@@ -233,7 +233,7 @@ def test_offline_without_a_file_is_one_line(name: str, file: str, monkeypatch: p
 
     small = {"dinov2": "vit_small_patch14_dinov2", "clip": "vit_base_patch32_clip_quickgelu_224"}
     monkeypatch.setattr({"dinov2": dinov2, "clip": clip}[name], "NAME", small[name])
-    monkeypatch.setattr("repa_eval.extractors._vision.fetch", offline)
+    monkeypatch.setattr("repa_eval.extractors.shared.timm_extractor.fetch", offline)
     with pytest.raises(
         Failure, match=f"extractor {name} has no weights here .*: fetch {file}.*--extractor-weights"
     ) as e:

@@ -13,12 +13,17 @@ from PIL import Image
 from torch import Tensor
 
 from helpers import digits, tiny
-from repa_eval import monitors, quality, results
-from repa_eval.data._registry import Images
+from repa_eval import results
 from repa_eval.errors import Failure, UserError
-from repa_eval.extractors._registry import Extractor, Features, load_extractor
-from repa_eval.fidelity import evaluate, metric_name
+from repa_eval.evaluation.sample_quality import evaluate, metric_name
+from repa_eval.interfaces.extractor import Extractor, Features, load_extractor
+from repa_eval.interfaces.images import Images
 from repa_eval.metrics.fid import frechet_distance
+from repa_eval.monitors import copies as copies_module
+from repa_eval.monitors.copies import Copies
+from repa_eval.monitors.real_level import Floor
+from repa_eval.monitors.sample_quality import Quality
+from repa_eval.monitors.shared.run import Subject
 
 
 class Judge(Extractor):
@@ -151,7 +156,7 @@ def test_worse_images_are_judged_worse() -> None:
 
 def test_the_floor_is_the_level_of_real_images(tmp_path: Path) -> None:
     recipe = tiny(split="train", num_samples=500, final_samples=1000)
-    floor = monitors.Floor(monitors.Subject(recipe, tmp_path / "mine"))
+    floor = Floor(Subject(recipe, tmp_path / "mine"))
     assert list(floor(3, None)) == []  # once, at the end
     rows = list(floor(6, None))
     assert [(row.metric, row.n, row.step, row.run) for row in rows] == [
@@ -162,16 +167,16 @@ def test_the_floor_is_the_level_of_real_images(tmp_path: Path) -> None:
     assert all("real training images" in record["samples"] for record in results.records_of(rows).values())
     assert floor.done(6, rows)
     assert not floor.done(6, rows[:1])
-    only_regular = monitors.Floor(monitors.Subject(tiny(split="train", num_samples=500), tmp_path / "mine"))
+    only_regular = Floor(Subject(tiny(split="train", num_samples=500), tmp_path / "mine"))
     assert [row.n for row in only_regular(6, None)] == [500]
 
 
 def test_copies_of_training_images_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny(split="train", num_samples=100, eval_every=2)
-    copies = monitors.Copies(monitors.Quality(monitors.Subject(recipe, tmp_path / "mine")))
+    copies = Copies(Quality(Subject(recipe, tmp_path / "mine")))
     assert list(copies(3, None)) == []  # once, at the end
     assert copies.done(3, [])
-    monkeypatch.setattr(quality, "draw", lambda _model, count, *_: digits("train").part(5000, 5000 + count))
+    monkeypatch.setattr(copies_module, "draw", lambda _model, count, *_: digits("train").part(5000, 5000 + count))
     rows = list(copies(6, None))
     found = values(rows)
     assert found["authpct_digits"] == 0
@@ -187,7 +192,7 @@ def test_copies_of_training_images_are_found(tmp_path: Path, monkeypatch: pytest
     assert not copies.done(6, rows[:1])
     picture.unlink()
     assert not copies.done(6, rows)
-    monkeypatch.setattr(quality, "draw", lambda _model, count, *_: digits("test-large").part(0, count))
+    monkeypatch.setattr(copies_module, "draw", lambda _model, count, *_: digits("test-large").part(0, count))
     assert values(copies(6, None))["authpct_digits"] > 25  # images that training never saw
     assert values(copies(6, None))["ct_digits"] > -3
 

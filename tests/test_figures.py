@@ -9,10 +9,10 @@ import matplotlib
 import pytest
 
 import report_example as sample
-from repa_eval.reports import figures
-from repa_eval.reports.arms import arms_of
-from repa_eval.reports.frames import Curve, Group, Level, Panel, Trace, maps_of, quality_panels
-from repa_eval.reports.profiles import over_layers
+from repa_eval.reports.drawing import figures
+from repa_eval.reports.numbers.arms import arms_of
+from repa_eval.reports.numbers.frames import Curve, Group, Level, Panel, Trace, maps_of, quality_panels
+from repa_eval.reports.numbers.profiles import over_layers
 
 
 @pytest.fixture(scope="module")

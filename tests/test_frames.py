@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 
 import report_example as sample
-from repa_eval.reports.arms import Arm, arms_of
-from repa_eval.reports.compare import compare, early, headline_panel, summary
-from repa_eval.reports.control import introduction
-from repa_eval.reports.differences import differences
-from repa_eval.reports.frames import (
+from repa_eval.reports.numbers.arms import Arm, arms_of
+from repa_eval.reports.numbers.compare import compare, early, headline_panel, summary
+from repa_eval.reports.numbers.differences import differences
+from repa_eval.reports.numbers.frames import (
     SECONDS,
     Group,
     Level,
@@ -25,14 +24,15 @@ from repa_eval.reports.frames import (
     mean_of,
     quality_panels,
 )
-from repa_eval.reports.levels import teacher_levels
-from repa_eval.reports.missing import missing
-from repa_eval.reports.pairs import spread
-from repa_eval.reports.profiles import alignment_choice, best_over_time, over_layers, over_steps, trajectories
-from repa_eval.reports.protocols import difference, families, flat
-from repa_eval.reports.reach import crossing, reach
-from repa_eval.reports.tables import final_table, remarks
-from repa_eval.reports.verdict import Verdict, verdict
+from repa_eval.reports.numbers.levels import teacher_levels
+from repa_eval.reports.numbers.pairs import spread
+from repa_eval.reports.numbers.profiles import alignment_choice, best_over_time, over_layers, over_steps, trajectories
+from repa_eval.reports.numbers.protocols import difference, families, flat
+from repa_eval.reports.numbers.reach import crossing, reach
+from repa_eval.reports.sections.control import introduction
+from repa_eval.reports.sections.final_values import final_table, remarks
+from repa_eval.reports.sections.missing import missing
+from repa_eval.reports.sections.summary import Verdict, verdict
 from repa_eval.reports.words import direction, meaning, number, rank
 from repa_eval.results import Row, make_row
 

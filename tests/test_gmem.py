@@ -15,15 +15,18 @@ from PIL import Image
 from torch import Tensor
 
 from helpers import batches_of, digits, equal_trees, run, steps_of, tiny, wake
-from repa_eval import checkpoints, monitors, results
-from repa_eval.bank import FullBank, compressed
-from repa_eval.bank_file import save_bank
+from repa_eval import checkpoints, results
 from repa_eval.cli import main
+from repa_eval.diffusion.conventions import REVERSED, Converted, ours, published
 from repa_eval.errors import UserError
-from repa_eval.models.conventions import REVERSED, Converted, ours, published
-from repa_eval.sampling.between import images_between, pairs_of
+from repa_eval.interfaces.teacher import Tokens, load_teacher
+from repa_eval.memory_bank.bank import FullBank, compressed
+from repa_eval.memory_bank.files import save_bank
+from repa_eval.monitors import alignment
+from repa_eval.monitors import suites as monitors
+from repa_eval.probes import splits
 from repa_eval.sampling.generate import SamplerSettings, generate, own_bank
-from repa_eval.teachers._registry import Tokens, load_teacher
+from repa_eval.sampling.interpolation import images_between, pairs_of
 from repa_eval.train import batches
 from repa_eval.train.recipe import read_recipe, resolve
 
@@ -288,9 +291,9 @@ def test_a_bank_of_the_users_replaces_the_own_one(trained: tuple[str, Path]) -> 
 
 
 def test_the_trainer_measures_what_the_sweep_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitors, "MAP_IMAGES", 40)
-    monkeypatch.setattr(monitors, "PROBE_TRAIN", 60)
-    monkeypatch.setattr(monitors, "PROBE_TEST", 30)
+    monkeypatch.setattr(alignment, "MAP_IMAGES", 40)
+    monkeypatch.setattr(splits, "PROBE_TRAIN", 60)
+    monkeypatch.setattr(splits, "PROBE_TEST", 30)
     out = tmp_path / "run"
     settings = {"eval_every": 3, "evaluation.num_samples": 16, "evaluation.num_steps": 2, "final_samples": 0}
     recipe = tiny("gmem", **settings)

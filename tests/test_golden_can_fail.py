@@ -12,19 +12,20 @@ from typing import Any
 import pytest
 
 from golden_runners import compare
-from repa_eval.bank import FullBank, SVDBank, _mask, _spherical, compressed, interpolate
-from repa_eval.models._idle import FeedForward, merge
-from repa_eval.models._token_hosts import UNetHost
-from repa_eval.models.layers import Attention, modulate, sincos_table
-from repa_eval.models.repa_swin import Block as SwinBlock
-from repa_eval.models.repa_swin import PatchMerging
-from repa_eval.models.repa_vit import RePaViT
-from repa_eval.models.sit_cls import SiTCls
-from repa_eval.models.soft_tokens import SoftTokens
+from repa_eval.memory_bank.bank import FullBank, SVDBank, compressed
+from repa_eval.memory_bank.interpolation import _mask, _spherical, interpolate
+from repa_eval.models.encoders.repa_swin import Block as SwinBlock
+from repa_eval.models.encoders.repa_swin import PatchMerging
+from repa_eval.models.encoders.repa_vit import RePaViT
+from repa_eval.models.shared.idle_feed_forward import FeedForward, merge
+from repa_eval.models.shared.layers import Attention, modulate, sincos_table
+from repa_eval.models.shared.soft_tokens import SoftTokens
+from repa_eval.models.shared.token_hosts import UNetHost
+from repa_eval.models.sit_reg import SiTCls
 from repa_eval.sampling.flow import edit_flow, guided
-from repa_eval.sampling.ode import sample_ode
-from repa_eval.sampling.sde import sample_sde
-from repa_eval.train.contrast import contrastive_losses, flow_pair, pair_errors, scaled_linear_schedule
+from repa_eval.sampling.samplers.repa import sample_ode
+from repa_eval.sampling.samplers.sde import sample_sde
+from repa_eval.train.contrastive_loss import contrastive_losses, flow_pair, pair_errors, scaled_linear_schedule
 from repa_eval.train.methods.erw import ERW, fading
 from repa_eval.train.methods.gmem import GMem
 from repa_eval.train.methods.reg import REG

@@ -16,11 +16,11 @@ from helpers import ROOT, batches_of, equal_trees, run, steps_of, tiny, wake
 from repa_eval import checkpoints
 from repa_eval.config import to_dict
 from repa_eval.errors import UserError
+from repa_eval.interfaces.method import Batch
 from repa_eval.teachers.digits_vit import DigitsViT
 from repa_eval.train import state
-from repa_eval.train.attention import attention_losses, fit_features, fit_logits
-from repa_eval.train.gradients import gradient_cosine, gradient_of
-from repa_eval.train.methods.base import Batch
+from repa_eval.train.attention_loss import attention_losses, fit_features, fit_logits
+from repa_eval.train.gradient_cosine import gradient_cosine, gradient_of
 from repa_eval.train.methods.haste import PUBLISHED, Haste
 from repa_eval.train.recipe import Recipe, read_recipe, resolve
 

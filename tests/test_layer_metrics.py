@@ -12,16 +12,16 @@ import pytest
 from scipy import linalg, spatial, stats
 
 from repa_eval.errors import UserError
-from repa_eval.metrics import _kernels
-from repa_eval.metrics._cca import thin_svd
-from repa_eval.metrics._checks import reason_of
-from repa_eval.metrics._prepared import prepare
 from repa_eval.metrics.cka import cka, cka_matrix
 from repa_eval.metrics.cka_minibatch import MinibatchCKA, cka_minibatch
 from repa_eval.metrics.cknna_erw import cknna_erw
 from repa_eval.metrics.procrustes import procrustes, procrustes_distance
 from repa_eval.metrics.pwcca import pwcca
 from repa_eval.metrics.rsa import rsa
+from repa_eval.metrics.shared import kernels
+from repa_eval.metrics.shared.cca import thin_svd
+from repa_eval.metrics.shared.checks import reason_of
+from repa_eval.metrics.shared.prepared import prepare
 from repa_eval.metrics.svcca import cca_correlations, svcca
 
 
@@ -39,7 +39,7 @@ def test_cka_matrix_is_cka_of_every_pair(unbiased: bool, widths: tuple[int, ...]
     ys = [xs[1] @ normal(widths[1], 6), *xs[:1]]
     expected = [[cka(x, y, unbiased=unbiased) for y in ys] for x in xs]
     assert np.allclose(cka_matrix(xs, ys, unbiased=unbiased), expected, rtol=0, atol=1e-12)
-    monkeypatch.setattr(_kernels, "BLOCK_ELEMENTS", 7 * 40)
+    monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", 7 * 40)
     assert np.allclose(cka_matrix(xs, ys, unbiased=unbiased), expected, rtol=0, atol=1e-12)
 
 
@@ -65,8 +65,8 @@ def test_median_width_is_that_of_all_pairs_with_the_diagonal() -> None:
         ]
         if len(grams) < 2:
             continue
-        own = [_kernels.hsic_biased(K, K) for K in grams]
-        dense = _kernels.hsic_biased(*grams) / math.sqrt(own[0] * own[1])
+        own = [kernels.hsic_biased(K, K) for K in grams]
+        dense = kernels.hsic_biased(*grams) / math.sqrt(own[0] * own[1])
         assert cka(x, y, kernel="rbf_median", sigma=0.7) == pytest.approx(dense, abs=1e-12)
 
 
@@ -84,7 +84,7 @@ def test_minibatches_add_up_and_a_short_one_is_left_out() -> None:
     sums = np.zeros(3)
     for start in (0, 32):
         K, L = (side[start : start + 32] @ side[start : start + 32].T for side in (x, y))
-        sums += [_kernels.hsic_unbiased(*pair) for pair in ((K, L), (K, K), (L, L))]
+        sums += [kernels.hsic_unbiased(*pair) for pair in ((K, L), (K, K), (L, L))]
     expected = sums[0] / math.sqrt(sums[1] * sums[2])
     assert cka_minibatch(x[:67], y[:67], batch_size=32) == pytest.approx(expected, abs=1e-12)
     seen = MinibatchCKA()
@@ -202,13 +202,13 @@ def test_rsa_of_one_feature_is_nan_with_its_reason() -> None:
 
 
 def test_reasons_of_a_ratio_that_does_not_exist() -> None:
-    assert "different signs" in str(reason_of(_kernels.ratio(1.0, -1.0, 1.0, eps=1e-6)))
-    assert "sees no differences" in str(reason_of(_kernels.ratio(0.0, 0.0, 1.0, eps=0.0)))
+    assert "different signs" in str(reason_of(kernels.ratio(1.0, -1.0, 1.0, eps=1e-6)))
+    assert "sees no differences" in str(reason_of(kernels.ratio(0.0, 0.0, 1.0, eps=0.0)))
 
 
 def test_cknna_erw_has_its_constants() -> None:
     """The 1e-10 under the root and the lists without self, in the words of the definition."""
-    x, y = (_kernels.normalise_rows(normal(50, d, seed=d)) for d in (4, 6))
+    x, y = (kernels.normalise_rows(normal(50, d, seed=d)) for d in (4, 6))
     grams = [side @ side.T - 2.0 * np.eye(50) for side in (x, y)]
     masks = [gram >= np.sort(gram, axis=1)[:, -5:][:, :1] for gram in grams]
     K, L = ((gram * masks[0] * masks[1]) for gram in grams)

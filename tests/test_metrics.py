@@ -15,10 +15,7 @@ import numpy as np
 import pytest
 
 from repa_eval.errors import UserError
-from repa_eval.metrics import _kernels
 from repa_eval.metrics import precision_recall as pr
-from repa_eval.metrics._neighbours import neighbours
-from repa_eval.metrics._prepared import prepare
 from repa_eval.metrics.cka import cka
 from repa_eval.metrics.cknna import cknna, cknna_centred_first
 from repa_eval.metrics.cknna_erw import cknna_erw
@@ -26,6 +23,9 @@ from repa_eval.metrics.edit_distance_knn import _distances
 from repa_eval.metrics.lcs_knn import _lengths, lcs_knn
 from repa_eval.metrics.mutual_knn import mutual_knn
 from repa_eval.metrics.rsa import rsa
+from repa_eval.metrics.shared import kernels
+from repa_eval.metrics.shared.neighbours import neighbours
+from repa_eval.metrics.shared.prepared import prepare
 from repa_eval.metrics.svcca import svcca
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,19 +43,19 @@ def test_nearest_is_the_sorted_inner_product_without_self() -> None:
     x = normal(50, 6)
     similar = x @ x.T
     np.fill_diagonal(similar, -np.inf)
-    assert np.array_equal(_kernels.nearest(x, k=7), np.argsort(-similar, axis=1)[:, :7])
-    assert np.array_equal(_kernels.nearest(x, k=7, with_self=True), np.argsort(-(x @ x.T), axis=1)[:, :7])
+    assert np.array_equal(kernels.nearest(x, k=7), np.argsort(-similar, axis=1)[:, :7])
+    assert np.array_equal(kernels.nearest(x, k=7, with_self=True), np.argsort(-(x @ x.T), axis=1)[:, :7])
 
 
 def test_neighbours_are_searched_in_blocks() -> None:
     """In a process of its own, because what torch allocates is seen by the system only."""
     code = """
 import resource, numpy as np, torch
-from repa_eval.metrics import _kernels
+from repa_eval.metrics.shared import kernels
 x = np.random.default_rng(0).standard_normal((12000, 4)).astype(np.float32)
-_kernels.nearest(x[:3000], k=3)
+kernels.nearest(x[:3000], k=3)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found = _kernels.nearest(x, k=3)
+found = kernels.nearest(x, k=3)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 last = x @ x[-1]
 last[-1] = -np.inf
@@ -74,32 +74,32 @@ def test_blocks_change_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: pr.realism(x, y[:, :5])[1].tolist(),
     ]
     whole = [call() for call in calls]
-    monkeypatch.setattr(_kernels, "BLOCK_ELEMENTS", 7 * 60)
+    monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", 7 * 60)
     for call, expected in zip(calls, whole, strict=True):
         assert call() == pytest.approx(expected, abs=1e-12) if isinstance(expected, float) else call() == expected
 
 
 def test_normalise_rows_keeps_the_dtype_and_survives_a_zero_row() -> None:
     x = np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32)
-    unit = _kernels.normalise_rows(x)
+    unit = kernels.normalise_rows(x)
     assert unit.dtype == np.float32
     assert unit.tolist() == [[np.float32(0.6), np.float32(0.8)], [0.0, 0.0]]
 
 
 def test_remove_outliers() -> None:
     x = np.arange(1.0, 21.0).reshape(2, 10) * np.array([[1.0], [-1.0]])
-    assert np.abs(_kernels.remove_outliers(x, q=0.5, exact=True)).max() == 11.0  # sorted |x| at int(0.5 * 20)
-    assert np.abs(_kernels.remove_outliers(x, q=0.5)).max() == (5.5 + 15.5) / 2  # mean of the rows' medians
-    assert _kernels.remove_outliers(x, q=0.5).min() == -10.5
-    assert np.array_equal(_kernels.remove_outliers(x, q=1.0), x)
+    assert np.abs(kernels.remove_outliers(x, q=0.5, exact=True)).max() == 11.0  # sorted |x| at int(0.5 * 20)
+    assert np.abs(kernels.remove_outliers(x, q=0.5)).max() == (5.5 + 15.5) / 2  # mean of the rows' medians
+    assert kernels.remove_outliers(x, q=0.5).min() == -10.5
+    assert np.array_equal(kernels.remove_outliers(x, q=1.0), x)
     with pytest.raises(UserError, match="q=95: a quantile lies between 0 and 1"):
-        _kernels.remove_outliers(x, q=95)
+        kernels.remove_outliers(x, q=95)
 
 
 def test_biased_hsic_is_the_trace_of_the_definition() -> None:
     K, L = normal(9, 9), normal(9, 9, seed=1)  # not symmetric
     H = np.eye(9) - 1 / 9
-    assert _kernels.hsic_biased(K, L) == pytest.approx(np.trace(K @ H @ L @ H), rel=1e-12)
+    assert kernels.hsic_biased(K, L) == pytest.approx(np.trace(K @ H @ L @ H), rel=1e-12)
 
 
 # --- CKA and CKNNA
@@ -110,7 +110,7 @@ def test_biased_hsic_is_the_trace_of_the_definition() -> None:
 def test_both_forms_of_linear_cka_equal_the_dense_definition(widths: tuple[int, int], unbiased: bool) -> None:
     x, y = normal(40, widths[0]), normal(40, widths[1], seed=1)
     K, L = x @ x.T, y @ y.T
-    hsic = _kernels.hsic_unbiased if unbiased else _kernels.hsic_biased
+    hsic = kernels.hsic_unbiased if unbiased else kernels.hsic_biased
     dense = hsic(K, L) / math.sqrt(hsic(K, K) * hsic(L, L))
     assert cka(x, y, unbiased=unbiased) == pytest.approx(dense, abs=1e-12)
 
@@ -119,7 +119,7 @@ def test_both_forms_of_linear_cka_equal_the_dense_definition(widths: tuple[int, 
 def test_rbf_cka_equals_the_dense_definition(unbiased: bool) -> None:
     x, y, sigma = normal(40, 3), normal(40, 5, seed=1), 2.5
     K, L = (np.exp(-np.square(side[:, None] - side[None]).sum(axis=2) / (2 * sigma**2)) for side in (x, y))
-    hsic = _kernels.hsic_unbiased if unbiased else _kernels.hsic_biased
+    hsic = kernels.hsic_unbiased if unbiased else kernels.hsic_biased
     dense = hsic(K, L) / (math.sqrt(hsic(K, K) * hsic(L, L)) + 1e-6)
     assert cka(x, y, unbiased=unbiased, kernel="rbf", sigma=sigma) == pytest.approx(dense, abs=1e-12)
 
@@ -127,9 +127,9 @@ def test_rbf_cka_equals_the_dense_definition(unbiased: bool) -> None:
 def test_a_ratio_that_does_not_exist_is_nan_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert math.isnan(_kernels.ratio(1.0, -1.0, 1.0, eps=1e-6))
-        assert math.isnan(_kernels.ratio(0.0, 0.0, 1.0, eps=0.0))
-        assert _kernels.ratio(1.0, 4.0, 9.0, eps=0.5) == 1.0 / 6.5
+        assert math.isnan(kernels.ratio(1.0, -1.0, 1.0, eps=1e-6))
+        assert math.isnan(kernels.ratio(0.0, 0.0, 1.0, eps=0.0))
+        assert kernels.ratio(1.0, 4.0, 9.0, eps=0.5) == 1.0 / 6.5
 
 
 def test_unbiased_cka_of_unrelated_wide_features_is_near_zero_and_biased_is_not() -> None:
@@ -181,7 +181,7 @@ def test_golden_cknna_sees_each_mistake(case: str) -> None:
     arrays = np.load(GOLDEN / f"{case}.npz")
     x, y = arrays["A"].astype(np.float64), arrays["B"].astype(np.float64)
     if text["config"]["normalised_first"]:
-        x, y = _kernels.normalise_rows(x), _kernels.normalise_rows(y)
+        x, y = kernels.normalise_rows(x), kernels.normalise_rows(y)
     published, tol = float(arrays["cknna_k10"]), text["tol"]["*"]["rel"]
 
     def off(value: float) -> float:
@@ -199,14 +199,14 @@ def test_golden_cknna_sees_each_mistake(case: str) -> None:
 def test_cknna_keeps_the_official_constant_and_is_free_of_scale() -> None:
     """Without the 1e-6 the golden value of k=2 is missed by 1.8 times its tolerance; unscaled, it breaks scale."""
     arrays = np.load(GOLDEN / "metrics_normalised.npz")
-    x, y = (_kernels.normalise_rows(arrays[name]) for name in "AB")
+    x, y = (kernels.normalise_rows(arrays[name]) for name in "AB")
     published = float(arrays["cknna_k2"])
     stretched = x * (1.0 + 0.002 * np.arange(len(x))[:, None] / len(x))  # lengths 1 to 1.002: no unit, no constant
     assert cknna(x, y, k=2) == pytest.approx(published, rel=1e-6)
     assert cknna(1e-3 * x, y, k=2) == pytest.approx(published, rel=1e-5)
-    assert _kernels.denominator_eps(x, y) == pytest.approx(1e-6, rel=1e-5)
-    assert _kernels.denominator_eps(1e-3 * x, 10.0 * y) == pytest.approx(1e-10, rel=1e-5)
-    assert _kernels.denominator_eps(stretched, y) == 0.0
+    assert kernels.denominator_eps(x, y) == pytest.approx(1e-6, rel=1e-5)
+    assert kernels.denominator_eps(1e-3 * x, 10.0 * y) == pytest.approx(1e-10, rel=1e-5)
+    assert kernels.denominator_eps(stretched, y) == 0.0
 
 
 def levenshtein(a: list[int], b: list[int]) -> int:
@@ -238,7 +238,7 @@ def test_list_distances_equal_their_recursive_definitions() -> None:
 
 @pytest.mark.parametrize("n", [60, 700])  # by products of all pairs, and by those of the candidates
 def test_neighbours_in_float32_have_the_order_and_the_products_of_float64(n: int) -> None:
-    x = _kernels.normalise_rows((100.0 + 0.1 * normal(n, 30)).astype(np.float32))  # all cosines are .999999
+    x = kernels.normalise_rows((100.0 + 0.1 * normal(n, 30)).astype(np.float32))  # all cosines are .999999
     wide = x.astype(np.float64)
     similar = wide @ wide.T
     np.fill_diagonal(similar, -np.inf)
@@ -259,14 +259,14 @@ def test_candidates_that_float32_cannot_order_are_not_cut_off() -> None:
     np.fill_diagonal(similar, -np.inf)
     order = np.argsort(-similar, axis=1, kind="stable")[:, :10]
     assert np.array_equal(neighbours(x, k=10).indices, order)
-    pairs = zip(order.tolist(), _kernels.nearest(x, k=10).tolist(), strict=True)
+    pairs = zip(order.tolist(), kernels.nearest(x, k=10).tolist(), strict=True)
     assert sum(set(true) != set(found) for true, found in pairs) > 50  # rows that lose one without spare candidates
 
 
 @pytest.mark.parametrize("case", ["metrics_normalised", "metrics_raw", "metrics_unrelated"])
 def test_golden_neighbours(case: str) -> None:
     text, arrays = json.loads((GOLDEN / f"{case}.json").read_text(encoding="utf-8")), np.load(GOLDEN / f"{case}.npz")
-    x = _kernels.normalise_rows(arrays["A"]) if text["config"]["normalised_first"] else arrays["A"]
+    x = kernels.normalise_rows(arrays["A"]) if text["config"]["normalised_first"] else arrays["A"]
     assert np.array_equal(neighbours(x, k=arrays["knn_A"].shape[1]).indices, arrays["knn_A"])
 
 
@@ -277,8 +277,8 @@ def test_equal_rows_take_the_lower_index_first() -> None:
 
 def test_neighbours_are_found_once_for_many_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[int] = []
-    real = _kernels.nearest
-    monkeypatch.setattr(_kernels, "nearest", lambda x, **given: (searched.append(len(x)), real(x, **given))[1])
+    real = kernels.nearest
+    monkeypatch.setattr(kernels, "nearest", lambda x, **given: (searched.append(len(x)), real(x, **given))[1])
     teacher, layers = prepare(normal(50, 6)), [prepare(normal(50, 4, seed=seed)) for seed in range(3)]
     for layer in layers:
         for metric in (cknna, mutual_knn, lcs_knn):

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from helpers import digits, run, tiny, wake
 from repa_eval import checkpoints, results
-from repa_eval.data._registry import to_signed
+from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
-from repa_eval.extractors._registry import load_extractor
-from repa_eval.hashing import digest_module
-from repa_eval.interpolant import Interpolant
-from repa_eval.models._blocks import unpatchify
-from repa_eval.models.cnn import CNN, CNNConfig
-from repa_eval.models.conv_vit import ConvViT, ConvViTConfig
-from repa_eval.models.layers import Attention, TimestepEmbedder, projector, sincos_table
+from repa_eval.interfaces.extractor import load_extractor
+from repa_eval.interfaces.images import to_signed
+from repa_eval.interfaces.teacher import load_teacher
+from repa_eval.models.encoders.cnn import CNN, CNNConfig
+from repa_eval.models.encoders.conv_vit import ConvViT, ConvViTConfig
+from repa_eval.models.shared.blocks import unpatchify
+from repa_eval.models.shared.layers import Attention, TimestepEmbedder, projector, sincos_table
 from repa_eval.models.sit import SiT, SiTConfig
 from repa_eval.probes.encoder import classifier_facts, encoder_facts
-from repa_eval.teachers._registry import load_teacher
+from repa_eval.runtime.hashing import digest_module
 from repa_eval.train.recipe import read_recipe, resolve
 
 WEIGHTS = Path(str(files("repa_eval") / "weights"))

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from helpers import wake
 from repa_eval.config import from_dict
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
-from repa_eval.models._guided import guide_channels
-from repa_eval.models._registry import MODELS, find_preset
-from repa_eval.models._rotary import FastRope
-from repa_eval.models.layers import DiffusionModel
-from repa_eval.models.sit_rope import SiTRope, transfer
+from repa_eval.interfaces.architecture import MODELS, find_preset
+from repa_eval.models.shared.guided import guide_channels
+from repa_eval.models.shared.rotary import FastRope
+from repa_eval.models.sit_erw import SiTRope, transfer
 
 SMALL = {"input_size": 8, "num_classes": 10, "hidden_size": 32, "depth": 3, "num_heads": 2, "z_dims": (24,)}
 SMALL["projector_dim"] = 16

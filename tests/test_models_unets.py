@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from helpers import wake
 from repa_eval.config import from_dict
+from repa_eval.diffusion.conventions import EPSILON, REVERSED, VELOCITY
 from repa_eval.errors import UserError
-from repa_eval.hashing import digest_module
-from repa_eval.models._axial import axial_angles, axial_rotation
-from repa_eval.models._blocks import SwiGLU, unpatchify
-from repa_eval.models._registry import MODELS, find_preset
-from repa_eval.models._udit_blocks import HIGHEST_LOGIT_SCALE, BranchedMlp, SubGridAttention, modulated_norm
-from repa_eval.models.conventions import EPSILON, REVERSED, VELOCITY
-from repa_eval.models.layers import Attention
+from repa_eval.interfaces.architecture import MODELS, find_preset
 from repa_eval.models.mmdit import MMDiT
+from repa_eval.models.shared.axial_rotary import axial_angles, axial_rotation
+from repa_eval.models.shared.blocks import SwiGLU, unpatchify
+from repa_eval.models.shared.layers import Attention
+from repa_eval.models.shared.soft_tokens import SoftTokens, build_sd3
+from repa_eval.models.shared.udit_blocks import HIGHEST_LOGIT_SCALE, BranchedMlp, SubGridAttention, modulated_norm
 from repa_eval.models.sit_down import SiTDown, SiTDownConfig, upsample_tokens
-from repa_eval.models.soft_tokens import SoftTokens, build_sd3
 from repa_eval.models.udit import UDiT
+from repa_eval.runtime.hashing import digest_module
 
 # name -> arguments of a small network, and the width of its conditions (None: labels)
 SMALL: dict[str, dict[str, Any]] = {

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 import official_files as official
 from golden_runners.fill import fill_values
 from repa_eval import checkpoints
-from repa_eval.checkpoints import behaviour
+from repa_eval.checkpoints.shared import behaviour
+from repa_eval.diffusion.conventions import EPSILON, REVERSED, VELOCITY, NoisePrediction, ReversedTime
 from repa_eval.errors import Failure, UserError
-from repa_eval.models._registry import find_preset
-from repa_eval.models.conventions import EPSILON, REVERSED, VELOCITY, NoisePrediction, ReversedTime
+from repa_eval.interfaces.architecture import find_preset
 
 # case -> systems of its bare weights, model, depth, width, heads, patch, channels, side, class token
 SIZES: dict[str, tuple[Any, ...]] = {

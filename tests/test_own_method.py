@@ -9,11 +9,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from helpers import DOCS, MY_LOSS
-from repa_eval import monitors, results
+from repa_eval import results
 from repa_eval.cli import main as repa_eval
+from repa_eval.interfaces.method import METHODS
+from repa_eval.monitors import alignment
+from repa_eval.probes import splits
 from repa_eval.train.cli import main as repa_train
 from repa_eval.train.listing import cost_table, describe_methods, show
-from repa_eval.train.methods.base import METHODS
 from repa_eval.train.recipe import builtin_recipes
 
 SMALL = ["depth=2", "hidden_size=32", "num_heads=2", "max_steps=4", "checkpoint_every=4", "batch_size=8", "split=val"]
@@ -26,8 +28,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     METHODS.names()
     monkeypatch.setattr(METHODS, "_objects", dict(METHODS._objects))
     monkeypatch.setattr(METHODS, "_origins", dict(METHODS._origins))
-    for name, count in {"MAP_IMAGES": 20, "PROBE_TRAIN": 60, "PROBE_TEST": 30}.items():
-        monkeypatch.setattr(monitors, name, count)
+    monkeypatch.setattr(alignment, "MAP_IMAGES", 20)
+    for name, count in {"PROBE_TRAIN": 60, "PROBE_TEST": 30}.items():
+        monkeypatch.setattr(splits, name, count)
     (tmp_path / "my_loss.py").write_text(MY_LOSS)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -63,7 +63,7 @@ def test_every_import_is_required() -> None:
 def test_a_bare_clone_works(tmp_path: Path) -> None:
     """Standing in another project whose root holds a train.py, our folders are found, not theirs."""
     (tmp_path / "train.py").write_text("raise SystemExit('the wrong train')", encoding="utf-8")
-    code = "import repa_eval.train.recipe, repa_eval.probes.knn, repa_eval.reports.frames; print('fine')"
+    code = "import repa_eval.train.recipe, repa_eval.probes.knn, repa_eval.reports.numbers.frames; print('fine')"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from helpers import digits, files_of, run, tiny
 from repa_eval import checkpoints
-from repa_eval.bank import compressed
-from repa_eval.bank_file import load_bank
 from repa_eval.cli import main
-from repa_eval.commands._prepare_images import _member
-from repa_eval.data._decode import centre_crop
+from repa_eval.data.readers.decode import centre_crop
+from repa_eval.interfaces.teacher import load_teacher
+from repa_eval.memory_bank.bank import compressed
+from repa_eval.memory_bank.files import load_bank
+from repa_eval.preparation.images import _member
 from repa_eval.sampling.generate import own_bank
-from repa_eval.teachers._registry import load_teacher
 from repa_eval.teachers.digits_vit import DigitsViT
 
 

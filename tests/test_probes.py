@@ -18,10 +18,11 @@ from torch import nn
 
 from helpers import digits, run, tiny, wake
 from repa_eval.cli import main
-from repa_eval.data._registry import Images
+from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
-from repa_eval.features import Capture
-from repa_eval.interpolant import Interpolant
+from repa_eval.features.capture import Capture
+from repa_eval.interfaces.images import Images
+from repa_eval.interfaces.teacher import load_teacher
 from repa_eval.models.sit import SiT, SiTConfig
 from repa_eval.probes import batch_norm, encoder, grid, knn, linear
 from repa_eval.probes.batch_norm import Training
@@ -30,7 +31,6 @@ from repa_eval.probes.contract import Known
 from repa_eval.probes.kinds import KINDS, kind_of
 from repa_eval.probes.knn import BLOCK, knn_accuracy, knn_votes
 from repa_eval.results import records_of
-from repa_eval.teachers._registry import load_teacher
 
 Array = np.ndarray
 SHORT = Training(epochs=4, batch_size=32)

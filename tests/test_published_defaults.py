@@ -13,21 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repa_eval.interpolant import Interpolant
+from repa_eval.diffusion.interpolant import Interpolant
+from repa_eval.interfaces.method import METHODS
 from repa_eval.metrics.cmmd import cmmd
 from repa_eval.metrics.density_coverage import density_coverage, prdc, realism_euclidean
 from repa_eval.metrics.fd_infinity import fd_infinity, sizes_of
-from repa_eval.metrics.inception_score import (
-    inception_score_adm,
-    inception_score_dgm,
-    inception_score_torch_fidelity,
-)
+from repa_eval.metrics.inception_score import inception_score_adm, inception_score_dgm, inception_score_torch_fidelity
 from repa_eval.metrics.kid import kid, kid_subsets
 from repa_eval.metrics.precision_recall import precision_recall, realism
 from repa_eval.metrics.vendi import vendi_score
 from repa_eval.sampling.flow import flow_timesteps
-from repa_eval.train.contrast import scaled_linear_schedule
-from repa_eval.train.methods.base import METHODS
+from repa_eval.train.contrastive_loss import scaled_linear_schedule
 
 LINEAR = Interpolant(path_type="linear", prediction="v", weighting="uniform")
 OF_REPA = {"enc_type": "dinov2-vit-b", "proj_coeff": 0.5, "interpolant": LINEAR, "cfg_prob": 0.1}

@@ -18,13 +18,13 @@ from PIL import Image
 
 from helpers import ROOT, digits, environment, torchrun
 from repa_eval.cli import main as repa_eval
-from repa_eval.data._statistics import open_statistics
-from repa_eval.data.files import open_images
+from repa_eval.data.readers.image_files import open_images
+from repa_eval.data.readers.statistics import open_statistics
 from repa_eval.errors import Failure, UserError
-from repa_eval.extractors._real import listing_hash
-from repa_eval.extractors._registry import Extractor, load_extractor
+from repa_eval.evaluation.reference import listing_hash
+from repa_eval.evaluation.sample_quality import evaluate
 from repa_eval.extractors.inception import Inception
-from repa_eval.fidelity import evaluate
+from repa_eval.interfaces.extractor import Extractor, load_extractor
 from repa_eval.metrics.fid import moments
 
 JUDGE = ["--extractor", "digits"]
@@ -108,7 +108,7 @@ def test_what_a_reference_lacks_is_said(here: Path) -> None:
 
 
 def _refuse(path: str, name: str, shape: tuple[int, ...] = (1, 8, 8)) -> None:
-    from repa_eval.extractors._real import refuse_misfit
+    from repa_eval.evaluation.reference import refuse_misfit
 
     statistics = open_statistics(Path(path))
     assert statistics is not None
@@ -208,7 +208,7 @@ def test_an_npz_is_streamed(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from pathlib import Path
-from repa_eval.data.files import open_images
+from repa_eval.data.readers.image_files import open_images
 source = open_images(sys.argv[1])
 source.fetch(range(4))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -238,7 +238,7 @@ def test_rows_in_any_order(save: Any, tmp_path: Path) -> None:
 
 
 def digests_in_memory(pixels: np.ndarray, labels: np.ndarray) -> str:
-    from repa_eval.data._registry import Images
+    from repa_eval.interfaces.images import Images
 
     return Images("a", "all", np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels, 20).digest()
 
@@ -332,15 +332,15 @@ class Spatial(Extractor):
     name, digest, has_spatial = "inception", "spatial", True
 
     def __call__(self, images: torch.Tensor) -> Any:
-        from repa_eval.extractors._registry import Features
+        from repa_eval.interfaces.extractor import Features
 
         x = images.float().flatten(1).numpy()
         return Features(x[:, 20:22], x[:, :7], x[:, 30:33])
 
 
 def test_precision_takes_ten_thousand_reference_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    from repa_eval import fidelity
-    from repa_eval.metrics._protocols import PROTOCOLS
+    from repa_eval.evaluation import sample_quality as fidelity
+    from repa_eval.evaluation.evaluator_rules import PROTOCOLS
 
     seen = []
     rules = PROTOCOLS["adm"]

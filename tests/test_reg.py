@@ -10,11 +10,14 @@ import torch
 from click.testing import CliRunner
 
 from helpers import batches_of, digits, equal_trees, run, steps_of, tiny, wake
-from repa_eval import checkpoints, monitors
+from repa_eval import checkpoints
 from repa_eval.cli import main
 from repa_eval.errors import UserError
+from repa_eval.interfaces.teacher import Teacher, Tokens, load_teacher
+from repa_eval.monitors import alignment
+from repa_eval.monitors import suites as monitors
+from repa_eval.probes import splits
 from repa_eval.sampling.generate import SamplerSettings, generate
-from repa_eval.teachers._registry import Teacher, Tokens, load_teacher
 from repa_eval.train import state
 from repa_eval.train.batches import ask
 from repa_eval.train.methods.reg import components
@@ -172,8 +175,8 @@ def test_it_samples_latent_and_class_token_together(trained: tuple[int, Path]) -
 
 
 def test_align_probe_and_inspect_need_no_flag(trained: tuple[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitors, "PROBE_TRAIN", 60)
-    monkeypatch.setattr(monitors, "PROBE_TEST", 30)
+    monkeypatch.setattr(splits, "PROBE_TRAIN", 60)
+    monkeypatch.setattr(splits, "PROBE_TEST", 30)
     file = str(trained[1] / "checkpoints" / "0000006.pt")
     quick = ["--timesteps", "0.1", "--device", "cpu", "--quiet", "--json"]
     for words in (["align", "--ckpt", file, "--num-images", "20", *quick], ["probe", "--ckpt", file, *quick]):
@@ -194,9 +197,9 @@ def test_a_converted_one_opens_again(trained: tuple[int, Path], tmp_path: Path) 
 
 
 def test_sweep_measures_it(trained: tuple[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitors, "MAP_IMAGES", 20)
-    monkeypatch.setattr(monitors, "PROBE_TRAIN", 60)
-    monkeypatch.setattr(monitors, "PROBE_TEST", 30)
+    monkeypatch.setattr(alignment, "MAP_IMAGES", 20)
+    monkeypatch.setattr(splits, "PROBE_TRAIN", 60)
+    monkeypatch.setattr(splits, "PROBE_TEST", 30)
     monkeypatch.setattr(monitors, "everything", lambda subject, _names, **_more: [
         monitors.Preview(subject), monitors.Probes(subject, []), monitors.AlignmentMap(subject, ["digits-vit"]),
         monitors.TokenPictures(subject, "digits-vit"),

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from repa_eval import seeding
 from repa_eval.config import describe, flatten, from_dict, full_key, nest, option, parse_overrides, to_dict
 from repa_eval.errors import Failure, UserError, first_line, unknown
-from repa_eval.extractors._registry import EXTRACTORS
-from repa_eval.models._registry import MODELS, find_preset
+from repa_eval.interfaces.architecture import MODELS, find_preset
+from repa_eval.interfaces.extractor import EXTRACTORS
+from repa_eval.interfaces.method import METHODS
+from repa_eval.interfaces.teacher import TEACHERS, load_teacher, split_names
 from repa_eval.registry import Registry
-from repa_eval.teachers._registry import TEACHERS, load_teacher, split_names
-from repa_eval.train.methods.base import METHODS
+from repa_eval.runtime import seeding
 from repa_eval.train.recipe import builtin_recipes, read_recipe, resolve
 
 # --- registries
@@ -25,24 +25,25 @@ from repa_eval.train.recipe import builtin_recipes, read_recipe, resolve
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[Callable[[], int]]:
-    """A registry whose package holds two modules, one file of shared code and one that must never be imported."""
+    """A registry whose package holds two modules and, in a folder, shared code that must not be imported."""
     package = tmp_path / "things"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "_shared.py").write_text("raise AssertionError")
-    (package / "base.py").write_text(
-        "from repa_eval.registry import Registry\nTHINGS = Registry('thing', 'things', skip=('base',))"
+    (package / "shared").mkdir()
+    (package / "shared" / "code.py").write_text("raise AssertionError")
+    (tmp_path / "contract.py").write_text(
+        "from repa_eval.registry import Registry\nTHINGS = Registry('thing', 'things')"
     )
     for name in ("alpha", "beta"):
         (package / f"{name}.py").write_text(
-            f"from things.base import THINGS\n@THINGS.register('{name}')\ndef make():\n    return '{name}'\n"
+            f"from contract import THINGS\n@THINGS.register('{name}')\ndef make():\n    return '{name}'\n"
         )
     monkeypatch.syspath_prepend(tmp_path)
-    for name in [name for name in sys.modules if name.split(".")[0] == "things"]:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("things", "contract")]:
         monkeypatch.delitem(sys.modules, name)
-    import things.base
+    import contract
 
-    return things.base.THINGS
+    return contract.THINGS
 
 
 def test_the_folder_is_imported_at_the_first_lookup(registry: Registry) -> None:
@@ -78,7 +79,7 @@ def test_an_unknown_name_lists_near_and_all(registry: Registry) -> None:
 
 def test_a_file_of_the_users(registry: Registry, tmp_path: Path) -> None:
     mine = tmp_path / "gamma.py"
-    mine.write_text("from things.base import THINGS\n@THINGS.register('gamma')\ndef make():\n    return 3\n")
+    mine.write_text("from contract import THINGS\n@THINGS.register('gamma')\ndef make():\n    return 3\n")
     assert registry.load_file(mine) == "gamma"
     assert registry.load_file(str(mine)) == "gamma"  # again: no duplicate
     assert registry.get("gamma")() == 3
@@ -96,14 +97,14 @@ def test_a_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
             plugged.register("plugged")(lambda: 4)
 
     plugged: Registry = Registry("thing", "things_that_are_none", group="some.group")
-    monkeypatch.setattr(plugged, "modules", list)
+    monkeypatch.setattr(plugged, "_dotted_modules", list)
     monkeypatch.setattr("repa_eval.registry.entry_points", lambda group: [Entry()] if group == "some.group" else [])
     assert plugged.get("plugged")() == 4
 
 
 @pytest.mark.parametrize("registry", [METHODS, TEACHERS, EXTRACTORS, MODELS], ids=lambda registry: registry.kind)
 def test_plug_ins_have_a_group(registry: Registry) -> None:
-    assert registry.group == f"repa_eval.{registry.package.rpartition('.')[2]}"
+    assert registry.group == f"repa_eval.{registry.packages[0].split('.')[-1]}"
     assert registry.names()
 
 

@@ -19,17 +19,18 @@ from test_repavit import encoder, images_of, official_file
 from torch import Tensor, nn
 
 from helpers import batches_of, digits, run, steps_of, tiny
-from repa_eval import checkpoints, merging
+from repa_eval import checkpoints
 from repa_eval.cli import main
 from repa_eval.errors import Failure, UserError
-from repa_eval.models._encoder import Encoder
-from repa_eval.models._idle import LAYER_NORM, FeedForward, PixelConfig
-from repa_eval.models.repa_conv_vit import RePaConvViT, RePaConvViTConfig
-from repa_eval.models.repa_vit import RePaViT, RePaViTConfig
+from repa_eval.interfaces.teacher import load_teacher
+from repa_eval.models.encoders.repa_conv_vit import RePaConvViT, RePaConvViTConfig
+from repa_eval.models.encoders.repa_vit import RePaViT, RePaViTConfig
+from repa_eval.models.shared.encoder import Encoder
+from repa_eval.models.shared.idle_feed_forward import LAYER_NORM, FeedForward, PixelConfig
+from repa_eval.reparameterisation import merged as merging
 from repa_eval.results import read
-from repa_eval.teachers._pixels import OfficialPixels, SignedImage, WholeImage, pixels_of, recorded
-from repa_eval.teachers._registry import load_teacher
-from repa_eval.teachers._vision import VisionTeacher
+from repa_eval.teachers.shared.preprocessing import OfficialPixels, SignedImage, WholeImage, pixels_of, recorded
+from repa_eval.teachers.shared.timm_teacher import VisionTeacher
 from repa_eval.train import stages, state
 from repa_eval.train.conversion import config_of, convert, fit
 from repa_eval.train.recipe import read_recipe, resolve

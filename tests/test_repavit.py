@@ -15,10 +15,10 @@ from official_files import GOLDEN, hollow, shapes
 from repa_eval import checkpoints
 from repa_eval.config import from_dict
 from repa_eval.errors import Failure, UserError
-from repa_eval.models._encoder import Encoder
-from repa_eval.models._idle import LAYER_NORM, FeedForward, active_of, linear_ratios, merge
-from repa_eval.models._registry import MODELS, find_preset
-from repa_eval.teachers._registry import load_teacher
+from repa_eval.interfaces.architecture import MODELS, find_preset
+from repa_eval.interfaces.teacher import load_teacher
+from repa_eval.models.shared.encoder import Encoder
+from repa_eval.models.shared.idle_feed_forward import LAYER_NORM, FeedForward, active_of, linear_ratios, merge
 
 PUBLISHED = sorted(path.stem.removeprefix("state_dict_") for path in (GOLDEN / "repavit").glob("state_dict_*.json"))
 TINY: dict[str, dict[str, Any]] = {

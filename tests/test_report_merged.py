@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from repa_eval.reports.drawing.figure import Ids
 from repa_eval.reports.html import render
-from repa_eval.reports.merged import merges
-from repa_eval.reports.sections import Ids
+from repa_eval.reports.sections.merged import merges
 from repa_eval.reports.words import MINUS
 from repa_eval.results import Row, make_row, records_of
 

@@ -20,10 +20,11 @@ from click.testing import CliRunner, Result
 
 from helpers import MY_LOSS, files_of, finish, launch, run, save_small_data, tiny
 from repa_eval.errors import Failure, UserError
-from repa_eval.results import Row, make_row, write_atomic
+from repa_eval.interfaces.method import METHODS
+from repa_eval.results import Row, make_row
+from repa_eval.runtime.files import write_atomic
 from repa_eval.train import state
 from repa_eval.train.cli import main
-from repa_eval.train.methods.base import METHODS
 from repa_eval.train.recipe import Recipe, resolve
 
 TRAIN = "repa_eval.train.cli"
@@ -155,12 +156,12 @@ def test_the_line_after_ctrl_c_can_be_typed(
             os.kill(os.getpid(), signal.SIGINT)
         return []
 
-    monkeypatch.setattr("repa_eval.monitors.of_recipe", lambda *_: [press])
+    monkeypatch.setattr("repa_eval.monitors.suites.of_recipe", lambda *_: [press])
     stopped = here(*words)
     assert (stopped.exit_code, stopped.stdout) == (130, "")
     _, command = stopped.stderr.split("continue with: repa-train ")
     assert ("--method" in command) == from_file
-    monkeypatch.setattr("repa_eval.monitors.of_recipe", lambda *_: [])
+    monkeypatch.setattr("repa_eval.monitors.suites.of_recipe", lambda *_: [])
     done = here(*shlex.split(command))
     assert done.exit_code == 0, done.stderr
     assert sorted(path.name for path in Path("my run/checkpoints").iterdir()) == ["0000003.pt", "0000006.pt"]

@@ -20,16 +20,16 @@ from PIL import Image
 from torch import nn
 
 from helpers import environment, files_of, torchrun, wake
-from repa_eval import samples
 from repa_eval.cli import main
-from repa_eval.data.files import open_images
+from repa_eval.data.readers.image_files import open_images
 from repa_eval.models.dit import DiT, DiTConfig
 from repa_eval.models.lightning_dit import LightningDiT, LightningDiTConfig
 from repa_eval.models.sit import SiT, SiTConfig
-from repa_eval.models.sit_cls import SiTCls, SiTClsConfig
-from repa_eval.samples import SampleArray, SampleFolder
+from repa_eval.models.sit_reg import SiTCls, SiTClsConfig
+from repa_eval.runtime.distributed import Share
 from repa_eval.sampling import generate as generating
-from repa_eval.shares import Share
+from repa_eval.sampling import sample_files as samples
+from repa_eval.sampling.sample_files import SampleArray, SampleFolder
 
 WIDTHS: dict[str, Any] = {"input_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 2}
 FAST = ("--num-steps", "3", "--device", "cpu", "--quiet", "--set", "num_heads=2")
@@ -366,7 +366,7 @@ def test_the_vae_decodes_scaled_and_shifted_latents(vae: Path, checkpoints: Path
 
 
 def test_the_default_scale_is_stable_diffusions(vae: Path, tmp_path: Path) -> None:
-    from repa_eval.sampling.decode import decoder_for
+    from repa_eval.sampling.vae import decoder_for
 
     config = json.loads((vae / "config.json").read_text())
     for key in ("scaling_factor", "shift_factor"):

@@ -11,12 +11,11 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
 from repa_eval.errors import UserError
-from repa_eval.metrics import _manifold, fid
+from repa_eval.evaluation.evaluator_rules import PROTOCOLS, protocol_named
+from repa_eval.interfaces.metric import SAMPLE
+from repa_eval.metrics import fid
 from repa_eval.metrics import inception_score as score
 from repa_eval.metrics import precision_recall as pr
-from repa_eval.metrics._mmd import kernel_sums, polynomial, rbf
-from repa_eval.metrics._protocols import PROTOCOLS, protocol_named
-from repa_eval.metrics._registry import SAMPLE
 from repa_eval.metrics.authpct import authpct
 from repa_eval.metrics.cmmd import cmmd
 from repa_eval.metrics.density_coverage import density_coverage, prdc, realism_euclidean
@@ -25,6 +24,8 @@ from repa_eval.metrics.kid import kid, kid_subsets
 from repa_eval.metrics.kid_unbiased import kid_unbiased
 from repa_eval.metrics.memorisation import cell_scores, memorisation
 from repa_eval.metrics.mifid import mifid
+from repa_eval.metrics.shared import manifold
+from repa_eval.metrics.shared.mmd import kernel_sums, polynomial, rbf
 from repa_eval.metrics.vendi import vendi, vendi_per_class, vendi_score
 
 
@@ -421,7 +422,7 @@ def test_kernel_sums_equal_the_full_matrices(monkeypatch: pytest.MonkeyPatch) ->
     K, L, M = ((a @ b.T / 5 + 1.0) ** 3 for a, b in ((x, x), (y, y), (x, y)))
     biased = K.mean() + L.mean() - 2 * M.mean()
     off = (K.sum() - np.trace(K)) / (70 * 69) + (L.sum() - np.trace(L)) / (50 * 49) - 2 * M.mean()
-    monkeypatch.setattr("repa_eval.metrics._kernels.BLOCK_ELEMENTS", 300)  # several blocks
+    monkeypatch.setattr("repa_eval.metrics.shared.kernels.BLOCK_ELEMENTS", 300)  # several blocks
     sums = kernel_sums(x, y, polynomial())
     assert sums.biased() == pytest.approx(biased, rel=1e-12)
     assert sums.unbiased() == pytest.approx(off, rel=1e-12)
@@ -484,15 +485,15 @@ def test_all_five_numbers_point_the_right_way() -> None:
 
 
 def test_torchs_search_finds_what_numpys_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_manifold, "BLOCK", 2000)
+    monkeypatch.setattr(manifold, "BLOCK", 2000)
     real, fake = normal(300, 5), 1.3 * normal(200, 5, seed=1)
-    seen = _manifold.balls(real, fake, k=3, border=True)
+    seen = manifold.balls(real, fake, k=3, border=True)
     expected = pr.precision_recall(real, fake)
     assert 0.2 < expected["precision"] < 0.9
     assert pr.precision_recall(real, fake, device="cpu:0") == expected  # any other name than cpu takes torch's search
     assert (seen.holding > 0).mean() == expected["precision"]
     assert seen.recalled.mean() == expected["recall"]
-    distance, index = _manifold.nearest(fake, real, k=4)
+    distance, index = manifold.nearest(fake, real, k=4)
     apart = np.linalg.norm(fake[:, None] - real[None], axis=2)
     assert np.array_equal(index, np.argsort(apart, axis=1)[:, :4])
     np.testing.assert_allclose(distance, np.sort(apart, axis=1)[:, :4], rtol=1e-12)

@@ -15,23 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from helpers import wake
-from repa_eval import seeding
+from repa_eval.diffusion.conventions import NoisePrediction, ReversedTime
+from repa_eval.diffusion.ddpm_schedule import linear_schedule, losses, q_sample
+from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
-from repa_eval.interpolant import Interpolant
-from repa_eval.models.conventions import NoisePrediction, ReversedTime
 from repa_eval.models.dit import DiT, DiTConfig
 from repa_eval.models.lightning_dit import LightningDiT, LightningDiTConfig
 from repa_eval.models.sit import SiT, SiTConfig
-from repa_eval.models.sit_cls import SiTCls, SiTClsConfig
+from repa_eval.models.sit_reg import SiTCls, SiTClsConfig
+from repa_eval.runtime import seeding
 from repa_eval.sampling import families, flow
-from repa_eval.sampling.ddpm import sample_ddpm
-from repa_eval.sampling.diffusion import linear_schedule, losses, q_sample
 from repa_eval.sampling.generate import chosen_of, generate, rows_of
 from repa_eval.sampling.guidance import Guidance
-from repa_eval.sampling.joint import sample_joint_ode, sample_joint_sde
-from repa_eval.sampling.sde import sample_sde
-from repa_eval.sampling.settings import FAMILIES, UINT8, SamplerSettings, family_of, takes_snippets
-from repa_eval.sampling.transport import (
+from repa_eval.sampling.samplers.ddpm import sample_ddpm
+from repa_eval.sampling.samplers.joint import sample_joint_ode, sample_joint_sde
+from repa_eval.sampling.samplers.sde import sample_sde
+from repa_eval.sampling.samplers.transport import (
     FORMS,
     Transport,
     diffusion,
@@ -39,6 +38,7 @@ from repa_eval.sampling.transport import (
     sample_transport_sde,
     transport_loss,
 )
+from repa_eval.sampling.settings import FAMILIES, UINT8, SamplerSettings, family_of, takes_snippets
 
 FREE = Guidance()
 WIDTHS: dict[str, Any] = {"input_size": 4, "hidden_size": 32, "depth": 2, "num_heads": 2}

@@ -13,15 +13,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from helpers import files_of, wake
-from repa_eval.data._registry import to_uint8
+from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import Failure, UserError
-from repa_eval.interpolant import Interpolant
+from repa_eval.interfaces.images import to_uint8
 from repa_eval.models.sit import SiT, SiTConfig
-from repa_eval.samples import SampleFolder, read_record, save_npz
 from repa_eval.sampling.generate import SamplerSettings, generate, labels_of
 from repa_eval.sampling.guidance import Guidance
-from repa_eval.sampling.ode import sample_ode
-from repa_eval.sampling.sde import sample_sde
+from repa_eval.sampling.sample_files import SampleFolder, read_record, save_npz
+from repa_eval.sampling.samplers.repa import sample_ode
+from repa_eval.sampling.samplers.sde import sample_sde
 
 
 class Field(nn.Module):

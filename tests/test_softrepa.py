@@ -16,17 +16,17 @@ from torch import Tensor
 
 from helpers import batches_of, finish, launch, run, steps_of, tiny, tiny_base, wake
 from repa_eval import checkpoints
-from repa_eval.data._registry import load_data
 from repa_eval.errors import UserError
-from repa_eval.extractors._digit_pairs import pair_judge
-from repa_eval.hashing import digest_module
-from repa_eval.models._text import encode
+from repa_eval.evaluation.caption_classifier import pair_judge
+from repa_eval.interfaces.images import load_data
+from repa_eval.interfaces.method import METHODS, Batch
 from repa_eval.models.mmdit import MMDiT, MMDiTConfig
-from repa_eval.models.soft_tokens import SoftTokens, build_unet
+from repa_eval.models.shared.soft_tokens import SoftTokens, build_unet
+from repa_eval.models.shared.text_encoder import encode
 from repa_eval.models.text_to_image import MMDiTText, MMDiTTextConfig
+from repa_eval.runtime.hashing import digest_module
 from repa_eval.train import stages, state
-from repa_eval.train.contrast import contrastive_losses, pair_errors
-from repa_eval.train.methods.base import METHODS, Batch
+from repa_eval.train.contrastive_loss import contrastive_losses, pair_errors
 from repa_eval.train.methods.softrepa import EMBEDDED, SoftREPA
 from repa_eval.train.recipe import builtin_recipes, read_recipe, resolve
 

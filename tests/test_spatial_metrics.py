@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from repa_eval.errors import UserError
-from repa_eval.metrics import _grid
-from repa_eval.metrics._checks import reason_of
-from repa_eval.metrics._registry import SPATIAL, SpatialMetric
+from repa_eval.interfaces.metric import SPATIAL, SpatialMetric
 from repa_eval.metrics.cds import cds, cds_per_image
 from repa_eval.metrics.lds import lds, lds_per_image
 from repa_eval.metrics.rmsc import rmsc, rmsc_per_image
+from repa_eval.metrics.shared import token_grid
+from repa_eval.metrics.shared.checks import reason_of
 from repa_eval.metrics.srss import srss, srss_per_image
 
 METRICS = dict(SPATIAL.items())
@@ -106,7 +106,7 @@ def test_equal_tokens_have_no_structure(metric: SpatialMetric) -> None:
 def test_blocks_change_nothing(metric: SpatialMetric, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, masks = smooth()
     expected = value(metric, tokens, masks)
-    monkeypatch.setattr(_grid, "BLOCK_ELEMENTS", 64 * 64 * 2)
+    monkeypatch.setattr(token_grid, "BLOCK_ELEMENTS", 64 * 64 * 2)
     assert value(metric, tokens, masks) == pytest.approx(expected, abs=1e-14)
 
 

@@ -14,8 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 from helpers import ROOT
-from repa_eval import monitors, results
+from repa_eval import results
 from repa_eval.cli import main as repa_eval
+from repa_eval.monitors import alignment
+from repa_eval.probes import splits
 from repa_eval.train.cli import main as repa_train
 
 SMALL = ["max_steps=4", "checkpoint_every=2", "batch_size=8", "depth=2", "encoder_depth=1", "hidden_size=32"]
@@ -25,9 +27,9 @@ SMALL += ["num_heads=2", "eval_every=0", "evaluation.num_samples=16", "evaluatio
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A trained run with two checkpoints and no measurement; probes and maps on few images."""
-    monkeypatch.setattr(monitors, "MAP_IMAGES", 40)
-    monkeypatch.setattr(monitors, "PROBE_TRAIN", 60)
-    monkeypatch.setattr(monitors, "PROBE_TEST", 30)
+    monkeypatch.setattr(alignment, "MAP_IMAGES", 40)
+    monkeypatch.setattr(splits, "PROBE_TRAIN", 60)
+    monkeypatch.setattr(splits, "PROBE_TEST", 30)
     out = tmp_path / "small"
     done = CliRunner().invoke(repa_train, ["--recipe", "digits-repa", *SMALL, "--out", str(out), "--device", "cpu"])
     assert done.exit_code == 0, done.output

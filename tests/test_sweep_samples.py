@@ -10,11 +10,13 @@ import pytest
 from click.testing import CliRunner
 
 from helpers import CPU, digits, files_of, run, tiny, torchrun
-from repa_eval import monitors, results
+from repa_eval import results
 from repa_eval.cli import main as repa_eval
-from repa_eval.monitors import Quality, draw
+from repa_eval.monitors import suites as monitors
+from repa_eval.monitors.sample_quality import Quality
+from repa_eval.monitors.shared.run import Subject
+from repa_eval.monitors.shared.samples import draw
 from repa_eval.sampling.generate import SamplerSettings
-from repa_eval.subject import Subject
 from repa_eval.train import loop
 
 SMALL = {"max_steps": 6, "checkpoint_every": 2, "num_samples": 16, "num_steps": 2, "split": "train"}
@@ -55,10 +57,10 @@ def test_the_newest_samples_stay_and_are_those_that_were_measured(trained: Path)
 
 
 def test_the_reference_is_seen_and_factored_once(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from repa_eval.extractors import _real
+    from repa_eval.evaluation import reference
     from repa_eval.metrics import fid
 
-    monkeypatch.setattr(_real, "_kept", {})
+    monkeypatch.setattr(reference, "_kept", {})
     made = []
     plain = fid.Gaussian.__init__
     monkeypatch.setattr(fid.Gaussian, "__init__", lambda self, *given: (made.append(1), plain(self, *given))[1])

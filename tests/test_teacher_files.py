@@ -20,10 +20,10 @@ from teacher_examples import EXAMPLES, WIDTH, State, image, moco, saved, shrink,
 from torch import nn
 
 from repa_eval.errors import Failure, UserError
-from repa_eval.teachers import _download
-from repa_eval.teachers._registry import load_teacher
-from repa_eval.teachers._vision import VisionTeacher
-from repa_eval.teachers._weights import read_state
+from repa_eval.interfaces.teacher import load_teacher
+from repa_eval.teachers.shared.timm_teacher import VisionTeacher
+from repa_eval.weight_files import download
+from repa_eval.weight_files.state_dicts import read_state
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def fails_at_once(name: str) -> None:
 @pytest.mark.usefixtures("no_network")
 def test_offline_the_wanted_file_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(_download.urllib.request, "urlopen", lambda *given, **more: pytest.fail("asked a server"))
+    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *given, **more: pytest.fail("asked a server"))
     fails_at_once(name)
 
 
@@ -214,10 +214,10 @@ def server(tmp_path: Path) -> Iterator[str]:
 @pytest.mark.usefixtures("no_network")
 def test_files_of_the_authors_are_downloaded_once(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = SimpleNamespace(hf_hub_id="", hf_hub_filename=None, url=f"{server}/wanted.pth")
-    path = _download.fetch(source)
+    path = download.fetch(source)
     assert read_state(path, name="x")["a"] == 1
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert _download.fetch(source) == path
+    assert download.fetch(source) == path
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(OSError, match="404"):  # the server answers, and has no such file
-        _download.fetch(SimpleNamespace(hf_hub_id="", hf_hub_filename=None, url=f"{server}/other.pth"))
+        download.fetch(SimpleNamespace(hf_hub_id="", hf_hub_filename=None, url=f"{server}/other.pth"))

@@ -15,10 +15,10 @@ from torchvision.transforms.functional import normalize
 
 from helpers import digits
 from repa_eval.errors import UserError
+from repa_eval.interfaces.teacher import TEACHERS, load_teacher
 from repa_eval.teachers import official
-from repa_eval.teachers._pixels import WholeImage
-from repa_eval.teachers._registry import TEACHERS, load_teacher
-from repa_eval.teachers._vision import VisionTeacher
+from repa_eval.teachers.shared.preprocessing import WholeImage
+from repa_eval.teachers.shared.timm_teacher import VisionTeacher
 
 
 @pytest.fixture

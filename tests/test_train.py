@@ -30,13 +30,13 @@ from helpers import (
     tiny,
 )
 from repa_eval import checkpoints, results
+from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import Failure, UserError
-from repa_eval.interpolant import Interpolant
-from repa_eval.monitors import Subject, of_recipe
+from repa_eval.interfaces.method import METHODS
+from repa_eval.monitors.suites import Subject, of_recipe
 from repa_eval.results import Row, make_row
 from repa_eval.train import batches, loop, state
 from repa_eval.train.cli import main
-from repa_eval.train.methods.base import METHODS
 from repa_eval.train.optim import Average, Optim
 from repa_eval.train.recipe import Recipe
 

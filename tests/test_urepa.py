@@ -15,14 +15,14 @@ from torch import Tensor
 from helpers import ROOT, batches_of, run, steps_of, tiny, wake
 from repa_eval import checkpoints
 from repa_eval.config import to_dict
+from repa_eval.diffusion import ddpm_schedule as diffusion
+from repa_eval.diffusion.conventions import NoisePrediction
 from repa_eval.errors import UserError
-from repa_eval.models.conventions import NoisePrediction
+from repa_eval.interfaces.method import Batch
 from repa_eval.models.sit_down import upsample_tokens
-from repa_eval.sampling import diffusion
 from repa_eval.sampling.generate import SamplerSettings, generate
 from repa_eval.train import state
 from repa_eval.train.losses import ddpm_steps, noise_loss, sample_cosines
-from repa_eval.train.methods.base import Batch
 from repa_eval.train.methods.urepa import SCHEDULES, TimeScale, Urepa, manifold_loss, to_grid
 from repa_eval.train.recipe import Recipe, read_recipe, resolve
 

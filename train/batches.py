@@ -12,11 +12,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from repa_eval import seeding
-from repa_eval.data._registry import Images, to_signed
 from repa_eval.errors import UserError
-from repa_eval.teachers._registry import Teacher
-from repa_eval.train.methods.base import Batch, Method
+from repa_eval.interfaces.images import Images, to_signed
+from repa_eval.interfaces.method import Batch, Method
+from repa_eval.interfaces.teacher import Teacher
+from repa_eval.runtime import seeding
 from repa_eval.train.recipe import Recipe
 
 Fetched = tuple[Tensor, Tensor]  # images uint8 (B, C, H, W), labels (B,)

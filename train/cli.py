@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import click
 
 from repa_eval import __version__
-from repa_eval.commandline import INTERRUPTED, OneLine, choose_device, example
+from repa_eval.console.app import INTERRUPTED, OneLine, example
+from repa_eval.console.options import choose_device
 from repa_eval.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -112,7 +113,7 @@ def _resolve(recipe_name: str | None, method_name: str | None, words: tuple[str,
     import yaml
 
     from repa_eval.config import parse_overrides
-    from repa_eval.train.methods.base import METHODS
+    from repa_eval.interfaces.method import METHODS
     from repa_eval.train.recipe import builtin_recipes, read_recipe, resolve
 
     overrides: dict[str, Any] = {key: yaml.safe_load(value) for key, value in flags.items()}
@@ -131,7 +132,7 @@ def _resolve(recipe_name: str | None, method_name: str | None, words: tuple[str,
 
 def _train(recipe: Any, run: Path, resume: bool, device: str, quiet: bool, method_name: str | None) -> Path:
     """Train; after Ctrl-C say how to continue and leave with 130."""
-    from repa_eval import monitors
+    from repa_eval.monitors import suites as monitors
     from repa_eval.train.loop import Interrupted, train
 
     watchers = monitors.of_recipe(monitors.Subject(recipe, run, device))

@@ -19,12 +19,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from repa_eval.errors import UserError
-from repa_eval.models._idle import FeedForward
-from repa_eval.models.conv_vit import ConvViT
-from repa_eval.models.repa_conv_vit import RePaConvViT, RePaConvViTConfig
-from repa_eval.models.repa_vit import RePaViT, RePaViTConfig
-from repa_eval.teachers._pixels import pixels_of, recorded
-from repa_eval.teachers._registry import Teacher
+from repa_eval.interfaces.teacher import Teacher
+from repa_eval.models.encoders.conv_vit import ConvViT
+from repa_eval.models.encoders.repa_conv_vit import RePaConvViT, RePaConvViTConfig
+from repa_eval.models.encoders.repa_vit import RePaViT, RePaViTConfig
+from repa_eval.models.shared.idle_feed_forward import FeedForward
+from repa_eval.teachers.shared.preprocessing import pixels_of, recorded
 
 CHUNK = 4096  # tokens whose hidden units are in memory at once
 IMAGES = 32  # images per forward

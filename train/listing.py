@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from repa_eval.train.methods.base import METHODS, Method
+from repa_eval.interfaces.method import METHODS, Method
 from repa_eval.train.recipe import builtin_recipes, read_recipe
 
 DATA_NEEDS = ("labels", "captions")  # of a method's `needs`, what the data have to bring

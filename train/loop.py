@@ -21,15 +21,15 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from repa_eval import seeding
-from repa_eval.data._registry import Images, load_data
+from repa_eval.diffusion import conventions
 from repa_eval.errors import Failure
-from repa_eval.models import conventions
-from repa_eval.models._registry import find_preset
+from repa_eval.interfaces.architecture import find_preset
+from repa_eval.interfaces.images import Images, load_data
+from repa_eval.interfaces.method import Batch, Method, name_of
+from repa_eval.interfaces.teacher import Teacher, load_teacher
 from repa_eval.results import Row
-from repa_eval.teachers._registry import Teacher, load_teacher
+from repa_eval.runtime import seeding
 from repa_eval.train import batches, stages, state
-from repa_eval.train.methods.base import Batch, Method, name_of
 from repa_eval.train.recipe import Recipe, Settings
 from repa_eval.train.writer import Writer, environment
 
@@ -156,9 +156,7 @@ def train(
     return state.checkpoint_path(run, step)
 
 
-def _measure(
-    writer: Writer | None, monitors: Iterable[Monitor], ema: nn.Module, step: int, settings: Settings
-) -> None:
+def _measure(writer: Writer | None, monitors: Iterable[Monitor], ema: nn.Module, step: int, settings: Settings) -> None:
     """Write the rows of the monitors, where a step is due for them: every eval_every, and the last."""
     if writer and step and (step == settings.max_steps or _due(step, settings.evaluation.eval_every)):
         for monitor in monitors:

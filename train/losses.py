@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from repa_eval.diffusion import ddpm_schedule as diffusion
+from repa_eval.diffusion.interpolant import Interpolant
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
-from repa_eval.interpolant import Interpolant
-from repa_eval.models.layers import DiffusionModel
-from repa_eval.sampling import diffusion
-from repa_eval.seeding import normal, uniform
-from repa_eval.train.methods.base import Batch
+from repa_eval.interfaces.method import Batch
+from repa_eval.runtime.seeding import normal, uniform
 
 LATENTS_SCALE = 0.18215  # SD-VAE latents to about unit variance
 

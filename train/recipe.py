@@ -12,8 +12,8 @@ import yaml
 
 from repa_eval.config import from_dict, full_key, nest, option, to_dict
 from repa_eval.errors import UserError, first_line, unknown
-from repa_eval.models._registry import find_preset
-from repa_eval.train.methods.base import METHODS, Method, name_of
+from repa_eval.interfaces.architecture import find_preset
+from repa_eval.interfaces.method import METHODS, Method, name_of
 from repa_eval.train.optim import Average, Optim
 
 

@@ -12,11 +12,11 @@ from torch import nn
 
 from repa_eval import checkpoints
 from repa_eval.config import flatten
-from repa_eval.data._registry import Images
 from repa_eval.errors import UserError, first_line
-from repa_eval.teachers._registry import Teacher
+from repa_eval.interfaces.images import Images
+from repa_eval.interfaces.method import Method, name_of
+from repa_eval.interfaces.teacher import Teacher
 from repa_eval.train import state
-from repa_eval.train.methods.base import Method, name_of
 from repa_eval.train.recipe import Recipe
 
 # what a resumed run may change without becoming another run

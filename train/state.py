@@ -16,7 +16,8 @@ import yaml
 from torch import Tensor, nn
 
 from repa_eval.errors import Failure, UserError, first_line
-from repa_eval.results import RUN, write_atomic
+from repa_eval.results import RUN
+from repa_eval.runtime.files import write_atomic
 
 KEYS = ("model", "ema", "method", "opt", "step", "rng", "recipe")
 

@@ -14,6 +14,7 @@ import yaml
 
 from repa_eval import __version__, results
 from repa_eval.results import CURVES, Row, make_row
+from repa_eval.runtime.files import write_atomic
 from repa_eval.train import state
 from repa_eval.train.recipe import Recipe
 
@@ -31,7 +32,7 @@ class Writer:
         """Write run.json and the resolved recipe; return the status that the folder had before."""
         before = state.read_run(self.run) or {}
         state.write_run(self.run, {**self.record, "status": "running"})  # first: it makes the folder a run
-        results.write_atomic(self.run / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+        write_atomic(self.run / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
         for left in (self.run / "checkpoints").glob(".*.tmp"):  # of a trainer that was killed while it saved
             left.unlink()
         return before.get("status")

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from repa_eval.checkpoints import networks
-from repa_eval.checkpoints.recognise import Checkpoint, Request, from_state, layout
+from repa_eval.checkpoints.shared import networks
+from repa_eval.checkpoints.shared.recognise import Checkpoint, Request, from_state, layout
 from repa_eval.errors import UserError
 
 

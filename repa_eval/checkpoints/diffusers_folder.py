@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from repa_eval.checkpoints.recognise import Checkpoint, Request, layout
+from repa_eval.checkpoints.shared.recognise import Checkpoint, Request, layout
 from repa_eval.errors import Failure, UserError, first_line
 
 PARTS = ("transformer", "unet")  # where a pipeline keeps its denoiser

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from repa_eval.checkpoints import networks
-from repa_eval.checkpoints.recognise import Checkpoint, Request, from_state, layout
-from repa_eval.checkpoints.trainer import arguments
+from repa_eval.checkpoints.official_trainers import arguments
+from repa_eval.checkpoints.shared import networks
+from repa_eval.checkpoints.shared.recognise import Checkpoint, Request, from_state, layout
 from repa_eval.config import from_dict
 from repa_eval.errors import Failure, UserError
-from repa_eval.models._encoder import Encoder
-from repa_eval.models._registry import MODELS
+from repa_eval.interfaces.architecture import MODELS
+from repa_eval.models.shared.encoder import Encoder
 
 RECORD = frozenset({"class", "model", "architecture", "weights"})  # the record's entries without which it opens nothing
 

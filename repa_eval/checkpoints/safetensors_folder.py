@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from repa_eval.checkpoints import networks
-from repa_eval.checkpoints.reading import read_safetensors
-from repa_eval.checkpoints.recognise import Checkpoint, Request, layout
+from repa_eval.checkpoints.shared import networks
+from repa_eval.checkpoints.shared.recognise import Checkpoint, Request, layout
 from repa_eval.config import from_dict, to_dict
+from repa_eval.diffusion.conventions import VELOCITY, converted
 from repa_eval.errors import Failure, UserError
-from repa_eval.models._registry import MODELS
-from repa_eval.models.conventions import VELOCITY, converted
+from repa_eval.interfaces.architecture import MODELS
+from repa_eval.weight_files.reading import read_safetensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repa_eval.checkpoints import networks
-from repa_eval.checkpoints.recognise import Checkpoint, Request, layout
+from repa_eval.checkpoints.shared import networks
+from repa_eval.checkpoints.shared.recognise import Checkpoint, Request, layout
 from repa_eval.errors import Failure
-from repa_eval.models._shapes import Shapes, count
-from repa_eval.models.soft_tokens import SoftTokens, build_sd3
+from repa_eval.interfaces.architecture import Shapes
+from repa_eval.models.shared.soft_tokens import SoftTokens, build_sd3
+from repa_eval.models.shared.state_dict_shapes import count
 
 SIZES = {(24, 1536): "SD3-medium"}  # (blocks, width) -> name
 HEAD_WIDTH = 64  # of every published SD3

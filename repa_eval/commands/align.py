@@ -8,18 +8,11 @@ from typing import Any
 
 import click
 
-from repa_eval.commandline import (
-    OneLine,
-    computing,
-    data_of,
-    deliver,
-    example,
-    gridded,
-    layer_table,
-    measuring,
-    opening,
-)
-from repa_eval.commands._measuring import Session, caching, session
+from repa_eval.commands.shared.checkpoint import data_of
+from repa_eval.commands.shared.session import Session, caching, session
+from repa_eval.console.app import OneLine, example
+from repa_eval.console.options import computing, gridded, measuring, opening
+from repa_eval.console.tables import deliver, layer_table
 from repa_eval.errors import UserError
 from repa_eval.results import Row
 
@@ -59,12 +52,11 @@ def command(ckpt: str, layers: str, as_json: bool, rows: Path | None, plot: Path
 
 
 def _measure(current: Session, **given: Any) -> list[Row]:
-    from repa_eval.align import RAW, Preparation, align, level
-    from repa_eval.data._registry import load_data
-    from repa_eval.metrics._registry import SPATIAL
-    from repa_eval.monitors import unseen_split
-    from repa_eval.spatial import spatial, spatial_level
-    from repa_eval.teachers._registry import load_teacher, split_names
+    from repa_eval.evaluation.alignment import RAW, Preparation, align, level
+    from repa_eval.evaluation.token_structure import spatial, spatial_level
+    from repa_eval.interfaces.images import load_data, unseen_split
+    from repa_eval.interfaces.metric import SPATIAL
+    from repa_eval.interfaces.teacher import load_teacher, split_names
 
     opened = current.opened
     names = split_names(given["teacher_name"] or opened.option("enc_type") or "")
@@ -99,7 +91,7 @@ def _measure(current: Session, **given: Any) -> list[Row]:
 
 
 def _show(rows: Sequence[Row], aligned: int | None) -> str:
-    from repa_eval.commandline import table
+    from repa_eval.console.tables import table
 
     of_layers = [row for row in rows if row.layer is not None and not row.metric.endswith("_torn")]
     blocks = [layer_table(of_layers, aligned)] if of_layers else []
@@ -122,6 +114,6 @@ def _plot(rows: Sequence[Row], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    from repa_eval.reports.plots import save_maps
+    from repa_eval.reports.drawing.plots import save_maps
 
     save_maps(rows, file)

@@ -8,20 +8,11 @@ from typing import Any
 
 import click
 
-from repa_eval.commandline import (
-    OneLine,
-    choose_device,
-    computing,
-    deliver,
-    example,
-    measuring,
-    open_checkpoint,
-    opening,
-    parse_floats,
-    run_columns,
-    table,
-)
-from repa_eval.commands._soft_tokens import token_options, with_tokens
+from repa_eval.commands.shared.checkpoint import open_checkpoint, run_columns
+from repa_eval.commands.shared.soft_tokens import token_options, with_tokens
+from repa_eval.console.app import OneLine, example
+from repa_eval.console.options import choose_device, computing, measuring, opening, parse_floats
+from repa_eval.console.tables import deliver, table
 from repa_eval.errors import UserError
 from repa_eval.results import Row, records_of
 
@@ -53,8 +44,8 @@ def command(ckpt: str, tokens: str | None, rows: Path | None, as_json: bool, **g
 
     import torch
 
-    from repa_eval.faithfulness import BASE, TIMESTEPS, Examination, examine, picture
-    from repa_eval.results import write_atomic
+    from repa_eval.evaluation.captions import BASE, TIMESTEPS, Examination, examine, picture
+    from repa_eval.runtime.files import write_atomic
 
     opened = open_checkpoint(ckpt, given)
     model = _model(opened, tokens).to(device=choose_device(given["device"]), dtype=getattr(torch, given["dtype"]))
@@ -109,7 +100,7 @@ def _times(text: str | None) -> tuple[float, ...]:
 
 
 def _check_plot(file: Path) -> None:
-    from repa_eval.reports.plots import kind_of
+    from repa_eval.reports.drawing.plots import kind_of
 
     kind_of(file)
 
@@ -118,7 +109,7 @@ def _plot(rows: Sequence[Row], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    from repa_eval.reports.plots import save_captions
+    from repa_eval.reports.drawing.plots import save_captions
 
     save_captions(rows, records_of(rows), file)
 
@@ -134,7 +125,7 @@ LABELS = {
 
 def _show(rows: Sequence[Row]) -> str:
     """Return a line per number and guidance scale or timestep, a column per model."""
-    from repa_eval.faithfulness import BASE, FLOOR
+    from repa_eval.evaluation.captions import BASE, FLOOR
 
     records = records_of(rows)
     cells: dict[tuple[str, str], dict[str, str]] = {}

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from repa_eval.commandline import OneLine, example, open_checkpoint, recognising
+from repa_eval.commands.shared.checkpoint import open_checkpoint
+from repa_eval.console.app import OneLine, example
+from repa_eval.console.options import recognising
 
 
 @click.command(cls=OneLine)
@@ -29,8 +31,8 @@ def command(ckpt: str, folder: Path, name: str | None, tokens: bool, as_json: bo
     from safetensors.torch import save
 
     from repa_eval.checkpoints import safetensors_folder
-    from repa_eval.hashing import digest_module
-    from repa_eval.results import write_atomic
+    from repa_eval.runtime.files import write_atomic
+    from repa_eval.runtime.hashing import digest_module
 
     opened = open_checkpoint(ckpt, given)
     if tokens:
@@ -50,10 +52,10 @@ def command(ckpt: str, folder: Path, name: str | None, tokens: bool, as_json: bo
 
 
 def _write_tokens(opened: Any, file: Path) -> Path:
-    from repa_eval.checkpoints._token_files import to_bytes, token_record
+    from repa_eval.checkpoints.shared.token_files import to_bytes, token_record
     from repa_eval.errors import UserError
     from repa_eval.models.text_to_image import TextToImage
-    from repa_eval.results import write_atomic
+    from repa_eval.runtime.files import write_atomic
 
     if not isinstance(opened.network, TextToImage):
         raise UserError(f"{opened.path} holds {opened.model_name}: soft tokens are in a text-to-image model")
@@ -65,9 +67,9 @@ def _facts(opened: Any) -> dict[str, float]:
     """Calibrate an encoder, and return what it or a classifier knows about the test images."""
     import torch
 
-    from repa_eval.data._registry import load_data, to_signed
-    from repa_eval.models.cnn import CNN
-    from repa_eval.models.conv_vit import ConvViT
+    from repa_eval.interfaces.images import load_data, to_signed
+    from repa_eval.models.encoders.cnn import CNN
+    from repa_eval.models.encoders.conv_vit import ConvViT
     from repa_eval.probes.encoder import classifier_facts, encoder_facts
 
     if isinstance(opened.model, ConvViT):

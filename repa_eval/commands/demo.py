@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from repa_eval.commandline import INTERRUPTED, OneLine, choose_device, example
+from repa_eval.console.app import INTERRUPTED, OneLine, example
+from repa_eval.console.options import choose_device
 from repa_eval.errors import UserError
 
 ARMS = ("vanilla", "repa", "repa-random")
@@ -60,7 +61,16 @@ def command(out: Path, seeds: int, first_seed: int, steps: int, device: str, qui
 
 def _arm(arm: str, run: Path, seed: int, steps: int, device: str, quiet: bool) -> Path:
     """Train and measure one arm; return its run folder. A finished arm is left as it is."""
-    from repa_eval import monitors
+    from repa_eval.evaluation.alignment import TIMESTEPS
+    from repa_eval.interfaces.monitor import Only
+    from repa_eval.monitors.alignment import AlignmentMap
+    from repa_eval.monitors.copies import Copies
+    from repa_eval.monitors.probes import Probes
+    from repa_eval.monitors.real_level import Floor
+    from repa_eval.monitors.sample_quality import Quality
+    from repa_eval.monitors.shared.run import Subject
+    from repa_eval.monitors.suites import of_recipe
+    from repa_eval.monitors.token_colours import TokenPictures
     from repa_eval.train.loop import Interrupted, train
     from repa_eval.train.state import read_run
 
@@ -74,18 +84,18 @@ def _arm(arm: str, run: Path, seed: int, steps: int, device: str, quiet: bool) -
     every = recipe.settings.evaluation.eval_every
     points = steps // every
     at = {every * max(1, points // 5), every * max(1, points // 2), steps} if steps >= SMOKE else {steps}
-    subject = monitors.Subject(recipe, run, device)
-    times = monitors.TIMESTEPS if steps >= SMOKE else monitors.TIMESTEPS[1:4:2]
+    subject = Subject(recipe, run, device)
+    times = TIMESTEPS if steps >= SMOKE else TIMESTEPS[1:4:2]
     slow = [
-        monitors.AlignmentMap(subject, _teachers(arm), timesteps=times, metrics=("cknna", "cka", "mutual_knn")),
-        monitors.Probes(subject, _teachers(arm), timesteps=times),
-        monitors.TokenPictures(subject, _teachers(arm)[-1]),
+        AlignmentMap(subject, _teachers(arm), timesteps=times, metrics=("cknna", "cka", "mutual_knn")),
+        Probes(subject, _teachers(arm), timesteps=times),
+        TokenPictures(subject, _teachers(arm)[-1]),
     ]
     watchers = [
-        *monitors.of_recipe(subject),
-        monitors.Floor(subject),
-        monitors.Copies(monitors.Quality(subject)),
-        *(monitors.Only(measure, at) for measure in slow),
+        *of_recipe(subject),
+        Floor(subject),
+        Copies(Quality(subject)),
+        *(Only(measure, at) for measure in slow),
     ]
     labels = {"control": arm == CONTROL, "baseline": arm == "vanilla"}
     try:

@@ -8,16 +8,19 @@ from typing import Any
 
 import click
 
-from repa_eval.commandline import OneLine, choose_device, computing, deliver, example, measuring, table
-from repa_eval.commands._quality_options import (
+from repa_eval.commands.shared.quality_options import (
     METRICS,
     judges_of,
     open_reference,
     protocols_named,
     weights_by_extractor,
 )
+from repa_eval.console.app import OneLine, example
+from repa_eval.console.options import choose_device, computing, measuring
+from repa_eval.console.tables import deliver, table
 from repa_eval.errors import UserError
-from repa_eval.results import Row, write_atomic
+from repa_eval.results import Row
+from repa_eval.runtime.files import write_atomic
 
 # what tells one checkpoint from another stands in the columns: a protocol is the same along a whole curve
 COLUMNS = ("run", "system", "method", "step", "weights", "train_seed")
@@ -69,10 +72,10 @@ def command(samples: Path, rows: Path | None, as_json: bool, **given: Any) -> No
     precision_digits, recall_digits are those of the extractor `digits`. Under `accelerate launch` or torchrun every
     process takes its share of the images; the numbers are the same.
     """
-    from repa_eval.data.files import open_images
-    from repa_eval.extractors._registry import load_extractor
-    from repa_eval.samples import read_record
-    from repa_eval.shares import join
+    from repa_eval.data.readers.image_files import open_images
+    from repa_eval.interfaces.extractor import load_extractor
+    from repa_eval.runtime.distributed import join
+    from repa_eval.sampling.sample_files import read_record
 
     share = join(choose_device(given["device"]))
     made = read_record(samples) or {}
@@ -98,7 +101,7 @@ def command(samples: Path, rows: Path | None, as_json: bool, **given: Any) -> No
 
 def _with_rules(judges: dict[str, Any], rules: Any, weights: dict[str, Path], device: str) -> dict[str, Any]:
     """Return the judges under a protocol: where its resize rule is another, another one stands in."""
-    from repa_eval.extractors._registry import load_extractor
+    from repa_eval.interfaces.extractor import load_extractor
 
     return {
         name: load_extractor(rules.extractors[name], weights.get(name)).to(device)
@@ -117,9 +120,9 @@ def _measure(
     share: Any,
     given: dict[str, Any],
 ) -> list[Row]:
-    from repa_eval.data._statistics import Statistics
-    from repa_eval.extractors._real import refuse_misfit
-    from repa_eval.fidelity import evaluate
+    from repa_eval.data.readers.statistics import Statistics
+    from repa_eval.evaluation.reference import refuse_misfit
+    from repa_eval.evaluation.sample_quality import evaluate
 
     columns = {**{key: made.get(key) for key in COLUMNS}, "seed": made.get("sampler_seed")}
     protocol = {key: value for key, value in made.items() if key not in LEFT_OUT}
@@ -150,8 +153,8 @@ def _measure(
 
 
 def _held_out(given: str | None, resize: int | None) -> Any:
-    from repa_eval.data._registry import load_data
-    from repa_eval.data.files import open_images
+    from repa_eval.data.readers.image_files import open_images
+    from repa_eval.interfaces.images import load_data
 
     if given is None:
         return None
@@ -160,7 +163,7 @@ def _held_out(given: str | None, resize: int | None) -> Any:
 
 def _picture(fake: Any, reference: Any, judge: Any, given: dict[str, Any], share: Any) -> None:
     """Write the picture of nearest neighbours."""
-    from repa_eval.fidelity import nearest_picture
+    from repa_eval.evaluation.nearest_images import nearest_picture
 
     images = getattr(reference, "images", None) if hasattr(reference, "provenance") else reference
     if images is None:

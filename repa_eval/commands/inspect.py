@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from repa_eval.commandline import OneLine, example, open_checkpoint, recognising
+from repa_eval.commands.shared.checkpoint import open_checkpoint
+from repa_eval.console.app import OneLine, example
+from repa_eval.console.options import recognising
 
 
 @click.command(cls=OneLine)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import click
 
-from repa_eval.commandline import OneLine, example
+from repa_eval.console.app import OneLine, example
 
 Entries = Iterable[tuple[str, str]]
 
@@ -35,14 +35,14 @@ def _first(obj: object) -> str:
 
 
 def _methods() -> Entries:
-    from repa_eval.train.methods.base import METHODS
+    from repa_eval.interfaces.method import METHODS
 
     for name, cls in METHODS.items():
         yield name, _first(cls) + (f" arXiv {cls.paper}" if cls.paper else "")
 
 
 def _metrics() -> Entries:
-    from repa_eval.metrics._registry import ALIGNMENT, SAMPLE, SPATIAL
+    from repa_eval.interfaces.metric import ALIGNMENT, SAMPLE, SPATIAL
 
     for registry in (ALIGNMENT, SPATIAL, SAMPLE):
         for name, metric in registry.items():
@@ -51,7 +51,7 @@ def _metrics() -> Entries:
 
 
 def _models() -> Entries:
-    from repa_eval.models._registry import MODELS
+    from repa_eval.interfaces.architecture import MODELS
 
     for name, architecture in MODELS.items():
         for size, values in architecture.presets.items():
@@ -59,13 +59,13 @@ def _models() -> Entries:
 
 
 def _teachers() -> Entries:
-    from repa_eval.teachers._registry import TEACHERS
+    from repa_eval.interfaces.teacher import TEACHERS
 
     yield from ((name, _first(builder)) for name, builder in TEACHERS.items())
 
 
 def _extractors() -> Entries:
-    from repa_eval.extractors._registry import EXTRACTORS
+    from repa_eval.interfaces.extractor import EXTRACTORS
 
     yield from ((name, _first(builder)) for name, builder in EXTRACTORS.items())
 
@@ -77,7 +77,7 @@ def _recipes() -> Entries:
 
 
 def _data() -> Entries:
-    from repa_eval.data._registry import DATA
+    from repa_eval.interfaces.images import DATA
 
     yield from ((name, _first(loader)) for name, loader in DATA.items())
 

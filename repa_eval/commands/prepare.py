@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from repa_eval.commandline import OneLine, example
+from repa_eval.console.app import OneLine, example
 from repa_eval.errors import UserError
 
 TEACHERS = {"digits": "digits-vit"}  # of data by name; else the one that REPA and GMem are published with
@@ -54,11 +54,11 @@ def command(src: str, dest: Path, bank: bool, as_json: bool, **given: Any) -> No
     import json
 
     if bank:
-        from repa_eval.commands._prepare_bank import make_bank as make
-        from repa_eval.commands._prepare_bank import text_of
+        from repa_eval.preparation.memory_bank import make_bank as make
+        from repa_eval.preparation.memory_bank import text_of
     else:
-        from repa_eval.commands._prepare_images import make_images as make
-        from repa_eval.commands._prepare_images import text_of
+        from repa_eval.preparation.images import make_images as make
+        from repa_eval.preparation.images import text_of
 
     _refuse_others(bank)
     images = _source(src, given["split"], given["resolution"])
@@ -79,8 +79,8 @@ def _refuse_others(bank: bool) -> None:
 
 def _source(src: str, split: str, resolution: int | None) -> Any:
     """Return the images of SRC."""
-    from repa_eval.data._registry import DATA, load_data
-    from repa_eval.data.files import open_images
+    from repa_eval.data.readers.image_files import open_images
+    from repa_eval.interfaces.images import DATA, load_data
 
     if Path(src).exists():
         return open_images(src, resize=resolution)

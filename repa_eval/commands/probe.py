@@ -8,20 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from repa_eval.commandline import (
-    OneLine,
-    computing,
-    data_of,
-    deliver,
-    example,
-    gridded,
-    layer_table,
-    measuring,
-    opening,
-    parse_floats,
-    table,
-)
-from repa_eval.commands._measuring import Session, caching, session
+from repa_eval.commands.shared.checkpoint import data_of
+from repa_eval.commands.shared.session import Session, caching, session
+from repa_eval.console.app import OneLine, example
+from repa_eval.console.options import computing, gridded, measuring, opening, parse_floats
+from repa_eval.console.tables import deliver, layer_table, table
 from repa_eval.results import Row
 
 if TYPE_CHECKING:
@@ -81,9 +72,9 @@ def command(ckpt: str, layers: str, as_json: bool, rows: Path | None, **given: A
 
 
 def _measure(current: Session, **given: Any) -> list[Row]:
-    from repa_eval.monitors import probe_splits
+    from repa_eval.interfaces.teacher import load_teacher, split_names
     from repa_eval.probes import grid
-    from repa_eval.teachers._registry import load_teacher, split_names
+    from repa_eval.probes.splits import probe_splits
 
     opened = current.opened
     splits = probe_splits(data_of(opened, given["data_name"]))

@@ -8,22 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repa_eval.commandline import (
-    OneLine,
-    choose_device,
-    deliver,
-    example,
-    measuring,
-    open_checkpoint,
-    recognising,
-    run_columns,
-    table,
-)
+from repa_eval.commands.shared.checkpoint import open_checkpoint, run_columns
+from repa_eval.console.app import OneLine, example
+from repa_eval.console.options import choose_device, measuring, recognising
+from repa_eval.console.tables import deliver, table
 from repa_eval.errors import Failure, UserError
 from repa_eval.results import Row
 
 if TYPE_CHECKING:
-    from repa_eval.merging import Pair
+    from repa_eval.reparameterisation.merged import Pair
 
 LIMIT = 1e-4  # relative; rounding of float32 alone is 1e-7 to 1e-6
 ENDINGS = (".pt", ".pth")
@@ -69,7 +62,7 @@ def command(ckpt: str, out: Path, as_json: bool, rows: Path | None, **given: Any
 def _measure(opened: Any, given: Mapping[str, Any]) -> tuple[Pair, list[Row], list[str]]:
     import torch
 
-    from repa_eval import merging
+    from repa_eval.reparameterisation import merged as merging
 
     if given["threads"]:
         torch.set_num_threads(given["threads"])
@@ -98,8 +91,8 @@ def _measure(opened: Any, given: Mapping[str, Any]) -> tuple[Pair, list[Row], li
 
 def _pair(opened: Any, device: str) -> tuple[Pair, list[str]]:
     """Return both forms with the original teacher, and why that is missing where it cannot be opened here."""
-    from repa_eval import merging
-    from repa_eval.models._encoder import Encoder
+    from repa_eval.models.shared.encoder import Encoder
+    from repa_eval.reparameterisation import merged as merging
 
     if not isinstance(opened.network, Encoder):
         raise UserError(f"{opened.path} holds {opened.model_name}: only RePaViT's encoders are merged")
@@ -123,7 +116,7 @@ def _write(out: Path, opened: Any, pair: Pair) -> None:
     import torch
 
     from repa_eval.checkpoints.safetensors_folder import describe
-    from repa_eval.results import write_atomic
+    from repa_eval.runtime.files import write_atomic
 
     record = describe(dataclasses.replace(opened, models=(pair.merged.cpu(),)))
     buffer = io.BytesIO()

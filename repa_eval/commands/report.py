@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from repa_eval.commandline import OneLine, example
-from repa_eval.results import write_atomic
+from repa_eval.console.app import OneLine, example
+from repa_eval.runtime.files import write_atomic
 
 
 @click.command(cls=OneLine)

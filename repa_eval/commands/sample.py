@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
-from repa_eval.commandline import OneLine, choose_device, computing, example, open_checkpoint, opening, run_columns
-from repa_eval.commands._sample_options import open_bank, sampling, settings_for
-from repa_eval.commands._soft_tokens import token_options, with_tokens
+from repa_eval.commands.shared.checkpoint import open_checkpoint, run_columns
+from repa_eval.commands.shared.sample_options import open_bank, sampling, settings_for
+from repa_eval.commands.shared.soft_tokens import token_options, with_tokens
+from repa_eval.console.app import OneLine, example
+from repa_eval.console.options import choose_device, computing, opening
 from repa_eval.errors import UserError
 
 
@@ -54,11 +56,11 @@ def command(
 
     import torch
 
-    from repa_eval.commands._between import rows_between, write_between
-    from repa_eval.models.layers import DiffusionModel
-    from repa_eval.sampling.decode import decoder_for
+    from repa_eval.commands.shared.interpolate import rows_between, write_between
+    from repa_eval.diffusion.model import DiffusionModel
+    from repa_eval.runtime.distributed import join
     from repa_eval.sampling.generate import bank_for
-    from repa_eval.shares import join
+    from repa_eval.sampling.vae import decoder_for
 
     opened = open_checkpoint(ckpt, given)
     model = with_tokens(opened, given["tokens"])
@@ -94,7 +96,7 @@ def command(
 
 def _of_tokens(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """Set the strength of the soft tokens; return what the record says of them, nothing where all is as usual."""
-    from repa_eval.hashing import digest_module
+    from repa_eval.runtime.hashing import digest_module
 
     strength = given["token_strength"]
     if getattr(model, "dc_tokens", None) is None:
@@ -107,8 +109,8 @@ def _of_tokens(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _origin(opened: Any) -> dict[str, Any]:
-    from repa_eval.hashing import digest_module
-    from repa_eval.models.conventions import published
+    from repa_eval.diffusion.conventions import published
+    from repa_eval.runtime.hashing import digest_module
 
     return {
         **run_columns(opened),
@@ -120,7 +122,7 @@ def _origin(opened: Any) -> dict[str, Any]:
 
 def _bank_record(file: Path | None) -> dict[str, Any]:
     """Return where the snippets are from; the checkpoint's own bank is in its weights_hash."""
-    from repa_eval.hashing import digest_file
+    from repa_eval.runtime.hashing import digest_file
 
     if file is None:
         return {"labels": "snippets", "bank": "the checkpoint's"}
@@ -141,8 +143,8 @@ def _make(
     """Make this process's share of what is missing, and let the first process conclude."""
     from tqdm import tqdm
 
-    from repa_eval.samples import open_samples
     from repa_eval.sampling.generate import chosen_of, generate
+    from repa_eval.sampling.sample_files import open_samples
 
     # the first process begins the record; the others find it there
     target = open_samples(out, record, flat=flat) if share.first else None

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from repa_eval.commandline import OneLine, choose_device, computing, example
+from repa_eval.console.app import OneLine, example
+from repa_eval.console.options import choose_device, computing
 from repa_eval.errors import UserError
 
 IMAGES = 10_000
@@ -48,9 +49,9 @@ def command(data: str, out: Path, batch_size: int, as_json: bool, **given: Any) 
     """
     import json
 
-    from repa_eval.extractors._registry import load_extractor
-    from repa_eval.metrics._protocols import protocol_named
-    from repa_eval.shares import join
+    from repa_eval.evaluation.evaluator_rules import protocol_named
+    from repa_eval.interfaces.extractor import load_extractor
+    from repa_eval.runtime.distributed import join
 
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: statistics are an .npz")
@@ -70,8 +71,8 @@ def command(data: str, out: Path, batch_size: int, as_json: bool, **given: Any) 
 
 
 def _source(data: str, split: str, resize: int | None) -> Any:
-    from repa_eval.data._registry import DATA, load_data
-    from repa_eval.data.files import open_images
+    from repa_eval.data.readers.image_files import open_images
+    from repa_eval.interfaces.images import DATA, load_data
 
     if Path(data).exists():
         return open_images(data, resize=resize)
@@ -86,8 +87,8 @@ def _write(
     """Write the file; return its provenance and what it lacks, None in every process but the first."""
     import numpy as np
 
-    from repa_eval.data._statistics import write_statistics
-    from repa_eval.extractors._gather import gather
+    from repa_eval.data.readers.statistics import write_statistics
+    from repa_eval.evaluation.sample_features import gather
 
     seen = gather(source, judge, keep=(), stream=("features", "spatial"), batch_size=batch_size, workers=share)
     if seen is None:
@@ -119,7 +120,7 @@ def _provenance(data: str, source: Any, judge: Any, n: int, kept: int, resize: i
     import torch
 
     from repa_eval import __version__
-    from repa_eval.extractors._real import listing_hash
+    from repa_eval.evaluation.reference import listing_hash
 
     place = Path(data)
     files = {"source": str(place.resolve()), "listing": listing_hash(place)} if place.exists() else {"source": data}

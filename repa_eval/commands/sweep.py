@@ -9,7 +9,10 @@ from typing import Any
 
 import click
 
-from repa_eval.commandline import OneLine, choose_device, deliver, example, measurable
+from repa_eval.commands.shared.checkpoint import measurable
+from repa_eval.console.app import OneLine, example
+from repa_eval.console.options import choose_device
+from repa_eval.console.tables import deliver
 from repa_eval.errors import UserError
 
 
@@ -46,9 +49,9 @@ def command(
     Safe to repeat, to interrupt, and to run beside the trainer: what is measured is kept, what is missing is added.
     Under `accelerate launch` or torchrun the processes divide samples and their features among them.
     """
-    from repa_eval.shares import join
-    from repa_eval.teachers._registry import split_names
-    from repa_eval.train.methods.base import METHODS
+    from repa_eval.interfaces.method import METHODS
+    from repa_eval.interfaces.teacher import split_names
+    from repa_eval.runtime.distributed import join
 
     if not (run / "checkpoints").is_dir():
         raise UserError(f"{run} is no run folder: it holds no checkpoints/")
@@ -74,7 +77,8 @@ def _measure_missing(run: Path, teachers: list[str], share: Any, quiet: bool, ke
 
     The first of several processes decides what is missing, and takes the measures that are not divided.
     """
-    from repa_eval import checkpoints, monitors, results
+    from repa_eval import checkpoints, results
+    from repa_eval.monitors import suites as monitors
     from repa_eval.train.recipe import resolve
 
     measures: list[Any] = []

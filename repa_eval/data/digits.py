@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repa_eval.data._registry import Images, data
 from repa_eval.errors import UserError
-from repa_eval.seeding import generator
+from repa_eval.interfaces.images import Images, data
+from repa_eval.runtime.seeding import generator
 
 NUM_TRAIN, NUM_VAL, NUM_TEST = 1197, 240, 360
 POOL = 12_000  # augmented training images

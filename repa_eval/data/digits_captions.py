@@ -11,9 +11,9 @@ import functools
 import numpy as np
 import torch
 
-from repa_eval.data._registry import Images, data, load_data
 from repa_eval.errors import UserError
-from repa_eval.seeding import generator
+from repa_eval.interfaces.images import Images, data, load_data
+from repa_eval.runtime.seeding import generator
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTIONS = tuple(f"a {left} left of a {right}" for left in NAMES for right in NAMES)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from repa_eval.data._registry import Images, data
 from repa_eval.errors import Failure, UserError, first_line
+from repa_eval.interfaces.images import Images, data
 
 
 @data("hf")

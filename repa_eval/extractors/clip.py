@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repa_eval.extractors._registry import Extractor, extractor
-from repa_eval.extractors._resize import as_rgb
+from repa_eval.extractors.shared.resize import as_rgb
+from repa_eval.interfaces.extractor import Extractor, extractor
 
 SIDE, WIDTH = 336, 768
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -29,7 +29,7 @@ def clip(weights: Path | None) -> Extractor:
     """CLIP ViT-L/14 at 336 px, projected image embeddings (CMMD)."""
     import timm
 
-    from repa_eval.extractors._vision import VisionJudge, load_weights
+    from repa_eval.extractors.shared.timm_extractor import VisionJudge, load_weights
 
     network = timm.create_model(NAME, num_classes=WIDTH, weight_init="skip")
     load_weights("clip", network, f"{NAME}.openai", weights, "open_clip_model.safetensors", r"logit_scale|text")

@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from repa_eval.data._registry import to_signed
 from repa_eval.errors import Failure, UserError, first_line
-from repa_eval.extractors._registry import Extractor, Features, extractor
-from repa_eval.hashing import digest_module
-from repa_eval.models.cnn import CNN, CNNConfig
+from repa_eval.interfaces.extractor import Extractor, Features, extractor
+from repa_eval.interfaces.images import to_signed
+from repa_eval.models.encoders.cnn import CNN, CNNConfig
+from repa_eval.runtime.hashing import digest_module
 
 WEIGHTS = "digits-judge.safetensors"
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repa_eval.extractors._registry import Extractor, extractor
-from repa_eval.extractors._resize import as_rgb, resized_uint8
+from repa_eval.extractors.shared.resize import as_rgb, resized_uint8
+from repa_eval.interfaces.extractor import Extractor, extractor
 
 SIDE, GRID = 224, 16
 TABLE_SIDE = 518  # of the published position table: 37 x 37
@@ -58,7 +58,7 @@ def dinov2(weights: Path | None) -> Extractor:
     """DINOv2 ViT-L/14, class token, images squashed to 224x224 (FD-DINOv2)."""
     import timm
 
-    from repa_eval.extractors._vision import VisionJudge, load_weights
+    from repa_eval.extractors.shared.timm_extractor import VisionJudge, load_weights
 
     network = timm.create_model(NAME, num_classes=0, img_size=TABLE_SIDE, weight_init="skip")
     load_weights("dinov2", network, f"{NAME}.lvd142m", weights, "dinov2_vitl14_pretrain.pth", r"mask_token|head\.")

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from repa_eval.errors import Failure, first_line
-from repa_eval.extractors._registry import Array, Extractor, Features, extractor
-from repa_eval.extractors._resize import as_rgb, resized
-from repa_eval.hashing import digest_module
+from repa_eval.extractors.shared.resize import as_rgb, resized
+from repa_eval.interfaces.extractor import Array, Extractor, Features, extractor
+from repa_eval.runtime.hashing import digest_module
 
 LAYERS = ["2048", "logits_unbiased"]
 SIDE = 299

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from repa_eval.data._registry import ImageSource
 from repa_eval.errors import UserError
-from repa_eval.extractors._registry import Array, Extractor, Features, extractor
+from repa_eval.interfaces.extractor import Array, Extractor, Features, extractor
+from repa_eval.interfaces.images import ImageSource
 
 COMPONENTS = 32
 

@@ -9,10 +9,10 @@ import math
 
 from numpy.typing import ArrayLike
 
-from repa_eval.metrics._checks import Array, same_width
-from repa_eval.metrics._manifold import centred, nearest, radii_of
-from repa_eval.metrics._registry import sample_metric
+from repa_eval.interfaces.metric import sample_metric
 from repa_eval.metrics.density_coverage import few
+from repa_eval.metrics.shared.checks import Array, same_width
+from repa_eval.metrics.shared.manifold import centred, nearest, radii_of
 
 
 @sample_metric(

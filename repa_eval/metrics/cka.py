@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from repa_eval.errors import UserError, unknown
-from repa_eval.metrics import _kernels
-from repa_eval.metrics._checks import Array
-from repa_eval.metrics._gram import Gram
-from repa_eval.metrics._hsic_matrix import hsic_matrix, ratios
-from repa_eval.metrics._prepared import Prepared, centred, constant, paired, prepare
-from repa_eval.metrics._registry import alignment_metric
+from repa_eval.interfaces.metric import alignment_metric
+from repa_eval.metrics.shared import kernels
+from repa_eval.metrics.shared.checks import Array
+from repa_eval.metrics.shared.gram import Gram
+from repa_eval.metrics.shared.hsic_matrix import hsic_matrix, ratios
+from repa_eval.metrics.shared.prepared import Prepared, centred, constant, paired, prepare
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,7 @@ def cka(x: ArrayLike, y: ArrayLike, *, unbiased: bool = False, kernel: str = "li
     D / N grows: for N < 4 D report the unbiased one. kernel: "linear"; "rbf" with the fixed width `sigma` (on features
     far apart by that measure the kernel is the identity); "rbf_median" with the width sigma * sqrt(lower median of ALL
     N^2 squared distances, the zeros of the diagonal among them), which is free of scale. The official 1e-6 of the
-    denominator is kept as it is for "rbf"; for "linear" see `_kernels.denominator_eps`; "rbf_median" has none.
+    denominator is kept as it is for "rbf"; for "linear" see `kernels.denominator_eps`; "rbf_median" has none.
     Linear: from D x D or N x N products, whichever is smaller. NaN for constant features.
     UserError: N < 2 (unbiased: 4), unequal N, NaN or infinity, unknown kernel, sigma <= 0.
     """
@@ -52,7 +52,7 @@ def cka(x: ArrayLike, y: ArrayLike, *, unbiased: bool = False, kernel: str = "li
     if nan is not None:
         return nan
     K, L = (_gram(side, unbiased=unbiased, kernel=kernel, sigma=sigma) for side in (first, second))
-    return _kernels.ratio(K.hsic(L), K.own, L.own, eps=_eps(first, second, kernel))
+    return kernels.ratio(K.hsic(L), K.own, L.own, eps=_eps(first, second, kernel))
 
 
 def cka_matrix(xs: Sequence[ArrayLike], ys: Sequence[ArrayLike], *, unbiased: bool = False) -> Array:
@@ -106,8 +106,8 @@ def _median(side: Prepared) -> float:
         return 0.0
     found = np.empty(n * (n - 1) // 2)
     done = 0
-    for rows in _kernels.row_blocks(n, n):
-        block = _kernels.squared_distances(values[rows], values)
+    for rows in kernels.row_blocks(n, n):
+        block = kernels.squared_distances(values[rows], values)
         upper = block[np.arange(n)[None, :] > np.arange(rows.start, rows.stop)[:, None]]
         found[done : done + len(upper)] = upper
         done += len(upper)
@@ -117,6 +117,6 @@ def _median(side: Prepared) -> float:
 
 def _eps(x: Prepared, y: Prepared, kernel: str) -> float:
     if kernel != "linear":
-        return _kernels.OFFICIAL_EPS if kernel == "rbf" else 0.0
-    squares = (side.once("common square", lambda side=side: _kernels.common_square(side.values)) for side in (x, y))  # type: ignore[misc]
-    return _kernels.OFFICIAL_EPS * next(squares) * next(squares)
+        return kernels.OFFICIAL_EPS if kernel == "rbf" else 0.0
+    squares = (side.once("common square", lambda side=side: kernels.common_square(side.values)) for side in (x, y))  # type: ignore[misc]
+    return kernels.OFFICIAL_EPS * next(squares) * next(squares)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from repa_eval.errors import UserError
-from repa_eval.metrics._checks import Array, is_constant, matrix, undefined
-from repa_eval.metrics._hsic_matrix import hsic_matrix, ratios
-from repa_eval.metrics._prepared import constant, paired
-from repa_eval.metrics._registry import alignment_metric
+from repa_eval.interfaces.metric import alignment_metric
+from repa_eval.metrics.shared.checks import Array, is_constant, matrix, undefined
+from repa_eval.metrics.shared.hsic_matrix import hsic_matrix, ratios
+from repa_eval.metrics.shared.prepared import constant, paired
 
 LEAST = 4  # samples that the unbiased HSIC needs
 

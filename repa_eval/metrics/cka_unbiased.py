@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numpy.typing import ArrayLike
 
-from repa_eval.metrics._registry import alignment_metric
+from repa_eval.interfaces.metric import alignment_metric
 from repa_eval.metrics.cka import cka
 
 

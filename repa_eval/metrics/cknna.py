@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 
 from repa_eval.errors import UserError
-from repa_eval.metrics import _kernels
-from repa_eval.metrics._checks import Array, neighbour_count
-from repa_eval.metrics._neighbours import Neighbours, neighbours
-from repa_eval.metrics._prepared import Prepared, centred, constant, paired, prepare
-from repa_eval.metrics._registry import alignment_metric
+from repa_eval.interfaces.metric import alignment_metric
+from repa_eval.metrics.shared import kernels
+from repa_eval.metrics.shared.checks import Array, neighbour_count
+from repa_eval.metrics.shared.neighbours import Neighbours, neighbours
+from repa_eval.metrics.shared.prepared import Prepared, centred, constant, paired, prepare
 
 __all__ = ["Neighbours", "Prepared", "cknna", "cknna_centred_first", "neighbours", "prepare", "sparse_hsic"]
 
@@ -38,7 +38,7 @@ def cknna(x: ArrayLike, y: ArrayLike, *, k: int = 10, unbiased: bool = True) -> 
     is the unbiased CKA. Otherwise a sample is among its own candidates and the HSIC is the biased one.
     The unbiased one is not exactly symmetric, here as in the original: its third term is 1'KL1, and the masked
     matrices do not commute; swapping x and y moves the fourth digit or so. The biased one is symmetric.
-    The official 1e-6 of the denominator: see `_kernels.denominator_eps`. NaN for constant features, and where the
+    The official 1e-6 of the denominator: see `kernels.denominator_eps`. NaN for constant features, and where the
     HSICs under the root have different signs. UserError: k < 2, N <= k, N < 4, unequal N, NaN or infinity.
     """
     first, second = _checked(x, y, k=k)
@@ -48,7 +48,7 @@ def cknna(x: ArrayLike, y: ArrayLike, *, k: int = 10, unbiased: bool = True) -> 
     a, b = (_masked(side, k=k, unbiased=unbiased) for side in (first, second))
     common_K, common_L = a.gram.multiply(b.pattern).tocsr(), b.gram.multiply(a.pattern).tocsr()
     cross = sparse_hsic(common_K, common_L, unbiased=unbiased)
-    return _kernels.ratio(cross, a.own, b.own, eps=_kernels.OFFICIAL_EPS * a.square * b.square)
+    return kernels.ratio(cross, a.own, b.own, eps=kernels.OFFICIAL_EPS * a.square * b.square)
 
 
 def cknna_centred_first(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
@@ -63,11 +63,11 @@ def cknna_centred_first(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
         return nan
     K, L = (_centred_gram(side, k=k) for side in (first, second))
     xy, xx, yy = (float(a.multiply(b).sum()) for a, b in ((K, L), (K, K), (L, L)))
-    return _kernels.ratio(xy, xx, yy, eps=0.0)
+    return kernels.ratio(xy, xx, yy, eps=0.0)
 
 
 def sparse_hsic(K: sparse.csr_matrix, L: sparse.csr_matrix, *, unbiased: bool) -> float:
-    """Return the HSIC of two sparse n x n matrices by `_kernels.hsic`; for the unbiased one their diagonals are empty.
+    """Return the HSIC of two sparse n x n matrices by `kernels.hsic`; for the unbiased one their diagonals are empty.
 
     tr(K L) is a sum over the pairs (i, j) of K whose transposed pair (j, i) is in L; 1'KL1 is the product of the
     column sums of K with the row sums of L.
@@ -76,7 +76,7 @@ def sparse_hsic(K: sparse.csr_matrix, L: sparse.csr_matrix, *, unbiased: bool) -
     rows = [np.asarray(side.sum(axis=1)).ravel() for side in (K, L)]
     product = float(K.multiply(L.T).sum())  # L^T: directed neighbour lists make neither matrix symmetric
     across = (float(columns[0] @ rows[1]), float(columns[1] @ rows[0]))
-    return _kernels.hsic(product, across, (float(rows[0].sum()), float(rows[1].sum())), K.shape[0], unbiased=unbiased)
+    return kernels.hsic(product, across, (float(rows[0].sum()), float(rows[1].sum())), K.shape[0], unbiased=unbiased)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _masked(side: Prepared, *, k: int, unbiased: bool) -> _Masked:
     def compute() -> _Masked:
         gram = neighbours(side, k=k, with_self=not unbiased).gram()
         pattern = sparse.csr_matrix((np.ones_like(gram.data), gram.indices, gram.indptr), shape=gram.shape)
-        square = side.once("common square", lambda: _kernels.common_square(side.values))
+        square = side.once("common square", lambda: kernels.common_square(side.values))
         return _Masked(gram, pattern, sparse_hsic(gram, gram, unbiased=unbiased), square)
 
     return side.once(("cknna", k, unbiased), compute)
@@ -103,7 +103,7 @@ def _centred_gram(side: Prepared, *, k: int) -> sparse.csr_matrix:
     """Return the inner products of the centred rows at the neighbours by raw inner product."""
     places, values = neighbours(side, k=k).indices, centred(side)
     products: Array = np.empty(places.shape)
-    for rows in _kernels.row_blocks(len(side), k * values.shape[1]):
+    for rows in kernels.row_blocks(len(side), k * values.shape[1]):
         products[rows] = np.einsum("nd,nkd->nk", values[rows], values[places[rows]])
     return Neighbours(places, products).gram()
 

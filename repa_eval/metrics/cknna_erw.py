@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 
 from repa_eval.errors import UserError
-from repa_eval.metrics._checks import neighbour_count, undefined
-from repa_eval.metrics._kernels import normalise_rows
-from repa_eval.metrics._neighbours import neighbours
-from repa_eval.metrics._prepared import Prepared, constant, paired, prepare
-from repa_eval.metrics._registry import alignment_metric
+from repa_eval.interfaces.metric import alignment_metric
 from repa_eval.metrics.cknna import sparse_hsic
+from repa_eval.metrics.shared.checks import neighbour_count, undefined
+from repa_eval.metrics.shared.kernels import normalise_rows
+from repa_eval.metrics.shared.neighbours import neighbours
+from repa_eval.metrics.shared.prepared import Prepared, constant, paired, prepare
 
 ERW_EPS = 1e-10  # added under the root
 

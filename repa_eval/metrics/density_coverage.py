@@ -12,9 +12,9 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from repa_eval.metrics._checks import Array
-from repa_eval.metrics._manifold import balls, centred, radii_of, row_blocks, squared_distances, squared_lengths
-from repa_eval.metrics._registry import sample_metric
+from repa_eval.interfaces.metric import sample_metric
+from repa_eval.metrics.shared.checks import Array
+from repa_eval.metrics.shared.manifold import balls, centred, radii_of, row_blocks, squared_distances, squared_lengths
 
 LEAST = 1000
 

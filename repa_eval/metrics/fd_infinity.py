@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from repa_eval.errors import UserError
-from repa_eval.metrics._checks import Array, matrix
-from repa_eval.metrics._moments import Moments, moments
-from repa_eval.metrics._registry import sample_metric
+from repa_eval.interfaces.metric import sample_metric
 from repa_eval.metrics.fid import Gaussian, few, gaussian_of
+from repa_eval.metrics.shared.checks import Array, matrix
+from repa_eval.metrics.shared.moments import Moments, moments
 
 POINTS = 15
 

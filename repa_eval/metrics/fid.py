@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike
 from scipy import linalg
 
 from repa_eval.errors import UserError
-from repa_eval.metrics._checks import Array, matrix, same_width
-from repa_eval.metrics._moments import Moments as Moments
-from repa_eval.metrics._moments import moments as moments
-from repa_eval.metrics._registry import sample_metric
+from repa_eval.interfaces.metric import sample_metric
+from repa_eval.metrics.shared.checks import Array, matrix, same_width
+from repa_eval.metrics.shared.moments import Moments as Moments
+from repa_eval.metrics.shared.moments import moments as moments
 
 Statistics = ArrayLike | Moments
 ROWS = 1024  # rows in float64 at a time

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 from scipy.special import log_softmax, logsumexp
 
 from repa_eval.errors import UserError
-from repa_eval.metrics._checks import Array, matrix
-from repa_eval.metrics._registry import sample_metric
+from repa_eval.interfaces.metric import sample_metric
+from repa_eval.metrics.shared.checks import Array, matrix
 
 SPLIT = 5000  # samples of ADM's splits
 BLOCK = 512  # samples whose probabilities are held at a time

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from repa_eval.errors import UserError
-from repa_eval.metrics._checks import Array, same_width
-from repa_eval.metrics._mmd import Kernel, kernel_sums, polynomial
-from repa_eval.metrics._registry import sample_metric
+from repa_eval.interfaces.metric import sample_metric
+from repa_eval.metrics.shared.checks import Array, same_width
+from repa_eval.metrics.shared.mmd import Kernel, kernel_sums, polynomial
 
 SUBSETS, SIZE = 100, 1000
 TORCH_FIDELITY_SEED, CLEAN_SEED = 2020, 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from numpy.typing import ArrayLike
 
-from repa_eval.metrics._checks import same_width
-from repa_eval.metrics._mmd import kernel_sums, polynomial
-from repa_eval.metrics._registry import sample_metric
+from repa_eval.interfaces.metric import sample_metric
+from repa_eval.metrics.shared.checks import same_width
+from repa_eval.metrics.shared.mmd import kernel_sums, polynomial
 
 
 @sample_metric(

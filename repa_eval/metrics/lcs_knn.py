@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from repa_eval.metrics._checks import Array
-from repa_eval.metrics._neighbours import neighbour_lists
-from repa_eval.metrics._registry import alignment_metric
+from repa_eval.interfaces.metric import alignment_metric
+from repa_eval.metrics.shared.checks import Array
+from repa_eval.metrics.shared.neighbours import neighbour_lists
 
 
 @alignment_metric(

@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike
 from scipy.stats import mannwhitneyu
 
 from repa_eval.errors import UserError
-from repa_eval.metrics._checks import Array, matrix, same_width, undefined
-from repa_eval.metrics._manifold import nearest
-from repa_eval.metrics._registry import sample_metric
+from repa_eval.interfaces.metric import sample_metric
 from repa_eval.metrics.density_coverage import few
+from repa_eval.metrics.shared.checks import Array, matrix, same_width, undefined
+from repa_eval.metrics.shared.manifold import nearest
 
 CELLS, COMPONENTS, LEAST = 3, 64, 20
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from repa_eval.metrics._checks import same_width
-from repa_eval.metrics._kernels import normalise_rows, row_blocks
-from repa_eval.metrics._registry import sample_metric
+from repa_eval.interfaces.metric import sample_metric
 from repa_eval.metrics.fid import fd, few
+from repa_eval.metrics.shared.checks import same_width
+from repa_eval.metrics.shared.kernels import normalise_rows, row_blocks
 
 THRESHOLD, EPS = 0.1, 1e-14
 

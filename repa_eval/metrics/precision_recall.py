@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from repa_eval.metrics._checks import Array, matrix, neighbour_count, same_width
-from repa_eval.metrics._manifold import balls
-from repa_eval.metrics._registry import sample_metric
+from repa_eval.interfaces.metric import sample_metric
+from repa_eval.metrics.shared.checks import Array, matrix, neighbour_count, same_width
+from repa_eval.metrics.shared.manifold import balls
 
 TILE = 1024  # rows of either side whose distances are held at a time
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import linalg
 
-from repa_eval.metrics._checks import Array
-from repa_eval.metrics._prepared import Prepared, centred, constant, paired
-from repa_eval.metrics._registry import alignment_metric
+from repa_eval.interfaces.metric import alignment_metric
+from repa_eval.metrics.shared.checks import Array
+from repa_eval.metrics.shared.prepared import Prepared, centred, constant, paired
 
 
 @alignment_metric(

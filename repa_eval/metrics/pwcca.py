@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import linalg
 
-from repa_eval.metrics._cca import correlations, thin_svd
-from repa_eval.metrics._checks import Array
-from repa_eval.metrics._prepared import centred, constant, paired
-from repa_eval.metrics._registry import alignment_metric
+from repa_eval.interfaces.metric import alignment_metric
+from repa_eval.metrics.shared.cca import correlations, thin_svd
+from repa_eval.metrics.shared.checks import Array
+from repa_eval.metrics.shared.prepared import centred, constant, paired
 
 
 @alignment_metric(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from repa_eval.metrics._checks import Array
-from repa_eval.metrics._grid import mean_over_images, token_array, unit_tokens
-from repa_eval.metrics._registry import spatial_metric
+from repa_eval.interfaces.metric import spatial_metric
+from repa_eval.metrics.shared.checks import Array
+from repa_eval.metrics.shared.token_grid import mean_over_images, token_array, unit_tokens
 
 
 @spatial_metric(

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from repa_eval.errors import UserError, unknown
-from repa_eval.metrics import _kernels
-from repa_eval.metrics._checks import Array, undefined
-from repa_eval.metrics._prepared import Prepared, centred, constant, paired
-from repa_eval.metrics._registry import alignment_metric
+from repa_eval.interfaces.metric import alignment_metric
+from repa_eval.metrics.shared import kernels
+from repa_eval.metrics.shared.checks import Array, undefined
+from repa_eval.metrics.shared.prepared import Prepared, centred, constant, paired
 
 DISSIMILARITIES = ("correlation", "euclidean")
 MAX_SAMPLES = 20_000  # N^2 / 2 pairs are sorted: 32 bytes each at the most, 6.4 GB
@@ -51,7 +51,7 @@ def _ranks(side: Prepared, dissimilarity: str) -> Array:
     def compute() -> Array:
         if dissimilarity == "correlation":
             rows = side.values.astype(np.float64)
-            values = _kernels.normalise_rows(rows - rows.mean(axis=1, keepdims=True))
+            values = kernels.normalise_rows(rows - rows.mean(axis=1, keepdims=True))
         else:
             values = centred(side)
         ranks = _ranked(_upper(values, products=dissimilarity == "correlation"))
@@ -66,8 +66,8 @@ def _upper(values: Array, *, products: bool) -> Array:
     n = len(values)
     found = np.empty(n * (n - 1) // 2)
     done = 0
-    for rows in _kernels.row_blocks(n, n):
-        block = values[rows] @ values.T if products else _kernels.squared_distances(values[rows], values)
+    for rows in kernels.row_blocks(n, n):
+        block = values[rows] @ values.T if products else kernels.squared_distances(values[rows], values)
         for i, line in zip(range(rows.start, rows.stop), block, strict=True):
             found[done : done + n - i - 1] = line[i + 1 :]
             done += n - i - 1

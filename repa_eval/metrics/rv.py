@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from numpy.typing import ArrayLike
 
-from repa_eval.metrics._kernels import ratio
-from repa_eval.metrics._prepared import constant, paired
-from repa_eval.metrics._registry import alignment_metric
+from repa_eval.interfaces.metric import alignment_metric
 from repa_eval.metrics.cka import linear_gram
+from repa_eval.metrics.shared.kernels import ratio
+from repa_eval.metrics.shared.prepared import constant, paired
 
 
 @alignment_metric(

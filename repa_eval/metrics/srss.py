@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from repa_eval.errors import UserError
-from repa_eval.metrics._checks import Array, undefined
-from repa_eval.metrics._grid import Grid, cosines, grid_of, manhattan, mean_over_images, token_array
-from repa_eval.metrics._registry import spatial_metric
+from repa_eval.interfaces.metric import spatial_metric
+from repa_eval.metrics.shared.checks import Array, undefined
+from repa_eval.metrics.shared.token_grid import Grid, cosines, grid_of, manhattan, mean_over_images, token_array
 
 
 @spatial_metric(

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from numpy.typing import ArrayLike
 
-from repa_eval.metrics._cca import correlations, kept_directions, thin_svd
-from repa_eval.metrics._checks import Array
-from repa_eval.metrics._prepared import constant, paired
-from repa_eval.metrics._registry import alignment_metric
+from repa_eval.interfaces.metric import alignment_metric
+from repa_eval.metrics.shared.cca import correlations, kept_directions, thin_svd
+from repa_eval.metrics.shared.checks import Array
+from repa_eval.metrics.shared.prepared import constant, paired
 
 
 @alignment_metric(

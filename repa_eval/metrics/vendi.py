@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike
 from scipy import linalg
 
 from repa_eval.errors import UserError
-from repa_eval.metrics._checks import Array, matrix
-from repa_eval.metrics._kernels import normalise_rows
-from repa_eval.metrics._registry import sample_metric
+from repa_eval.interfaces.metric import sample_metric
+from repa_eval.metrics.shared.checks import Array, matrix
+from repa_eval.metrics.shared.kernels import normalise_rows
 
 
 def few(n: int, width: int) -> str | None:

@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from repa_eval.config import option
-from repa_eval.models._blocks import FinalLayer, PatchTransformer, TransformerConfig, run_blocks, unpatchify
-from repa_eval.models._registry import model
-from repa_eval.models._shapes import FINAL, SIT, Shapes, has_parts, sit_fields
-from repa_eval.models.conventions import EPSILON
-from repa_eval.models.layers import check_taps
+from repa_eval.diffusion.conventions import EPSILON
+from repa_eval.diffusion.model import check_taps
+from repa_eval.interfaces.architecture import Shapes, model
+from repa_eval.models.shared.blocks import FinalLayer, PatchTransformer, TransformerConfig, run_blocks, unpatchify
+from repa_eval.models.shared.state_dict_shapes import FINAL, SIT, has_parts, sit_fields
 from repa_eval.models.sit import PRESETS as SIT_PRESETS
 
 

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from repa_eval.config import option
+from repa_eval.diffusion.conventions import REVERSED
+from repa_eval.diffusion.model import DiffusionModel, check_taps
 from repa_eval.errors import UserError
-from repa_eval.models._blocks import (
+from repa_eval.interfaces.architecture import Shapes, model
+from repa_eval.models.shared.blocks import (
     Block,
     FinalLayer,
     SwiGLU,
@@ -25,11 +28,9 @@ from repa_eval.models._blocks import (
     teacher_heads,
     unpatchify,
 )
-from repa_eval.models._registry import model
-from repa_eval.models._rotary import FastRope
-from repa_eval.models._shapes import Shapes, mlp_ratio, projector_widths, transformer_fields
-from repa_eval.models.conventions import REVERSED
-from repa_eval.models.layers import Attention, DiffusionModel, PatchEmbed, TimestepEmbedder, check_taps, sincos_table
+from repa_eval.models.shared.layers import Attention, PatchEmbed, TimestepEmbedder, sincos_table
+from repa_eval.models.shared.rotary import FastRope
+from repa_eval.models.shared.state_dict_shapes import mlp_ratio, projector_widths, transformer_fields
 
 
 @dataclass(frozen=True, kw_only=True)

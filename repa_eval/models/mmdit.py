@@ -14,20 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repa_eval.config import option
+from repa_eval.diffusion.model import DiffusionModel, check_taps
 from repa_eval.errors import UserError
-from repa_eval.models._blocks import Block, FinalLayer, gelu_mlp, plain_norm, unpatchify
-from repa_eval.models._registry import model
-from repa_eval.models._shapes import Shapes, count, mlp_ratio, projector_widths
-from repa_eval.models.layers import (
-    Attention,
-    DiffusionModel,
-    PatchEmbed,
-    TimestepEmbedder,
-    check_taps,
-    modulate,
-    projector,
-    sincos_table,
-)
+from repa_eval.interfaces.architecture import Shapes, model
+from repa_eval.models.shared.blocks import Block, FinalLayer, gelu_mlp, plain_norm, unpatchify
+from repa_eval.models.shared.layers import Attention, PatchEmbed, TimestepEmbedder, modulate, projector, sincos_table
+from repa_eval.models.shared.state_dict_shapes import count, mlp_ratio, projector_widths
 
 # query and key norms by their published name; both have weights
 HEAD_NORMS: dict[str, Callable[[int], nn.Module]] = {

@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from repa_eval.config import option
-from repa_eval.models._blocks import FinalLayer, PatchTransformer, TransformerConfig, run_blocks, unpatchify
-from repa_eval.models._registry import model
-from repa_eval.models._shapes import FINAL, SIT, Shapes, has_parts, sit_fields
-from repa_eval.models.layers import check_taps
+from repa_eval.diffusion.model import check_taps
+from repa_eval.interfaces.architecture import Shapes, model
+from repa_eval.models.shared.blocks import FinalLayer, PatchTransformer, TransformerConfig, run_blocks, unpatchify
+from repa_eval.models.shared.state_dict_shapes import FINAL, SIT, has_parts, sit_fields
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,21 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repa_eval.config import option
+from repa_eval.diffusion.model import DiffusionModel, check_taps
 from repa_eval.errors import UserError
-from repa_eval.models._axial import axial_rotation, check_head_width
-from repa_eval.models._blocks import Block, FinalLayer, SwiGLU, close, initialise_open, teacher_heads, unpatchify
-from repa_eval.models._registry import model
-from repa_eval.models._shapes import Shapes, count, projector_widths
-from repa_eval.models._udit_blocks import Resize, tokens_of
-from repa_eval.models.layers import (
-    Attention,
-    DiffusionModel,
-    LabelEmbedder,
-    PatchEmbed,
-    TimestepEmbedder,
-    check_taps,
-    sincos_table,
-)
+from repa_eval.interfaces.architecture import Shapes, model
+from repa_eval.models.shared.axial_rotary import axial_rotation, check_head_width
+from repa_eval.models.shared.blocks import Block, FinalLayer, SwiGLU, close, initialise_open, teacher_heads, unpatchify
+from repa_eval.models.shared.layers import Attention, LabelEmbedder, PatchEmbed, TimestepEmbedder, sincos_table
+from repa_eval.models.shared.state_dict_shapes import count, projector_widths
+from repa_eval.models.shared.udit_blocks import Resize, tokens_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from repa_eval.config import option
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
-from repa_eval.models._registry import model
-from repa_eval.models._text import NUM_WORDS, WIDTH, encode
-from repa_eval.models.layers import DiffusionModel
+from repa_eval.interfaces.architecture import model
 from repa_eval.models.mmdit import MMDiT, MMDiTConfig
-from repa_eval.models.soft_tokens import SoftTokens, build_sd3
+from repa_eval.models.shared.soft_tokens import SoftTokens, build_sd3
+from repa_eval.models.shared.text_encoder import NUM_WORDS, WIDTH, encode
 
 
 @dataclass(frozen=True, kw_only=True)

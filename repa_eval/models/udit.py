@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from repa_eval.config import option
+from repa_eval.diffusion.conventions import EPSILON
+from repa_eval.diffusion.model import DiffusionModel, check_taps
 from repa_eval.errors import UserError
-from repa_eval.models._registry import model
-from repa_eval.models._shapes import Shapes, count
-from repa_eval.models._udit_blocks import MapFinalLayer, Resize, UDiTBlock, conv, tokens_of
-from repa_eval.models.conventions import EPSILON
-from repa_eval.models.layers import DiffusionModel, LabelEmbedder, TimestepEmbedder, check_taps, xavier, zero
+from repa_eval.interfaces.architecture import Shapes, model
+from repa_eval.models.shared.layers import LabelEmbedder, TimestepEmbedder, xavier, zero
+from repa_eval.models.shared.state_dict_shapes import count
+from repa_eval.models.shared.udit_blocks import MapFinalLayer, Resize, UDiTBlock, conv, tokens_of
 
 STAGES = ("encoder_level_1", "encoder_level_2", "latent", "decoder_level_2", "decoder_level_1")
 LEVELS = (0, 1, 2, 1, 0)  # of each stage: how often the map was halved

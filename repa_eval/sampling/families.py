@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from repa_eval.models.conventions import REVERSED, ReversedTime, published
-from repa_eval.sampling.ddpm import sample_ddpm
-from repa_eval.sampling.joint import sample_joint_ode, sample_joint_sde
-from repa_eval.sampling.ode import sample_ode
-from repa_eval.sampling.sde import sample_sde
+from repa_eval.diffusion.conventions import REVERSED, ReversedTime, published
+from repa_eval.runtime.seeding import generators, normal
+from repa_eval.sampling.samplers.ddpm import sample_ddpm
+from repa_eval.sampling.samplers.joint import sample_joint_ode, sample_joint_sde
+from repa_eval.sampling.samplers.repa import sample_ode
+from repa_eval.sampling.samplers.sde import sample_sde
+from repa_eval.sampling.samplers.transport import sample_transport_ode, sample_transport_sde
 from repa_eval.sampling.settings import SamplerSettings
-from repa_eval.sampling.transport import sample_transport_ode, sample_transport_sde
-from repa_eval.seeding import generators, normal
 
 # (model, noise (B, C, H, W), labels (B,) or snippets (B, D), sample indices, settings) -> latents (B, C, H, W)
 Integrate = Callable[[Any, Tensor, Tensor, Sequence[int], SamplerSettings], Tensor]

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repa_eval.bank import Bank, FullBank, of_tensors
-from repa_eval.data._registry import to_uint8
+from repa_eval.diffusion.conventions import published
+from repa_eval.diffusion.model import shape_of
 from repa_eval.errors import UserError
-from repa_eval.models.conventions import published
-from repa_eval.models.layers import shape_of
+from repa_eval.interfaces.images import to_uint8
+from repa_eval.memory_bank.bank import Bank, FullBank, of_tensors
+from repa_eval.runtime.seeding import generators, integers, normal
 from repa_eval.sampling.families import integrate
 from repa_eval.sampling.settings import SamplerSettings, takes_snippets
-from repa_eval.seeding import generators, integers, normal
 
 
 def labels_of(indices: Iterable[int], num_classes: int, settings: SamplerSettings) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repa_eval.models.layers import DiffusionModel
+from repa_eval.diffusion.model import DiffusionModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from repa_eval.config import option
+from repa_eval.diffusion.conventions import EPSILON, REVERSED
+from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
-from repa_eval.interpolant import Interpolant
-from repa_eval.models.conventions import EPSILON, REVERSED
 from repa_eval.sampling.guidance import Guidance
-from repa_eval.sampling.transport import Transport
+from repa_eval.sampling.samplers.transport import Transport
 
 # The kinds of sampler, and what each of them can draw from:
 FAMILIES = {

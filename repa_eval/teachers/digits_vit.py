@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from repa_eval.data._registry import load_data, to_signed
 from repa_eval.errors import Failure, UserError, first_line
-from repa_eval.hashing import digest_module
-from repa_eval.models.conv_vit import ConvViT, ConvViTConfig
-from repa_eval.teachers._registry import Teacher, Tokens, teacher
+from repa_eval.interfaces.images import load_data, to_signed
+from repa_eval.interfaces.teacher import Teacher, Tokens, teacher
+from repa_eval.models.encoders.conv_vit import ConvViT, ConvViTConfig
+from repa_eval.runtime.hashing import digest_module
 
 WEIGHTS = "digits-vit.safetensors"
 RANDOM_SEED = 0

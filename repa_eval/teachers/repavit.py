@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from repa_eval import checkpoints
 from repa_eval.errors import UserError
-from repa_eval.hashing import digest_module
-from repa_eval.models._encoder import Encoder
-from repa_eval.teachers._pixels import pixels_of
-from repa_eval.teachers._registry import Teacher, Tokens, teacher
+from repa_eval.interfaces.teacher import Teacher, Tokens, teacher
+from repa_eval.models.shared.encoder import Encoder
+from repa_eval.runtime.hashing import digest_module
+from repa_eval.teachers.shared.preprocessing import pixels_of
 
 
 class EncoderTeacher(Teacher):

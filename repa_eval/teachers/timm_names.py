@@ -12,11 +12,11 @@ from timm.data import resolve_model_data_config
 from timm.models import get_pretrained_cfg
 
 from repa_eval.errors import Failure, UserError, first_line
-from repa_eval.teachers._download import fetch
-from repa_eval.teachers._pixels import WholeImage
-from repa_eval.teachers._registry import Teacher, teacher
-from repa_eval.teachers._vision import VisionTeacher
-from repa_eval.teachers._weights import convert, load_strictly, read_state
+from repa_eval.interfaces.teacher import Teacher, teacher
+from repa_eval.teachers.shared.preprocessing import WholeImage
+from repa_eval.teachers.shared.timm_teacher import VisionTeacher
+from repa_eval.weight_files.download import fetch
+from repa_eval.weight_files.state_dicts import convert, load_strictly, read_state
 
 MODES = ("bicubic", "bilinear", "nearest")
 

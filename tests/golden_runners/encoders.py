@@ -9,7 +9,7 @@ import torch
 
 from golden_runners import Arrays, Case, runner
 from golden_runners.fill import fill_values
-from repa_eval.teachers._registry import load_teacher
+from repa_eval.interfaces.teacher import load_teacher
 
 OURS = {"dinov2_vits14": "dinov2-vit-s", "dinov2_vits14_reg": "dinov2reg-vit-s"}
 

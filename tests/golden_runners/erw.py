@@ -10,7 +10,7 @@ from torch import nn
 
 from golden_runners import Arrays, Case, runner
 from golden_runners.sit_models import inputs, network, shapes_of
-from repa_eval.models.sit_rope import transfer
+from repa_eval.models.sit_erw import transfer
 
 COPIED, MISSING = "copied", "missing_in_stage1 (stay at stage-2 init)"
 

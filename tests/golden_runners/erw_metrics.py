@@ -7,9 +7,9 @@ import re
 import numpy as np
 
 from golden_runners import Arrays, Case, runner
-from repa_eval.metrics._kernels import normalise_rows
 from repa_eval.metrics.cknna import cknna as platonic
 from repa_eval.metrics.cknna_erw import cknna_erw
+from repa_eval.metrics.shared.kernels import normalise_rows
 
 
 @runner("erw", "cknna")

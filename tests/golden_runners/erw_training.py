@@ -11,8 +11,8 @@ from torch import Tensor
 from golden_runners import Arrays, Case, runner
 from golden_runners.sit_models import network
 from repa_eval.config import from_dict
-from repa_eval.models._registry import find_preset
-from repa_eval.train.methods.base import Batch
+from repa_eval.interfaces.architecture import find_preset
+from repa_eval.interfaces.method import Batch
 from repa_eval.train.methods.erw import ERW, fading, published_start
 
 IGNORED = (

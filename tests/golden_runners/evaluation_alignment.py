@@ -9,9 +9,6 @@ import numpy as np
 
 from golden_runners import Arrays, Case, runner
 from repa_eval.metrics import procrustes as shape
-from repa_eval.metrics._cca import kept_directions, thin_svd
-from repa_eval.metrics._kernels import hsic_unbiased
-from repa_eval.metrics._prepared import prepare
 from repa_eval.metrics.cds import cds, cds_per_image
 from repa_eval.metrics.cka import cka
 from repa_eval.metrics.cka_minibatch import MinibatchCKA, cka_minibatch
@@ -20,6 +17,9 @@ from repa_eval.metrics.pwcca import pwcca, pwcca_google
 from repa_eval.metrics.rmsc import rmsc, rmsc_per_image
 from repa_eval.metrics.rsa import rsa
 from repa_eval.metrics.rv import rv
+from repa_eval.metrics.shared.cca import kept_directions, thin_svd
+from repa_eval.metrics.shared.kernels import hsic_unbiased
+from repa_eval.metrics.shared.prepared import prepare
 from repa_eval.metrics.srss import srss, srss_per_image
 from repa_eval.metrics.svcca import cca_correlations, svcca
 

@@ -9,11 +9,8 @@ import torch
 from inception_weights import bare_inception, fill_inception
 
 from golden_runners import Arrays, Case, runner
-from repa_eval.extractors._resize import resized
 from repa_eval.extractors.inception import Inception
-from repa_eval.metrics._checks import Array
-from repa_eval.metrics._manifold import nearest
-from repa_eval.metrics._mmd import Kernel, KernelSums, kernel_sums, polynomial, rbf
+from repa_eval.extractors.shared.resize import resized
 from repa_eval.metrics.authpct import authpct
 from repa_eval.metrics.cmmd import cmmd
 from repa_eval.metrics.density_coverage import prdc, realism_euclidean
@@ -22,6 +19,9 @@ from repa_eval.metrics.fid import gaussian_of
 from repa_eval.metrics.kid import CLEAN_SEED, kid_subsets
 from repa_eval.metrics.memorisation import cell_scores, ct_score, mann_whitney_z, sliced_wasserstein_approx
 from repa_eval.metrics.mifid import cosine_distance, penalty
+from repa_eval.metrics.shared.checks import Array
+from repa_eval.metrics.shared.manifold import nearest
+from repa_eval.metrics.shared.mmd import Kernel, KernelSums, kernel_sums, polynomial, rbf
 from repa_eval.metrics.vendi import vendi, vendi_per_class, vendi_polynomial, vendi_score
 
 SUBSETS = {"subsets": 20, "size": 100}

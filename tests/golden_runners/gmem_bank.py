@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from golden_runners import Arrays, Case, runner
-from repa_eval.bank import FullBank, compressed, interpolate
+from repa_eval.memory_bank.bank import FullBank, compressed
+from repa_eval.memory_bank.interpolation import interpolate
 
 
 @runner("gmem", "memory_bank_svd")

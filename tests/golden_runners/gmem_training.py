@@ -12,8 +12,8 @@ from golden_runners import Arrays, Case, runner
 from golden_runners.gmem import IGNORED, KEPT
 from golden_runners.sit_models import network
 from repa_eval.config import from_dict
-from repa_eval.interpolant import Interpolant
-from repa_eval.train.methods.base import Batch
+from repa_eval.diffusion.interpolant import Interpolant
+from repa_eval.interfaces.method import Batch
 from repa_eval.train.methods.gmem import GMem
 
 LAYER = 4  # the published code has no option for it

@@ -13,9 +13,9 @@ from golden_runners import Arrays, Case, runner
 from golden_runners.repa import Recorder
 from golden_runners.sit_models import network
 from repa_eval.config import from_dict
+from repa_eval.interfaces.method import Batch
 from repa_eval.models.sit import SiT
-from repa_eval.train.attention import attention_losses
-from repa_eval.train.methods.base import Batch
+from repa_eval.train.attention_loss import attention_losses
 from repa_eval.train.methods.haste import Haste
 
 OPTIONS = ("encoder_depth", "proj_coeff", "attn_coeff")

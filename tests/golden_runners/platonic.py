@@ -8,13 +8,13 @@ from collections.abc import Callable
 import numpy as np
 
 from golden_runners import Arrays, Case, runner
-from repa_eval.metrics import _kernels
 from repa_eval.metrics.cka import cka
 from repa_eval.metrics.cknna import cknna, cknna_centred_first
 from repa_eval.metrics.cycle_knn import cycle_knn
 from repa_eval.metrics.edit_distance_knn import edit_distance_knn
 from repa_eval.metrics.lcs_knn import lcs_knn
 from repa_eval.metrics.mutual_knn import mutual_knn
+from repa_eval.metrics.shared import kernels
 
 Value = Callable[..., "float | np.ndarray"]
 
@@ -31,8 +31,8 @@ TABLE: dict[str, Value] = {
     r"cycle_knn_BA_k(\d+)": lambda a, b, k: cycle_knn(b, a, k=int(k)),
     r"lcs_knn_k(\d+)": lambda a, b, k: lcs_knn(a, b, k=int(k)),
     r"edit_distance_knn_k(\d+)": lambda a, b, k: edit_distance_knn(a, b, k=int(k)),
-    r"hsic_biased": lambda a, b: _kernels.hsic_biased(_gram(a), _gram(b)),
-    r"hsic_unbiased": lambda a, b: _kernels.hsic_unbiased(_gram(a), _gram(b)),
+    r"hsic_biased": lambda a, b: kernels.hsic_biased(_gram(a), _gram(b)),
+    r"hsic_unbiased": lambda a, b: kernels.hsic_unbiased(_gram(a), _gram(b)),
     r"cknna_centred_first": lambda a, b: cknna_centred_first(a, b, k=10),
 }
 
@@ -40,21 +40,21 @@ TABLE: dict[str, Value] = {
 @runner("platonic", "metrics")
 def metrics(case: Case, arrays: Arrays) -> Arrays:
     given = {"A": arrays["A"], "B": arrays["B"]}
-    used = {name: _kernels.normalise_rows(x) if case["config"]["normalised_first"] else x for name, x in given.items()}
+    used = {name: kernels.normalise_rows(x) if case["config"]["normalised_first"] else x for name, x in given.items()}
     functions = {name: function for name in case["outputs"] if (function := _find(name))}
     out = {name: np.asarray(function(used["A"], used["B"])) for name, function in functions.items()}
     for name, entry in case["outputs"].items():
         if match := re.fullmatch(r"knn_([AB])", name):
-            out[name] = _kernels.nearest(used[match[1]], k=entry["shape"][1])
+            out[name] = kernels.nearest(used[match[1]], k=entry["shape"][1])
         if match := re.fullmatch(r"outliers_q(\d+)_(exact|quantile)", name):  # on A as given, not normalised
             q = int(match[1]) / 100
-            out[name] = _kernels.remove_outliers(given["A"], q=q, exact=match[2] == "exact")
+            out[name] = kernels.remove_outliers(given["A"], q=q, exact=match[2] == "exact")
     return out
 
 
 @runner("platonic", "best_layer_pair")
 def best_layer_pair(case: Case, arrays: Arrays) -> Arrays:
-    k, prepare = case["config"]["topk"], _kernels.normalise_rows if case["config"]["normalize"] else np.asarray
+    k, prepare = case["config"]["topk"], kernels.normalise_rows if case["config"]["normalize"] else np.asarray
     xs, ys = ([prepare(arrays[side][:, i]) for i in range(arrays[side].shape[1])] for side in ("X", "Y"))
     out: Arrays = {}
     for name in case["outputs"]:
@@ -65,7 +65,7 @@ def best_layer_pair(case: Case, arrays: Arrays) -> Arrays:
 
 
 def _gram(x: np.ndarray) -> np.ndarray:
-    return _kernels.linear_gram(x.astype(np.float64))
+    return kernels.linear_gram(x.astype(np.float64))
 
 
 def _find(name: str) -> Value | None:

@@ -10,10 +10,10 @@ import torch
 from golden_runners import Arrays, Case, runner
 from golden_runners.fill import fill
 from repa_eval.config import from_dict
-from repa_eval.interpolant import Interpolant
-from repa_eval.models.sit_cls import SiTCls, SiTClsConfig
+from repa_eval.diffusion.interpolant import Interpolant
+from repa_eval.models.sit_reg import SiTCls, SiTClsConfig
 from repa_eval.sampling.guidance import Guidance
-from repa_eval.sampling.joint import sample_joint_sde
+from repa_eval.sampling.samplers.joint import sample_joint_sde
 
 
 @runner("reg", "sampler")

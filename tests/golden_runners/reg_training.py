@@ -13,9 +13,9 @@ from golden_runners import Arrays, Case, runner
 from golden_runners.repa import optim_of
 from golden_runners.sit_models import network
 from repa_eval.config import from_dict
+from repa_eval.interfaces.method import Batch
 from repa_eval.train import state
 from repa_eval.train.loop import Objective, update
-from repa_eval.train.methods.base import Batch
 from repa_eval.train.methods.reg import REG
 from repa_eval.train.optim import Average
 from repa_eval.train.recipe import Settings

@@ -13,9 +13,16 @@ from torch import Tensor
 from golden_runners import Arrays, Case, runner
 from golden_runners.fill import fill
 from repa_eval.config import from_dict
-from repa_eval.models._encoder import Encoder
-from repa_eval.models._idle import BATCH_NORM, LAYER_NORM, FeedForward, MergedFeedForward, active_of, merge
-from repa_eval.models._registry import MODELS, find_preset
+from repa_eval.interfaces.architecture import MODELS, find_preset
+from repa_eval.models.shared.encoder import Encoder
+from repa_eval.models.shared.idle_feed_forward import (
+    BATCH_NORM,
+    LAYER_NORM,
+    FeedForward,
+    MergedFeedForward,
+    active_of,
+    merge,
+)
 
 # official constructor argument -> ours
 ARGUMENTS = {

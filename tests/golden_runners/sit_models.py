@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from golden_runners import Arrays, Case, runner
 from golden_runners.fill import fill
 from repa_eval.config import from_dict
-from repa_eval.models._guided import guide_channels
-from repa_eval.models._registry import MODELS, find_preset
+from repa_eval.interfaces.architecture import MODELS, find_preset
+from repa_eval.models.shared.guided import guide_channels
 
 # official arguments without effect on the network or its outputs
 IGNORED = {"class", "decoder_hidden_size", "encoder_depth", "use_cfg"}

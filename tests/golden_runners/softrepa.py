@@ -10,7 +10,7 @@ import torch
 from golden_runners import Arrays, Case, runner
 from golden_runners.fill import fill
 from golden_runners.sit_models import inputs
-from repa_eval.models.soft_tokens import SoftTokens, build_sd3
+from repa_eval.models.shared.soft_tokens import SoftTokens, build_sd3
 
 KEPT = "base_model.pos_embed.pos_embed"
 

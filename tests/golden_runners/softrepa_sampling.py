@@ -13,7 +13,7 @@ from golden_runners import Arrays, Case, runner
 from golden_runners.fill import fill
 from golden_runners.sit_models import inputs
 from golden_runners.softrepa import KEPT, wrapped
-from repa_eval.models.soft_tokens import SoftTokens
+from repa_eval.models.shared.soft_tokens import SoftTokens
 from repa_eval.sampling.flow import Velocity, edit_flow, flow_timesteps, guided, sample_flow
 
 

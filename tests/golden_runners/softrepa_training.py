@@ -14,11 +14,11 @@ from golden_runners import Arrays, Case, runner
 from golden_runners.fill import fill
 from golden_runners.sit_models import inputs
 from golden_runners.softrepa import KEPT, wrapped
-from repa_eval.models.soft_tokens import SoftTokens, build_unet
+from repa_eval.interfaces.method import Batch
+from repa_eval.models.shared.soft_tokens import SoftTokens, build_unet
 from repa_eval.train import state
-from repa_eval.train.contrast import contrastive_losses, noise_pair, pair_errors, scaled_linear_schedule
+from repa_eval.train.contrastive_loss import contrastive_losses, noise_pair, pair_errors, scaled_linear_schedule
 from repa_eval.train.loop import Objective, update
-from repa_eval.train.methods.base import Batch
 from repa_eval.train.methods.softrepa import SoftREPA
 from repa_eval.train.optim import Average, Optim
 from repa_eval.train.recipe import Settings

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from golden_runners import Arrays, Case, runner
 from golden_runners.sit_models import inputs, network, shapes_of
-from repa_eval.models._guided import guide_channels
-from repa_eval.models._registry import find_preset
+from repa_eval.interfaces.architecture import find_preset
+from repa_eval.models.shared.guided import guide_channels
 from repa_eval.models.sit_down import SiTDown
 from repa_eval.models.udit import STAGES, UDiT
 

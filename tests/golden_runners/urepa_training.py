@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from golden_runners import Arrays, Case, runner
-from repa_eval.models.conventions import VELOCITY
-from repa_eval.models.layers import projector
-from repa_eval.train.methods.base import Batch
+from repa_eval.diffusion.conventions import VELOCITY
+from repa_eval.interfaces.method import Batch
+from repa_eval.models.shared.layers import projector
 from repa_eval.train.methods.urepa import Urepa, manifold_loss, to_grid
 
 PAIRS = ("intra", "batch", "sample")

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repa_eval.config import option
-from repa_eval.train.methods.base import Batch, Method, method
-from repa_eval.train.views import view, view_draws
+from repa_eval.interfaces.method import Batch, Method, method
+from repa_eval.train.augmentation import view, view_draws
 
 
 @method("classifier")

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from repa_eval.config import option
+from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
-from repa_eval.interpolant import Interpolant
-from repa_eval.models.sit_rope import transfer
-from repa_eval.seeding import uniform
-from repa_eval.teachers._registry import split_names
+from repa_eval.interfaces.method import Batch, Method, Stage, method
+from repa_eval.interfaces.teacher import split_names
+from repa_eval.models.sit_erw import transfer
+from repa_eval.runtime.seeding import uniform
 from repa_eval.train.losses import cosine_alignment, denoising_draws, drop_labels, sample_cosines, velocity_loss
-from repa_eval.train.methods.base import Batch, Method, Stage, method
 
 PUBLISHED_START = ((1152, 6.0), (1024, 3.0), (0, 1.0))  # least width of the tokens (XL, L, else) -> weight
 

@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repa_eval.bank import Bank, FullBank, compressed
 from repa_eval.config import option
-from repa_eval.data._registry import ImageSource
+from repa_eval.diffusion.conventions import ours
+from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
-from repa_eval.interpolant import Interpolant
-from repa_eval.models.conventions import ours
-from repa_eval.seeding import normal, uniform
-from repa_eval.teachers._registry import Teacher, split_names
+from repa_eval.interfaces.images import ImageSource
+from repa_eval.interfaces.method import Batch, Method, Stage, method
+from repa_eval.interfaces.teacher import Teacher, split_names
+from repa_eval.memory_bank.bank import Bank, FullBank, compressed
+from repa_eval.runtime.seeding import normal, uniform
 from repa_eval.train.losses import cosine_alignment
-from repa_eval.train.methods.base import Batch, Method, Stage, method
 
 AT_ONCE = 256  # images that a teacher sees at once while the bank is built
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from repa_eval.config import option
+from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
-from repa_eval.interpolant import Interpolant
-from repa_eval.teachers._registry import split_names
-from repa_eval.train.attention import attention_losses, fit_features, fit_logits
-from repa_eval.train.gradients import gradient_cosine, gradient_of
+from repa_eval.interfaces.method import Batch, Method, method
+from repa_eval.interfaces.teacher import split_names
+from repa_eval.train.attention_loss import attention_losses, fit_features, fit_logits
+from repa_eval.train.gradient_cosine import gradient_cosine, gradient_of
 from repa_eval.train.losses import cosine_alignment, denoising_draws, velocity_loss
-from repa_eval.train.methods.base import Batch, Method, method
 
 # encoder_depth -> (student's layers, DINOv2-B's layers), the paper's table 16: SiT-B/2; SiT-L/2, SiT-XL/2 and MM-DiT
 PUBLISHED: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from repa_eval.config import option
-from repa_eval.data._registry import ImageSource
+from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
-from repa_eval.interpolant import Interpolant
-from repa_eval.seeding import normal
-from repa_eval.teachers._registry import Teacher, split_names
+from repa_eval.interfaces.images import ImageSource
+from repa_eval.interfaces.method import Batch, Method, method
+from repa_eval.interfaces.teacher import Teacher, split_names
+from repa_eval.runtime.seeding import normal
 from repa_eval.train.losses import cosine_alignment, denoising_draws, drop_labels
-from repa_eval.train.methods.base import Batch, Method, method
 
 FITTED_ON, AT_ONCE = 4096, 256  # training images of the components; images per pass of the teacher
 

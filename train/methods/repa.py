@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from repa_eval.config import option
+from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
-from repa_eval.interpolant import Interpolant
-from repa_eval.teachers._registry import split_names
+from repa_eval.interfaces.method import Batch, Method, method
+from repa_eval.interfaces.teacher import split_names
 from repa_eval.train.losses import cosine_alignment, denoising_draws, token_contrast, velocity_loss
-from repa_eval.train.methods.base import Batch, Method, method
 
 
 @method("repa")

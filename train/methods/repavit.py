@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from repa_eval.config import option
-from repa_eval.data._registry import ImageSource
 from repa_eval.errors import UserError
-from repa_eval.seeding import permutation, uniform
-from repa_eval.teachers._pixels import pixels_of
-from repa_eval.teachers._registry import Teacher, split_names
+from repa_eval.interfaces.images import ImageSource
+from repa_eval.interfaces.method import Batch, Method, method
+from repa_eval.interfaces.teacher import Teacher, split_names
+from repa_eval.runtime.seeding import permutation, uniform
+from repa_eval.teachers.shared.preprocessing import pixels_of
 from repa_eval.train.conversion import config_of, convert
 from repa_eval.train.losses import cosine_alignment
-from repa_eval.train.methods.base import Batch, Method, method
 
 
 @method("repavit")

@@ -17,10 +17,10 @@ from torch import Tensor
 from repa_eval import checkpoints
 from repa_eval.config import option
 from repa_eval.errors import UserError
+from repa_eval.interfaces.method import Batch, Method, method
 from repa_eval.models.text_to_image import TextToImage
-from repa_eval.seeding import normal, uniform
-from repa_eval.train.contrast import TRAIN_STEPS, contrastive_losses, flow_pair, pair_errors
-from repa_eval.train.methods.base import Batch, Method, method
+from repa_eval.runtime.seeding import normal, uniform
+from repa_eval.train.contrastive_loss import TRAIN_STEPS, contrastive_losses, flow_pair, pair_errors
 
 EMBEDDED = "digits-captions-base"  # the base that ships with the package
 OF_IMAGE = ("input_size", "input_shape", "in_channels")

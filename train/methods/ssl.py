@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repa_eval.config import option
-from repa_eval.seeding import uniform
-from repa_eval.train.methods.base import Batch, Method, method
-from repa_eval.train.views import BACKGROUND, view, view_draws
+from repa_eval.interfaces.method import Batch, Method, method
+from repa_eval.runtime.seeding import uniform
+from repa_eval.train.augmentation import BACKGROUND, view, view_draws
 
 
 @method("ssl")

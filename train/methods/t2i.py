@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from repa_eval.config import option
+from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
-from repa_eval.interpolant import Interpolant
-from repa_eval.seeding import uniform
+from repa_eval.interfaces.method import Batch, Method, method
+from repa_eval.runtime.seeding import uniform
 from repa_eval.train.losses import denoising_draws, drop_labels
-from repa_eval.train.methods.base import Batch, Method, method
 
 
 @method("t2i")

@@ -16,16 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repa_eval.config import option
+from repa_eval.diffusion.conventions import EPSILON
+from repa_eval.diffusion.ddpm_schedule import TRAIN_STEPS
+from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
-from repa_eval.interpolant import Interpolant
-from repa_eval.models.conventions import EPSILON
-from repa_eval.models.layers import TimestepEmbedder, modulate, projector, xavier, zero
+from repa_eval.interfaces.method import Batch, Method, method
+from repa_eval.interfaces.teacher import split_names
+from repa_eval.models.shared.layers import TimestepEmbedder, modulate, projector, xavier, zero
 from repa_eval.models.sit_down import upsample_tokens
 from repa_eval.models.udit import UDiTConfig
-from repa_eval.sampling.diffusion import TRAIN_STEPS
-from repa_eval.teachers._registry import split_names
 from repa_eval.train.losses import ddpm_steps, denoising_draws, noise_loss, sample_cosines, velocity_loss
-from repa_eval.train.methods.base import Batch, Method, method
 
 # lambda(t) over lambda of the paper's table 12; t = 1 is noise
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from repa_eval.config import option
-from repa_eval.interpolant import Interpolant
+from repa_eval.diffusion.interpolant import Interpolant
+from repa_eval.interfaces.method import Batch, Method, method
 from repa_eval.train.losses import denoising_draws, velocity_loss
-from repa_eval.train.methods.base import Batch, Method, method
 
 
 @method("vanilla")

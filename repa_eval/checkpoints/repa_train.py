@@ -1,0 +1,37 @@
+"""Checkpoints of repa-train: {model, ema, method, opt, step, rng, recipe}."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from repa_eval.checkpoints.shared import networks
+from repa_eval.checkpoints.shared.recognise import Checkpoint, Request, layout
+from repa_eval.diffusion.conventions import VELOCITY, converted
+from repa_eval.errors import Failure
+
+KEYS = frozenset({"model", "ema", "method", "opt", "step", "rng", "recipe"})
+
+
+@layout("repa-eval")
+def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
+    """Return the checkpoint with its architecture as recorded in the recipe."""
+    if not isinstance(content, dict) or not set(content) >= KEYS:
+        return None
+    recipe = content["recipe"]
+    if not isinstance(recipe, dict) or not {"model", "architecture"} <= set(recipe):
+        raise Failure(f"{path}: its recipe does not say what the model is")
+    architecture, config = networks.preset_of(recipe["model"], recipe["architecture"])
+    stub = getattr(config, "warmup", False)  # of ERW's first stage
+    state = networks.cleaned(request.choose(content, path))
+    network = networks.assemble(architecture, config, state, where=str(path))
+    return Checkpoint(
+        path=path,
+        layout="repa-eval",
+        systems=tuple(recipe.get("systems", ())),
+        model_name=f"{recipe['model']}, first {config.depth} blocks" if stub else recipe["model"],
+        models=(converted(network, getattr(network, "native", VELOCITY)),),
+        weights=request.weights,
+        step=int(content["step"]),
+        recipe=recipe,
+    )

@@ -1,0 +1,219 @@
+"""From a state dict to a network: the architecture is told by names and shapes, built without memory, then filled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields as dataclass_fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from repa_eval.config import from_dict, to_dict
+from repa_eval.errors import Failure, UserError
+from repa_eval.interfaces.architecture import MODELS, Architecture, find_preset
+
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+State = Mapping[str, Tensor]
+
+
+def cleaned(state: State) -> dict[str, Tensor]:
+    """Return the state dict with published names: wrappers' prefixes cut, REPA's older `decoder_blocks` renamed."""
+    names = {name: name for name in state}
+    for prefix in PREFIXES * 2:
+        if names and all(name.startswith(prefix) for name in names.values()):
+            names = {key: name.removeprefix(prefix) for key, name in names.items()}
+    first = encoder_blocks(names.values())
+    if first is not None:
+        names = {
+            key: re.sub(r"^decoder_blocks\.(\d+)\.", lambda found: f"blocks.{first + int(found[1])}.", name)
+            for key, name in names.items()
+        }
+    return {name: state[key] for key, name in names.items()}
+
+
+def encoder_blocks(names: Any) -> int | None:
+    """Return the number of `blocks` before the `decoder_blocks` of an older REPA file, its aligned block; else None."""
+    numbers = {match[1]: int(match[2]) for name in sorted(names, key=_numbers) if (match := _BLOCK.match(name))}
+    return numbers["blocks"] + 1 if {"blocks", "decoder_blocks"} <= set(numbers) else None
+
+
+_BLOCK = re.compile(r"(blocks|decoder_blocks)\.(\d+)\.")
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
+def candidates(state: State) -> list[tuple[Architecture, dict[str, Any]]]:
+    """Return (architecture, fields told by names and shapes) of every architecture that the state dict can be."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    read = ((architecture, architecture.read(shapes)) for _, architecture in MODELS.items() if architecture.read)
+    return [(architecture, told) for architecture, told in read if told is not None]
+
+
+def complete(
+    architecture: Architecture, told: Mapping[str, Any], options: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> tuple[Any, str]:
+    """Return (config, name of its size). What shapes cannot tell comes from --set, the file, then the preset table.
+
+    options: the file's own arguments. overrides: config fields given by the user. UserError if the heads stay open.
+    """
+    known = {field.name for field in dataclass_fields(architecture.defaults)}
+    said = {key: value for key, value in overrides.items() if key in known}
+    given = {**told, **_untold(architecture, told, options, said), **said}
+    if "num_heads" in known and "num_heads" not in given:
+        given["num_heads"] = _heads(architecture, given, options)
+    config = from_dict(architecture.defaults, given)
+    return config, size_name(architecture, config)
+
+
+def _untold(
+    architecture: Architecture, told: Mapping[str, Any], options: Mapping[str, Any], said: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the fields that no shape tells: by the file's own arguments, else those of the size with these shapes."""
+    found = {key: options[key] for key in architecture.recorded if key in options}
+    rows = architecture.presets.values()
+    alike = [row for row in rows if all(_plain(told[key]) == _plain(row[key]) for key in row if key in told)]
+    for key in (key for key in architecture.recorded if key not in {**told, **found, **said}):
+        values = [row[key] for row in alike if key in row]
+        if values:
+            found[key] = values[0]
+        elif key == "idle_ratio" and told.get("channel_idle", True):
+            size = f"width {told.get('hidden_size')}, depth {told.get('depth')}"
+            raise UserError(
+                f"a {architecture.name} of {size}: neither file nor shapes tell the idle ratio, and no published size "
+                "has these; add --set idle_ratio=0.75"
+            )
+    return found
+
+
+def source_of(key: str, told: Mapping[str, Any], options: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
+    """Return who says what a field of `Architecture.recorded` is."""
+    places = {"--set": overrides, "file": options, "shapes": told}
+    return next((name for name, place in places.items() if key in place), "published size")
+
+
+def size_name(architecture: Architecture, config: Any) -> str:
+    """Return the preset that a config is (data and teachers aside), else the architecture's name."""
+    own = to_dict(config)
+    stub = bool(own.get("warmup"))  # ERW's first stage: the first blocks of a size
+    free = {*FREE, "depth"} if stub else FREE
+    for size, row in architecture.presets.items():
+        if all(_plain(own.get(key)) == _plain(value) for key, value in row.items() if key not in free):
+            return f"{size}, first {own['depth']} blocks" if stub else size
+    return architecture.name
+
+
+FREE = {"projector_dim", "z_dims", "num_classes", "input_size", "in_channels", "idle_ratio"}  # do not make another size
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _heads(architecture: Architecture, given: Mapping[str, Any], options: Mapping[str, Any]) -> int:
+    if isinstance(options.get("num_heads"), int):
+        return int(options["num_heads"])
+    named = str(options.get("model") or options.get("model_type"))
+    rows = [architecture.presets[named]] if named in architecture.presets else list(architecture.presets.values())
+    width, depth = given.get("hidden_size"), _plain(given.get("depth"))
+    fitting = [row for row in rows if row.get("hidden_size") == width]
+    exact = [row for row in fitting if _plain(row.get("depth")) == depth] or fitting
+    heads = {row["num_heads"] for row in exact if "num_heads" in row}
+    if len(heads) == 1:
+        return int(heads.pop())
+    raise UserError(
+        f"a {architecture.name} of width {width}, depth {depth}: shapes do not tell the number of heads "
+        "and no published size has these; add --set num_heads=N"
+    )
+
+
+class Uninitialised(TorchFunctionMode):
+    """Leaves random initialisation out: the meta device has no values, and drawing there would load torch's compiler.
+
+    Which takes 0.16 GB and half a second.
+    """
+
+    DRAWS = frozenset({"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_"})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return the tensor as it is where `func` would fill it, else what `func` returns."""
+        if getattr(func, "__name__", "") in self.DRAWS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def assemble(architecture: Architecture, config: Any, state: State, *, where: str) -> nn.Module:
+    """Return the network with the tensors of `state` as its own: built on the meta device, nothing is copied."""
+    with torch.device("meta"), Uninitialised():
+        network = architecture.build(config)
+    fill(network, state, size=size_name(architecture, config), where=where)
+    return network.eval().requires_grad_(False)
+
+
+def fill(network: nn.Module, state: State, *, size: str, where: str) -> None:
+    """Give a network on the meta device the tensors of `state`; Failure that says what does not fit."""
+    wrong = misfits({name: tuple(t.shape) for name, t in network.state_dict().items()}, state)
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise Failure(f"{where}: the weights do not fit {size}: {wrong[0]}{more}")
+    network.load_state_dict(state, strict=True, assign=True)
+
+
+def misfits(wanted: Mapping[str, tuple[int, ...]], state: State) -> list[str]:
+    """Return one line for each name that is missing, of another shape, or not known to the architecture."""
+    lines = [f"{name} {list(shape)} is missing" for name, shape in wanted.items() if name not in state]
+    for name, tensor in state.items():
+        if name not in wanted:
+            lines.append(f"{name} {list(tensor.shape)} is not one of its parameters")
+        elif tuple(tensor.shape) != wanted[name]:
+            lines.append(f"{name} has shape {list(tensor.shape)}, expected {list(wanted[name])}")
+    return lines
+
+
+def refuse_unfinite(network: nn.Module, path: Path) -> None:
+    """Failure that names the weights which hold NaN or infinities."""
+    bad = [name for name, tensor in network.state_dict().items() if not _finite(tensor)]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise Failure(f"{path}: the weights {bad[0]}{more} are not finite; --allow-nan opens it all the same")
+
+
+def _finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # the extremes pass NaN on and need no further memory, unlike isfinite of every entry
+    return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor))
+
+
+def nearest(state: State, order: Iterable[str]) -> tuple[str, list[str]]:
+    """Return the first of the best architectures whose names are like those of `state`, and what does not fit it.
+
+    "" if none is like it. order: names of architectures, the most common first.
+    """
+    own = {_pattern(name) for name in state}
+    best: tuple[float, str, set[str]] = (0.0, "", set())
+    for name in order:
+        architecture = MODELS.get(name)
+        with torch.device("meta"):
+            network = architecture.build(architecture.preset(next(iter(architecture.presets))))
+        patterns = {_pattern(key) for key in network.state_dict()}
+        score = len(own & patterns) / len(own | patterns)
+        if score > best[0]:
+            best = (score, name, patterns)
+    missing = [f"{pattern} is missing" for pattern in sorted(best[2] - own) if "projector" not in pattern]
+    return best[1], missing + [f"{pattern} is unknown" for pattern in sorted(own - best[2])]
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".N.", name, count=1)
+
+
+def preset_of(size: str, fields: Any) -> tuple[Architecture, Any]:
+    """Return (architecture, config) of a size with the recorded fields laid over it."""
+    architecture, preset = find_preset(size)
+    return architecture, from_dict(preset, fields, where="architecture")

@@ -1,0 +1,84 @@
+"""What commands do with --ckpt: open it, and read off its data, layers and run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from repa_eval.errors import UserError
+
+
+def open_checkpoint(ckpt: str, given: Mapping[str, Any]) -> Any:
+    """Return the Checkpoint that --ckpt names, opened as the options of `recognising` say."""
+    from repa_eval import checkpoints
+    from repa_eval.config import parse_overrides
+
+    overrides = parse_overrides(given["settings"])
+    return checkpoints.load(ckpt, weights=given["weights"], overrides=overrides, allow_nan=given["allow_nan"])
+
+
+def measurable(opened: Any) -> Any:
+    """Return the opened checkpoint's model; UserError unless it is a diffusion model of the family."""
+    from repa_eval.diffusion.model import DiffusionModel
+    from repa_eval.models.shared.encoder import Encoder
+
+    if not isinstance(opened.model, DiffusionModel):
+        hint = "; name it as --teacher" if isinstance(opened.model, Encoder) else ""
+        raise UserError(
+            f"{opened.path} holds {opened.model_name}, which is no diffusion model: it has no blocks to measure{hint}"
+        )
+    return opened.model
+
+
+def data_of(opened: Any, given: str | None) -> str:
+    """Return the data to measure on: as given, else as recorded; UserError if neither says it."""
+    name = given or opened.recipe.get("data")
+    if not name:
+        raise UserError(f"{opened.path} does not say what it was trained on: name the images with --data")
+    return str(name)
+
+
+def class_tokens_of(opened: Any, device: str, given: str | None) -> Any:
+    """Return what gives a model with a class token the clean one of an image, None for other models.
+
+    It is that of the teacher the checkpoint was trained with; where the file names none, of the first of `given`.
+    """
+    from repa_eval.interfaces.teacher import class_tokens_by, load_teacher, split_names
+
+    if not measurable(opened).prefix_tokens:
+        return None
+    recorded = split_names(opened.option("enc_type") or "")
+    names = recorded or split_names(given or "")
+    if not names:
+        raise UserError(f"{opened.path} reads a teacher's class token: name the teacher with --teacher")
+    weights = opened.recipe.get("teacher_weights") if recorded else None
+    return class_tokens_by(load_teacher(names[0], weights).to(device))
+
+
+def block_numbers(text: str, opened: Any) -> list[int]:
+    """Return the block numbers meant by "all" or "3,4"; UserError if the checkpoint's model does not have one."""
+    depth = measurable(opened).depth
+    if text == "all":
+        return list(range(1, depth + 1))
+    try:
+        layers = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--layer {text!r}: expected block numbers joined by commas, or all") from error
+    aligned = opened.option("encoder_depth")
+    for layer in layers:
+        if not 1 <= layer <= depth:
+            hint = f"; its aligned block is {aligned}" if aligned else ""
+            raise UserError(f"layer {layer}: this model has blocks 1..{depth}{hint}")
+    return layers
+
+
+def run_columns(opened: Any) -> dict[str, Any]:
+    """Return the columns that say which checkpoint a row speaks of."""
+    return {
+        "run": opened.run,
+        "system": opened.systems[0] if opened.systems else None,
+        "method": opened.recipe.get("method"),
+        "step": opened.step,
+        "weights": opened.weights,
+        "train_seed": opened.recipe.get("seed"),
+    }

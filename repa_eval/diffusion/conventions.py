@@ -1,0 +1,113 @@
+"""One convention inside: t = 0 data, t = 1 noise, the network answers the velocity noise - data.
+
+Published networks that count time the other way, or predict the noise of a step, are wrapped at the edge. Their own
+parameters, names and arithmetic stay untouched in `network`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repa_eval.diffusion.interpolant import Interpolant
+from repa_eval.diffusion.model import DiffusionModel
+
+VELOCITY = DiffusionModel.native
+REVERSED = "t=0 noise, v = data - noise"
+EPSILON = "step 0..999 of 1000, 999 = noise, eps-prediction"
+
+
+class Converted(DiffusionModel):
+    """A foreign network seen through the project's convention. network: as published."""
+
+    def __init__(self, network: DiffusionModel) -> None:
+        super().__init__()
+        self.network = network
+        self.config = network.config
+        self.projectors = network.projectors
+        self.prefix_tokens = network.prefix_tokens
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks of the network."""
+        return self.network.depth
+
+    def null_condition(self, count: int) -> Tensor:
+        """Return the network's own "no class"."""
+        return self.network.null_condition(count)
+
+
+class ReversedTime(Converted):
+    """SiT (willisma) and LightningDiT: v(x, t, y) = -network(x, 1 - t, y)."""
+
+    native = REVERSED
+
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, *, taps: Collection[int] = (), **more: Any
+    ) -> tuple[Tensor, dict[Any, Tensor]]:
+        """Return (velocity noise - data, hidden) at t, 1 = noise."""
+        velocity, hidden = self.network(x, 1 - t, y, taps=taps, **more)
+        return -velocity, hidden
+
+
+class NoisePrediction(Converted):
+    """DiT and U-DiT, trained by DDPM on 1000 steps with linear betas (1e-4 to 0.02).
+
+    A time t of the linear path is matched to the step of the same noise-to-signal ratio, sigma/alpha = t/(1-t):
+    there x_t of both differ by a factor only. `noised` is q_sample at that step, whatever the interpolant.
+    """
+
+    native = EPSILON
+    noising = "q_sample at the step of equal noise-to-signal ratio"
+    num_steps = 1000
+
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, *, taps: Collection[int] = (), **more: Any
+    ) -> tuple[Tensor, dict[Any, Tensor]]:
+        """Return (velocity noise - data, hidden) for x made by `noised` at t."""
+        steps = self.step_of(t)
+        predicted, hidden = self.network(x, steps, y, taps=taps, **more)
+        noise = predicted[:, : x.shape[1]]
+        alpha, sigma = (part.to(x).view(-1, 1, 1, 1) for part in self._scales(steps))
+        return noise - (x - sigma * noise) / alpha, hidden
+
+    def noised(self, x: Tensor, noise: Tensor, t: Tensor, interpolant: Interpolant) -> Tensor:
+        """Return x_t (B, C, H, W) = sqrt(abar) x + sqrt(1 - abar) noise at the steps matched to t (B,)."""
+        alpha, sigma = (part.to(x).view(-1, 1, 1, 1) for part in self._scales(self.step_of(t)))
+        return alpha * x + sigma * noise
+
+    def step_of(self, t: Tensor) -> Tensor:
+        """Return the steps (B,), int64, whose noise-to-signal ratio is nearest (in log) to t/(1-t)."""
+        cumulative = _alphas_cumprod(self.num_steps)
+        own = 0.5 * ((1 - cumulative) / cumulative).log()  # rises with the step
+        wanted = torch.logit(t.double().cpu(), eps=1e-12)
+        return (own[None] - wanted[:, None]).abs().argmin(1).to(t.device)
+
+    def _scales(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        cumulative = _alphas_cumprod(self.num_steps)[steps.cpu()]
+        return cumulative.sqrt(), (1 - cumulative).sqrt()
+
+
+def _alphas_cumprod(num_steps: int) -> Tensor:
+    return (1 - torch.linspace(1e-4, 0.02, num_steps, dtype=torch.float64)).cumprod(0)
+
+
+def published(model: Any) -> Any:
+    """Return the network with its own names and arithmetic: the wrapped one, else the model itself."""
+    return model.network if isinstance(model, Converted) else model
+
+
+WRAPPERS = {REVERSED: ReversedTime, EPSILON: NoisePrediction}
+
+
+def converted(network: Any, native: str) -> Any:
+    """Return `network`, wrapped unless its own convention is the project's."""
+    return network if native == VELOCITY else WRAPPERS[native](network)
+
+
+def ours(model: Any) -> Any:
+    """Return a model in the project's convention: as it is, or wrapped if it is a network of another one."""
+    return model if isinstance(model, Converted) else converted(model, getattr(model, "native", VELOCITY))

@@ -1,0 +1,124 @@
+"""The reference as a judge sees it: from images, or from a file of statistics that must fit what is measured."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from repa_eval.data.readers.statistics import Statistics
+from repa_eval.errors import UserError
+from repa_eval.evaluation.sample_features import Gathered, Workers, gather
+from repa_eval.interfaces.extractor import Extractor
+from repa_eval.interfaces.images import Images, ImageSource
+from repa_eval.metrics.fid import Gaussian, gaussian_of
+
+KEEP = 8  # references whose features stay in memory
+
+
+@dataclass
+class Real:
+    """What is known of the reference; each covariance is factored once, for however many sets of samples.
+
+    missing: why a kind of features ("rows": features of single images) is not there.
+    """
+
+    seen: Gathered
+    gaussians: dict[str, Gaussian] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def gaussian(self, kind: str) -> Gaussian:
+        """Return the Gaussian of a kind of features."""
+        if kind not in self.gaussians:
+            held = self.seen.moments.get(kind)
+            self.gaussians[kind] = gaussian_of(self.seen.rows[kind] if held is None else held)
+        return self.gaussians[kind]
+
+
+_kept: dict[tuple[str, ...], Real | None] = {}  # content-addressed: reference, extractor, kinds
+
+
+def reference_of(
+    reference: ImageSource | Statistics,
+    judge: Extractor,
+    wanted: Mapping[str, Collection[str]],
+    *,
+    batch_size: int = 256,
+    workers: Workers | None = None,
+) -> Real | None:
+    """Return what a judge sees in the reference; None in every process but the first.
+
+    wanted: `keep` and `stream` of `gather`. What was seen of data held in memory is kept for the next call.
+    """
+    if isinstance(reference, Statistics):
+        return _of_file(reference, judge, wanted, batch_size, workers)
+    key = (judge.digest, judge.resize, *sorted(wanted["keep"]), "/", *sorted(wanted["stream"]))
+    if isinstance(reference, Images):
+        key = (reference.digest(), *key)
+        if key in _kept:
+            return _kept[key]
+    seen = gather(reference, judge, **wanted, batch_size=batch_size, workers=workers)
+    real = None if seen is None else Real(seen)
+    if isinstance(reference, Images):
+        if len(_kept) >= KEEP:
+            _kept.clear()
+        _kept[key] = real
+    return real
+
+
+def refuse_misfit(reference: Statistics, judge: Extractor, shape: tuple[int, ...]) -> None:
+    """UserError where statistics that say what they were made of do not fit this judge, or these images (C, H, W).
+
+    Both hashes are shown. A file that says nothing of itself is taken as it is: only its widths can tell.
+    """
+    made = reference.provenance
+    now = {
+        "extractor": judge.name,
+        "extractor_hash": judge.digest,
+        "resize": judge.resize,
+        "resolution": f"{shape[1]}x{shape[2]}",
+    }
+    differing = [f"{key} {made[key]}, now {value}" for key, value in now.items() if made.get(key, value) != value]
+    source = Path(str(made.get("source", "")))
+    if "listing" in made and source.exists() and (listing := listing_hash(source)) != made["listing"]:
+        differing.append(f"files of {source} {made['listing']}, now {listing}")
+    if differing:
+        raise UserError(
+            f"reference {reference.name} ({reference.digest()}) was made otherwise: {'; '.join(differing)}; make it "
+            f"again: repa-eval stats DATA --out {reference.name}"
+        )
+
+
+def listing_hash(path: Path) -> str:
+    """Return a hash of a file's, or of a folder's files', names, sizes and times: cheap, and changed by any change."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    content = hashlib.sha256()
+    for file in files:
+        state = file.stat()
+        content.update(f"{file.relative_to(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return content.hexdigest()[:12]
+
+
+def _of_file(
+    reference: Statistics,
+    judge: Extractor,
+    wanted: Mapping[str, Collection[str]],
+    batch_size: int,
+    workers: Workers | None,
+) -> Real | None:
+    real = Real(Gathered(reference.n or 0))
+    if reference.mu is not None and reference.sigma is not None:
+        real.gaussians["features"] = Gaussian(reference.mu, reference.sigma)
+    if reference.mu_s is not None and reference.sigma_s is not None:
+        real.gaussians["spatial"] = Gaussian(reference.mu_s, reference.sigma_s)
+    else:
+        real.missing["spatial"] = f"{reference.name} has no mu_s and sigma_s"
+    if reference.features is not None:
+        real.seen.rows["features"] = reference.features
+    elif reference.images is None:
+        real.missing["rows"] = f"{reference.name} has no images (arr_0)"
+    elif "features" in wanted["keep"]:
+        seen = gather(reference.images, judge, keep=("features",), batch_size=batch_size, workers=workers)
+        real.seen.rows.update({} if seen is None else seen.rows)
+    return real if workers is None or workers.rank == 0 else None

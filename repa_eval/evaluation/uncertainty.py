@@ -1,0 +1,34 @@
+"""How sure a similarity of two feature sets is: its spread over half samples, its level when pairs are torn apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from repa_eval.runtime.seeding import permutation
+
+Array = np.ndarray[Any, Any]
+Metric = Callable[[Array, Array], float]
+ROUNDS = 40
+
+
+def half_sample_error(metric: Metric, x: Array, y: Array, *, seed: int = 0, rounds: int = ROUNDS) -> float:
+    """Return the standard error of metric(x, y), x (N, D1) and y (N, D2): its spread over random halves of the samples.
+
+    The delete-half jackknife (Shao and Wu 1989): for a statistic whose variance falls as 1/n, the variance over half
+    samples is that of the whole one. A bootstrap would put the same image in twice, its own nearest neighbour.
+    """
+    values = []
+    for number in range(rounds):
+        rows = permutation(len(x), seed, "half samples", number).numpy()[: len(x) // 2]
+        values.append(metric(x[rows], y[rows]))
+    return float(np.std(values, ddof=1))
+
+
+def torn_level(metric: Metric, x: Array, y: Array, *, seed: int = 0, rounds: int = ROUNDS) -> tuple[float, float]:
+    """Return (mean, standard deviation) of metric(x, y) when the rows of y are permuted: what no relation gives."""
+    orders = (permutation(len(y), seed, "torn pairs", number).numpy() for number in range(rounds))
+    values = [metric(x, y[order]) for order in orders]
+    return float(np.mean(values)), float(np.std(values, ddof=1))

@@ -1,0 +1,102 @@
+"""Features of paired images: hidden states of a diffusion model per layer and time, and a teacher's patch tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from repa_eval.diffusion.interpolant import Interpolant
+from repa_eval.errors import UserError
+from repa_eval.features.store import Entry
+from repa_eval.interfaces.images import ImageSource
+from repa_eval.runtime.distributed import Share
+
+Array = np.ndarray[Any, Any]
+ClassTokens = Callable[[Tensor], Tensor]  # uint8 images (B, C, H, W) -> clean class tokens (B, z)
+POOLINGS = {"mean": "token mean", "cls": "class token", "none": "no pooling"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capture:
+    """How features are taken: everything that decides their values, and where they are kept meanwhile.
+
+    pool: "mean" over the patch tokens, "cls" the class token, "none" all patch tokens. class_tokens: what gives a model
+    with a class token (REG) the clean one of an image; it is noised at the same t. cache: a folder in which features
+    outlive an interruption. share: this process's part of the images, which several need a cache for.
+    progress: called after each batch of images.
+    """
+
+    interpolant: Interpolant = field(default_factory=Interpolant)
+    seed: int = 0
+    stream: str = "align"
+    pool: str = "mean"
+    class_tokens: ClassTokens | None = None
+    batch_size: int = 256
+    cache: Path | None = None
+    share: Share = field(default_factory=Share)
+    progress: Callable[[], object] | None = None
+
+    def __post_init__(self) -> None:
+        if self.pool not in POOLINGS:
+            raise UserError(f"pooling {self.pool!r}: choose {', '.join(POOLINGS)}")
+
+    def pooled(self, tokens: Tensor, prefix_tokens: int) -> Tensor:
+        """Return (B, D), or (B, T, D) without pooling, of tokens (B, prefix + T, D), float32 on the CPU."""
+        if self.pool == "cls":
+            if not prefix_tokens:
+                raise UserError("these hidden states have no class token; pool them by mean")
+            return tokens[:, 0].float().cpu()
+        patches = tokens[:, prefix_tokens:].float()
+        return (patches.mean(1) if self.pool == "mean" else patches).cpu()
+
+
+Forward = Callable[[Tensor, Sequence[int], Sequence[str]], Mapping[str, Tensor]]
+
+
+def collect(
+    images: ImageSource, names: Mapping[str, object], forward: Forward, record: Mapping[str, Any], capture: Capture
+) -> dict[str, Array]:
+    """Return the features of every name, batch by batch; what a cache holds already is not computed again."""
+    if capture.cache is None:
+        parts: dict[str, list[Array]] = {name: [] for name in names}
+        for _, indices in _batches(len(images), capture.batch_size):
+            for name, values in forward(images.fetch(indices)[0], indices, list(names)).items():
+                parts[name].append(values.numpy())
+            if capture.progress:
+                capture.progress()
+        return {name: np.concatenate(values) for name, values in parts.items()}
+    entry = Entry(capture.cache, entry_record(images, record, capture), len(images))
+    for number, indices in _batches(len(images), capture.batch_size):
+        lacking = entry.lacking(list(names), indices)
+        if lacking and number % capture.share.count == capture.share.rank:
+            for name, values in forward(images.fetch(indices)[0], indices, lacking).items():
+                entry.write(name, indices, values.numpy())
+        if capture.progress:
+            capture.progress()
+    capture.share.wait()
+    return {name: np.asarray(entry.read(name)) for name in names}
+
+
+def _batches(count: int, batch_size: int) -> Iterator[tuple[int, range]]:
+    for number, first in enumerate(range(0, count, batch_size)):
+        yield number, range(first, min(first + batch_size, count))
+
+
+def entry_record(images: ImageSource, record: Mapping[str, Any], capture: Capture) -> dict[str, Any]:
+    """Return what a cache entry is found by; the batch size is in it, because rounding depends on it."""
+    return {
+        **record,
+        "data_hash": images.digest(),
+        "num_images": len(images),
+        "seed": capture.seed,
+        "stream": capture.stream,
+        "pool": capture.pool,
+        "batch_size": capture.batch_size,
+        "torch": torch.__version__,
+    }

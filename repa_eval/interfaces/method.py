@@ -1,0 +1,152 @@
+"""The contract of a training method: one file, one decorator, one frozen dataclass.
+
+Methods are final: none inherits from another; what two of them share is a function in train/losses.py.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from repa_eval.interfaces.images import ImageSource
+from repa_eval.interfaces.teacher import Teacher
+from repa_eval.registry import Registry
+
+C = TypeVar("C", bound=type["Method"])
+
+
+@dataclass
+class Batch:
+    """What a method gets to compute its losses from.
+
+    x: clean latents (B, C, H, W), float32.   y: labels (B,), int64.   images: uint8 (B, C, H, W).
+    teachers: patch tokens (B, T, D) of every teacher; class_tokens: its class token (B, D), None if it has none;
+    attention: {layer: logits (B, heads, T, T)} of the layers that `attention_layers()` names. All three are empty where
+    the teachers do not run: where `active(step)` is false or `stopped(modules)` is true.
+    architecture: the network's config, which some draws' shapes depend on.
+    draws: every random tensor of the step, made by `draws()`.
+    lead: the draws (1, ...) of the first image of the whole batch, which lies over all processes and parts: what all of
+    them share. whole: the labels of that batch (N,), where `needs` names "whole batch"; first: the place of x[0] in it.
+    modules: the trainable extras made by `modules()`.   ema: the averaged model, for methods that learn from it.
+    """
+
+    x: Tensor
+    y: Tensor
+    images: Tensor
+    architecture: Any = None
+    teachers: list[Tensor] = field(default_factory=list)
+    class_tokens: list[Tensor | None] = field(default_factory=list)
+    attention: list[dict[int, Tensor]] = field(default_factory=list)
+    draws: dict[str, Tensor] = field(default_factory=dict)
+    lead: dict[str, Tensor] = field(default_factory=dict)
+    whole: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    first: int = 0
+    modules: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    ema: nn.Module | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A training that makes up a run together with others, each of a network of its own.
+
+    method: what trains in it. until: the step at which it ends, counted from the start of the run; None: the last.
+    samples: whether images can be generated from its network; where they cannot, nothing is measured.
+    """
+
+    method: Method
+    until: int | None = None
+    samples: bool = True
+
+
+class Method(ABC):
+    """A training method. Its options are the fields of the dataclass."""
+
+    systems: ClassVar[tuple[str, ...]] = ()  # what its checkpoints are; the first is the name in tables
+    paper: ClassVar[str] = ""  # arXiv number
+    needs: ClassVar[frozenset[str]] = frozenset({"labels"})  # of "labels", "captions", "ema", "whole batch"
+    architectures: ClassVar[frozenset[str]] = frozenset({"SiT", "SiT-ERW"})  # the networks that it can train
+    samples: ClassVar[bool] = True  # whether images can be generated from its model
+    finish: ClassVar[str] = "repa-eval convert {checkpoint} --to converted/{run}"  # where none can: what comes next
+    start_weights: ClassVar[str] = "online"  # of what it starts from: the trained weights (ERW's trainer), or "ema"
+
+    def teachers(self) -> list[str]:
+        """Return the names of the frozen encoders whose tokens the losses read."""
+        return []
+
+    def attention_layers(self) -> Sequence[Collection[int]]:
+        """Return, teacher by teacher, the blocks (1-based) whose attention logits the losses read."""
+        return ()
+
+    def stages(self) -> Sequence[Stage]:
+        """Return the trainings that run in turn, the last one with `self` and without an end."""
+        return (Stage(method=self),)
+
+    def architecture(self, config: Any, widths: Sequence[int]) -> Any:
+        """Return the model's config as this method changes it; widths: feature sizes of the teachers."""
+        return config
+
+    def fitted(self, config: Any, images: Any, teachers: Sequence[Teacher]) -> Any:
+        """Return the model's config for these images and teachers; `architecture` unless more than widths matters."""
+        return self.architecture(config, [teacher.width for teacher in teachers])
+
+    def aligned_layer(self) -> int | None:
+        """Return the number of the block whose output is aligned with a teacher, if one is."""
+        return None
+
+    def modules(self, model: Any) -> nn.ModuleDict:
+        """Return the trainable extras beside the model; they are saved with the checkpoint."""
+        return nn.ModuleDict()
+
+    def starts_from(self) -> str | None:
+        """Return the checkpoint that a fresh run takes over first; a later stage takes over the one before it."""
+        return None
+
+    def take_over(self, model: nn.Module, before: nn.Module) -> None:
+        """Put into a fresh model, in place, what the network trained before it has to give. Its average starts so."""
+        raise AssertionError(f"{type(self).__name__} starts from another network and does not say how")
+
+    def prepare(self, model: nn.Module, images: ImageSource, teachers: Sequence[Teacher]) -> None:  # noqa: B027
+        """Compute, once before the first step, what a fresh model has to know of the training images: its buffers."""
+
+    def active(self, step: int) -> bool:
+        """Return whether the teachers are needed at this step."""
+        return True
+
+    def stopped(self, modules: nn.ModuleDict) -> bool:
+        """Return whether training itself found that the teachers are needed no more, as a buffer of the extras says."""
+        return False
+
+    def trainable(self, model: nn.Module, modules: nn.ModuleDict) -> Iterable[nn.Parameter]:
+        """Yield the parameters to optimise."""
+        yield from (p for p in (*model.parameters(), *modules.parameters()) if p.requires_grad)
+
+    @abstractmethod
+    def draws(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """Return every random tensor of a step, row i from generator i; nothing random happens elsewhere."""
+
+    @abstractmethod
+    def losses(self, model: Any, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return named, weighted terms, a scalar or one value per sample; the sum of their means is optimised."""
+
+
+METHODS: Registry[type[Method]] = Registry("method", "repa_eval.train.methods", group="repa_eval.methods")
+
+
+def method(name: str) -> Callable[[C], C]:
+    """Register a Method class; it is returned unchanged."""
+
+    def record(cls: C) -> C:
+        METHODS.register(name)(cls)
+        return cls
+
+    return record
+
+
+def name_of(chosen: Method) -> str:
+    """Return the registered name of a method object."""
+    return next(name for name, cls in METHODS.items() if cls is type(chosen))

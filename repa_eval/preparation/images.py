@@ -1,0 +1,143 @@
+"""Images, and a VAE's moments of them, in the layout that REPA's trainer reads.
+
+DEST/images/00000/img00000000.png ... and DEST/vae-sd/00000/img-mean-std-00000000.npy ..., each with a dataset.json of
+names and labels, which is written last. DEST/prepare.json says what they are of.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from repa_eval import __version__
+from repa_eval.console.options import choose_device
+from repa_eval.errors import Failure, UserError
+from repa_eval.runtime.distributed import Share, join
+from repa_eval.runtime.files import disk_space, write_atomic
+from repa_eval.sampling.vae import Encoder
+
+RECORD, LIST = "prepare.json", "dataset.json"
+IMAGES, MOMENTS = "images", "vae-sd"
+NAMES = {IMAGES: "img{:08d}.png", MOMENTS: "img-mean-std-{:08d}.npy"}
+PER_FOLDER = 1000
+
+
+def make_images(images: Any, dest: Path, given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Write images, and moments where a VAE is named; return what to say, None in every process but the first."""
+    share = join(choose_device(given["device"]))
+    encoder = None if given["vae"] is None else Encoder(given["vae"], share.device)
+    if encoder is not None:
+        encoder.check(images.shape)
+    record = _record(images, encoder, given)
+    if share.first:
+        _begin(dest, record)
+    share.wait()
+    kinds = (IMAGES,) if encoder is None else (IMAGES, MOMENTS)
+    made = {kind: _fill(kind, images, dest, share, given, encoder) for kind in kinds}
+    share.wait()
+    if share.first:
+        for kind in kinds:
+            listing = [[_member(kind, index), label] for index, label in enumerate(images.labels.tolist())]
+            write_atomic(dest / kind / LIST, json.dumps({"labels": listing}))
+    return {"folder": str(dest), "made": made, "record": record} if share.first else None
+
+
+def text_of(answer: Mapping[str, Any]) -> str:
+    """Return the answer as a line for people."""
+    record = answer["record"]
+    latents = f", and moments of {record['vae']}" if "vae" in record else ""
+    done = ", ".join(f"{count} new in {kind}" for kind, count in answer["made"].items())
+    return f"{answer['folder']}: {record['num_images']} images of {record['resolution']}{latents} ({done})"
+
+
+def record_of(images: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which images these are, and how they were cut."""
+    return {
+        "data": given["data"],
+        "data_hash": images.digest(),
+        "num_images": len(images),
+        "resolution": f"{images.shape[1]}x{images.shape[2]}",
+        "resize": None if given["resolution"] is None else f"centre-crop-{given['resolution']}",
+    }
+
+
+def _record(images: Any, encoder: Encoder | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **record_of(images, given),
+        "version": __version__,
+        **({} if encoder is None else encoder.record()),
+    }
+
+
+def _begin(dest: Path, record: Mapping[str, Any]) -> None:
+    """Write the record, or see that the folder is of the same; moments may be added to images that are there."""
+    file = dest / RECORD
+    if not file.is_file():
+        if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+            raise UserError(f"{dest} is not empty and was not prepared here; choose another DEST")
+        write_atomic(file, json.dumps(dict(record), indent=1) + "\n")
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise Failure(f"{file} is damaged: {error}") from error
+    differing = sorted(key for key in before if key in record and before[key] != record[key] and key != "version")
+    if differing:
+        raise UserError(f"{dest} was prepared otherwise ({', '.join(differing)} differ); choose another DEST")
+    if set(record) - set(before):
+        write_atomic(file, json.dumps({**before, **record}, indent=1) + "\n")
+
+
+def _member(kind: str, index: int) -> str:
+    return f"{index // PER_FOLDER:05d}/{NAMES[kind].format(index)}"
+
+
+def _fill(kind: str, images: Any, dest: Path, share: Share, given: Mapping[str, Any], encoder: Encoder | None) -> int:
+    """Write this process's share of the files of a kind that are not there yet; return how many all lacked."""
+    from tqdm import tqdm
+
+    size = given["batch_size"]
+    missing = share.agree([i for i in range(len(images)) if not (dest / kind / _member(kind, i)).is_file()])
+    mine = share.of(missing, size)
+    coded: Callable[[Any], list[bytes]] = _pngs if encoder is None or kind == IMAGES else _moments_by(encoder)
+    hidden = True if given["quiet"] or not share.first else None
+    with tqdm(total=len(mine), desc=kind, disable=hidden, leave=False) as bar:
+        for block in sorted({index // size for index in mine}):
+            # the whole block, as ever: what is beside an image in its batch cannot depend on what was there already
+            whole = range(block * size, min((block + 1) * size, len(images)))
+            wanted = [index for index in mine if index // size == block]
+            for index, data in zip(whole, coded(images.fetch(whole)[0]), strict=True):
+                if index in wanted:
+                    with disk_space(dest):
+                        write_atomic(dest / kind / _member(kind, index), data)
+            bar.update(len(wanted))
+    return len(missing)
+
+
+def _pngs(images: Any) -> list[bytes]:
+    """Return uncompressed PNGs, as the official tool writes them: they are read again at every epoch."""
+    found = []
+    for image in images.numpy():
+        buffer = io.BytesIO()
+        pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+        Image.fromarray(pixels).save(buffer, format="PNG", compress_level=0)
+        found.append(buffer.getvalue())
+    return found
+
+
+def _moments_by(encoder: Encoder) -> Callable[[Any], list[bytes]]:
+    def coded(images: Any) -> list[bytes]:
+        found = []
+        for moments in encoder(images).numpy():
+            buffer = io.BytesIO()
+            np.save(buffer, moments)
+            found.append(buffer.getvalue())
+        return found
+
+    return coded

@@ -1,0 +1,36 @@
+"""Writing files so that a reader never sees half of one, and a full disk is reported in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from repa_eval.errors import Failure
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> None:
+    """Write a file under a temporary name and rename it, so that nobody ever sees half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data if isinstance(data, bytes) else data.encode())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_space(path: Path) -> Iterator[None]:
+    """Turn "no space left" into one line: what was written before stays valid, and the same command continues."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Failure(
+            f"{path}: no space left on the disk; the samples made so far are kept, the same command continues"
+        ) from error

@@ -1,0 +1,112 @@
+"""Latent and class token sampled together, as REG does (arXiv 2507.01467); the class token is thrown away at the end.
+
+The published code samples by the SDE alone; the ODE here is our own (Euler or Heun for both) and recorded as such.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repa_eval.diffusion.interpolant import Interpolant
+from repa_eval.sampling.guidance import Guidance, null_of
+from repa_eval.sampling.samplers.sde import LAST_STEP, score
+
+Pair = tuple[Tensor, Tensor]  # latent (B, C, H, W) and class token (B, Z)
+
+
+@torch.no_grad()
+def sample_joint_sde(
+    model: Any,
+    noise: Pair,
+    labels: Tensor,
+    *,
+    num_steps: int,
+    step_noise: Callable[[], Pair],
+    interpolant: Interpolant,
+    guidance: Guidance,
+    cls_cfg_scale: float = 0.0,
+) -> Tensor:
+    """Return latents (B, C, H, W), float64, by Euler-Maruyama; num_steps model calls.
+
+    Times, drift and noise are those of `sample_sde`, for both states with the same t and independent noises.
+    step_noise: gives the next standard normal draws, that of the latent first.
+    """
+    times = [*torch.linspace(1.0, LAST_STEP, num_steps, dtype=torch.float64).tolist(), 0.0]
+    state = [part.double() for part in noise]
+    field = _Field(model, labels, guidance, cls_cfg_scale, noise[0].dtype)
+    for now, after in pairwise(times):
+        velocities = field(state[0], state[1], now, guided=guidance.applies(now))
+        draws = step_noise() if after > 0 else (None, None)
+        state = [
+            _euler_maruyama(x, velocity, now, after, draw, interpolant)
+            for x, velocity, draw in zip(state, velocities, draws, strict=True)
+        ]
+    return state[0]
+
+
+@torch.no_grad()
+def sample_joint_ode(
+    model: Any,
+    noise: Pair,
+    labels: Tensor,
+    *,
+    num_steps: int,
+    heun: bool = False,
+    guidance: Guidance,
+    cls_cfg_scale: float = 0.0,
+) -> Tensor:
+    """Return latents (B, C, H, W), float64, by the probability-flow ODE of both states, stepped as `sample_ode` does.
+
+    Our own extension: there is no published ODE sampler to be equal to.
+    """
+    times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64).tolist()
+    x, token = (part.double() for part in noise)
+    field = _Field(model, labels, guidance, cls_cfg_scale, noise[0].dtype)
+    for now, after in pairwise(times):
+        step, guided = after - now, guidance.applies(now)
+        slope, token_slope = field(x, token, now, guided=guided)
+        if heun and after > 0:
+            ends = field(x + step * slope, token + step * token_slope, after, guided=guided)
+            slope, token_slope = 0.5 * (slope + ends[0]), 0.5 * (token_slope + ends[1])
+        x, token = x + step * slope, token + step * token_slope
+    return x
+
+
+class _Field:
+    """The two velocities, guided apart: the class token by cls_cfg_scale, or not at all where that is 0 or less."""
+
+    def __init__(self, model: Any, labels: Tensor, guidance: Guidance, cls_cfg_scale: float, dtype: torch.dtype):
+        self.model, self.labels, self.guidance, self.dtype = model, labels, guidance, dtype
+        self.cls_guidance = Guidance(cfg_scale=cls_cfg_scale)
+        self.null = null_of(model, labels)
+
+    def __call__(self, x: Tensor, token: Tensor, t: float, *, guided: bool) -> Pair:
+        """Return the velocities of latent and class token, float64, at states x and token (float64) and time t."""
+        count, labels = len(x), self.labels
+        if guided:  # both halves are given the same noisy class token
+            x, token = torch.cat([x, x]), torch.cat([token, token])
+            labels = torch.cat([labels, self.null])
+        times = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
+        (velocity, class_velocity), _ = self.model(
+            x.to(self.dtype), times.to(self.dtype), labels, cls_token=token.to(self.dtype)
+        )
+        velocity, class_velocity = velocity.double(), class_velocity.double()
+        if not guided:
+            return velocity, class_velocity
+        halves = class_velocity[:count], class_velocity[count:]
+        guided_token = self.cls_guidance.mix(*halves) if self.cls_guidance.cfg_scale > 0 else halves[0]
+        return self.guidance.mix(velocity[:count], velocity[count:]), guided_token
+
+
+def _euler_maruyama(
+    x: Tensor, velocity: Tensor, now: float, after: float, draw: Tensor | None, interpolant: Interpolant
+) -> Tensor:
+    diffusion = 2 * now
+    ahead = x + (after - now) * (velocity - 0.5 * diffusion * score(x, velocity, now, interpolant))
+    return ahead if draw is None else ahead + math.sqrt(diffusion) * math.sqrt(now - after) * draw.to(x)

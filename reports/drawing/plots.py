@@ -1,0 +1,73 @@
+"""Pictures beside the report: the layer x timestep maps of `repa-eval align --plot` as one image file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import seaborn
+from matplotlib.figure import Figure
+
+from repa_eval.errors import UserError
+from repa_eval.reports.drawing.figures import COLOURS
+from repa_eval.reports.numbers.arms import arms_of
+from repa_eval.reports.numbers.frames import maps_of
+from repa_eval.reports.numbers.protocols import Records
+from repa_eval.reports.sections.captions import charts
+from repa_eval.results import Row, records_of
+from repa_eval.runtime.files import write_atomic
+
+FORMATS = ("png", "svg", "pdf")
+
+
+def save_maps(rows: Sequence[Row], file: Path) -> None:
+    """Draw one annotated map per metric and teacher into a png, svg or pdf file."""
+    kind, records = kind_of(file), records_of(rows)
+    maps = maps_of(rows, arms_of(rows, {}))
+    figure, axes = plt.subplots(
+        1, len(maps), figsize=(0.9 + 4.6 * len(maps), 1.6 + 0.42 * max(len(m.layers) for m in maps)), squeeze=False
+    )
+    for frame, ax in zip(maps, axes[0], strict=True):
+        (step,) = frame.values
+        grid = [[float("nan") if value is None else value for value in line] for line in frame.values[step]]
+        names = [f"{t:g}" for t in frame.timesteps]
+        seaborn.heatmap(grid, ax=ax, annot=True, fmt=".2f", cmap=COLOURS, xticklabels=names, yticklabels=frame.layers)
+        ax.invert_yaxis()
+        ax.tick_params(length=0, rotation=0)
+        teacher = records.get(frame.group.protocol or "", {}).get("teacher", "")
+        ax.set_title(f"{frame.group.metric}{f' with {teacher}' if teacher else ''}, step {step}")
+        ax.set(xlabel="timestep t (1 = noise)", ylabel="block")
+    _save(figure, file, kind)
+
+
+def save_captions(rows: Sequence[Row], records: Records, file: Path) -> None:
+    """Draw rank@1 by timestep and the guidance curves into a png, svg or pdf file."""
+    kind = kind_of(file)
+    found = charts(rows, arms_of(rows, {}), records)
+    figure, axes = plt.subplots(1, len(found), figsize=(4.4 * len(found), 3.6), squeeze=False)
+    for chart, ax in zip(found, axes[0], strict=True):
+        for curve in chart.panel.curves:
+            frozen = curve.arm.dashed
+            colour, style = ("0.5", "--o") if frozen else ("C0", "-o")
+            ax.plot(*zip(*curve.mean, strict=True), style, color=colour, label=curve.arm.name)
+        ax.set(xlabel=chart.xlabel, ylabel=chart.ylabel, title=chart.title)
+        ax.legend()
+    _save(figure, file, kind)
+
+
+def kind_of(file: Path) -> str:
+    """Return the format that a file's name asks for; UserError if it is none of ours."""
+    kind = file.suffix.lstrip(".").lower()
+    if kind not in FORMATS:
+        raise UserError(f"--plot {file}: choose a file that ends in {', '.join(FORMATS)}")
+    return kind
+
+
+def _save(figure: Figure, file: Path, kind: str) -> None:
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=160)
+    plt.close(figure)
+    write_atomic(file, buffer.getvalue())

@@ -1,0 +1,176 @@
+"""Layer x timestep maps drawn, with the paper's profiles, and sample quality against a probe's accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from repa_eval.reports.drawing import figures
+from repa_eval.reports.drawing.figure import SMALL, STEP, Figure, Ids
+from repa_eval.reports.numbers.arms import Arm, aligned_block
+from repa_eval.reports.numbers.frames import Group, Level, Map, Panel, extent
+from repa_eval.reports.numbers.levels import teacher_levels
+from repa_eval.reports.numbers.profiles import (
+    best_cell,
+    best_over_time,
+    by_group,
+    by_metric,
+    over_layers,
+    over_steps,
+    trajectories,
+)
+from repa_eval.reports.numbers.protocols import Records, field
+from repa_eval.reports.sections.curves import conditions, spoken
+from repa_eval.reports.words import axis, direction, listing, meaning, number
+from repa_eval.results import Row
+
+MAP_MARGINS = (0.42, 0.62, 0.4, 0.08)
+PROBES = ("probe_accuracy", "knn_accuracy")
+
+
+@dataclass(frozen=True)
+class MapRow:
+    """The maps that share a protocol, side by side."""
+
+    title: str
+    protocol: str | None
+    figures: tuple[Figure, ...]
+    profiles: tuple[Figure, ...]
+
+
+@dataclass(frozen=True)
+class MapBlock:
+    """All maps of one metric: one colour scale."""
+
+    metric: str
+    meaning: str
+    low: str
+    high: str
+    rows: tuple[MapRow, ...]
+    unfolded: bool = False
+
+
+def map_blocks(
+    maps: Sequence[Map], rows: Sequence[Row], ids: Ids, records: Records
+) -> tuple[list[MapBlock], list[dict[str, object]]]:
+    """Return the maps by metric, and the numbers from which the script recolours them."""
+    blocks: list[MapBlock] = []
+    data: list[dict[str, object]] = []
+    for metric, members in by_metric(maps).items():
+        scale = extent(members)
+        lines = []
+        for group, own in sorted(by_group(members).items(), key=lambda item: -len(item[1])):
+            drawn = []
+            for one in own:
+                key = f"map{len(data)}"
+                data.append(map_data(one, key, scale))
+                drawn.append(_map(one, key, scale, ids))
+            levels = teacher_levels(rows, group, records)
+            profiles = _profiles(own, levels, ids, records)
+            lines.append(MapRow(against(group, records), group.protocol, tuple(drawn), profiles))
+        unfolded = len(blocks) < 2 or metric == PROBES[0]
+        blocks.append(MapBlock(metric, meaning(metric), number(scale[0]), number(scale[1]), tuple(lines), unfolded))
+    return blocks, data
+
+
+def against(group: Group, records: Records) -> str:
+    """Return what the maps of a group were measured with: teacher, images, weights."""
+    teacher = field(records, group.protocol, "teacher")
+    images = "test images" if group.metric in PROBES else "images"
+    parts = [f"teacher {teacher}" if teacher else "", f"{group.n} {images}" if group.n else ""]
+    parts += [f"{group.weights} weights" if group.weights and group.weights != "ema" else ""]
+    return ", ".join(filter(None, parts))
+
+
+def _map(one: Map, key: str, scale: tuple[float, float], ids: Ids) -> Figure:
+    height = min(4.2, max(1.7, 0.26 * len(one.layers) + 0.48))
+    with figures.canvas(3.4, height, margins=MAP_MARGINS) as (figure, ax):
+        figures.heatmap(one, one.last, ax, scale=scale)
+        svg = figures.svg(figure, prefix=ids.next())
+    empty = [value is None for line in one.values[one.last] for value in line]
+    label = f"{one.group.metric} of {_named(one)} by block and timestep at step {one.last}"
+    return Figure(figures.mark_cells(svg, empty), _named(one), f"step {one.last}", label, key)
+
+
+def _named(one: Map) -> str:
+    return one.arm.name + (f", mean of {one.seeds} seeds" if one.seeds > 1 else "")
+
+
+def map_data(one: Map, key: str, scale: tuple[float, float]) -> dict[str, object]:
+    """Return one map's numbers for the page, five significant digits."""
+    return {
+        "key": key,
+        "arm": _named(one),
+        "metric": one.group.metric,
+        "layers": list(one.layers),
+        "timesteps": list(one.timesteps),
+        "low": scale[0],
+        "high": scale[1],
+        "steps": {
+            str(step): [None if value is None else float(f"{value:.5g}") for line in grid for value in line]
+            for step, grid in one.values.items()
+        },
+    }
+
+
+def _profiles(maps: Sequence[Map], levels: Sequence[Level], ids: Ids, records: Records) -> tuple[Figure, ...]:
+    aligned = next(
+        (one.arm.aligned_layer for one in maps if one.arm.aligned_layer and one.arm.role != "baseline"), None
+    )
+    layer, timestep = best_cell(maps, aligned)
+    dotted = listing(f"{level.label} {number(level.value)}" for level in levels)
+    where = against(maps[0].group, records) or "no protocol recorded"
+    end = f"{where}.{f' Dotted: the same probe on clean images, {dotted}.' if dotted else ''}"
+    block = f"Block {layer}{' (the aligned one)' if layer == aligned else ''}, t = {timestep:g}"
+    result = []
+
+    def add(panel: Panel, xlabel: str, title: str, caption: str, mark: int | None = None) -> None:
+        result.append(_profile(replace(panel, levels=tuple(levels)), xlabel, title, f"{caption}; {end}", ids, mark))
+
+    if len(maps[0].layers) > 1:
+        add(over_layers(maps, timestep), "block", "Over blocks", f"At t = {timestep:g}, last checkpoint", aligned)
+    if any(len(one.values) > 1 for one in maps):
+        add(over_steps(maps, layer, timestep), STEP, "Over training", block)
+    if len(maps[0].timesteps) > 1:
+        caption = "Maximum over blocks at each t, last checkpoint"
+        add(best_over_time(maps), "timestep t (1 = noise)", "Best block against t", caption)
+    return tuple(result)
+
+
+def _profile(panel: Panel, xlabel: str, title: str, caption: str, ids: Ids, mark: int | None) -> Figure:
+    with figures.canvas(SMALL, 0.64 * SMALL) as (figure, ax):
+        figures.profile(panel, ax, xlabel=xlabel, mark=mark)
+        svg = figures.svg(figure, prefix=ids.next())
+    return Figure(svg, f"{panel.group.metric}: {title[0].lower()}{title[1:]}", caption, spoken(panel, xlabel))
+
+
+def quality_against_probe(
+    maps: Sequence[Map], rows: Sequence[Row], panel: Panel | None, arms: Sequence[Arm], ids: Ids, records: Records
+) -> Figure | None:
+    """Return the headline distance against the probe's accuracy, a point per step that has both; None without any."""
+    probed = [own for name in PROBES for group, own in by_group(maps).items() if group.metric == name]
+    members = max(probed, key=lambda own: (own[0].group.metric == PROBES[0], len(own)), default=None)
+    if members is None or panel is None or direction(panel.group.metric) != "lower":
+        return None
+    layer, timestep = best_cell(members, aligned_block(arms))
+    metric = members[0].group.metric
+    ways = trajectories(members, layer, timestep, rows, panel.group)
+    if not any(len(way.steps) > 1 for way in ways):
+        return None
+    with figures.canvas(SMALL, 0.72 * SMALL) as (figure, ax):
+        figures.traces(ways, ax, xlabel=f"{metric}, block {layer}, t = {timestep:g}", ylabel=axis(panel.group.metric))
+        svg = figures.svg(figure, prefix=ids.next())
+    steps = listing(str(step) for step in dict.fromkeys(step for way in ways for step in way.steps))
+    caption = (
+        f"A point is one checkpoint (steps {steps}), lines follow training. {conditions(panel.group, records)} "
+        "Both change as a model trains, so a correlation along one training is no cause: compare the lines, "
+        "not the points of one line."
+    )
+    spoken_ways = "; ".join(
+        f"{way.arm.name} from ({number(way.mean[0][0])}, {number(way.mean[0][1])}) "
+        f"to ({number(way.mean[-1][0])}, {number(way.mean[-1][1])})"
+        for way in ways
+    )
+    return Figure(
+        svg, f"{panel.group.metric} against {metric}", caption, f"{metric} and {panel.group.metric}: {spoken_ways}"
+    )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from repa_eval import __version__
-from repa_eval.console.app import Folder
+from repa_eval.console.app import CommandFolder
 
 
-@click.group(cls=Folder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=CommandFolder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="repa-eval")
 def main() -> None:
     """Evaluate and analyse representation-aligned diffusion models.

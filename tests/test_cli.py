@@ -22,14 +22,14 @@ from helpers import digits, files_of, finish, launch, run, tiny
 from repa_eval import results
 from repa_eval.cli import main as evaluate
 from repa_eval.console import tables
-from repa_eval.console.app import Folder
+from repa_eval.console.app import CommandFolder
 from repa_eval.interfaces.method import METHODS
 from repa_eval.results import Row
 from repa_eval.train.cli import OFFICIAL
 from repa_eval.train.cli import main as trainer
 from repa_eval.train.recipe import builtin_recipes
 
-COMMANDS = Folder("x").list_commands(click.Context(evaluate))
+COMMANDS = CommandFolder("x").list_commands(click.Context(evaluate))
 COLUMNS = (
     "run", "system", "method", "step", "weights", "layer", "timestep", "metric", "value", "stderr", "n", "seed",
     "train_seed", "protocol", "note", "version",

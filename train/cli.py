@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from repa_eval import __version__
-from repa_eval.console.app import INTERRUPTED, OneLine, example
+from repa_eval.console.app import INTERRUPTED, Command, example
 from repa_eval.console.options import choose_device
 from repa_eval.errors import UserError
 
@@ -56,7 +56,7 @@ def official(function: F) -> F:
     return function
 
 
-@click.command(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("overrides", nargs=-1, metavar="[key=value ...]")
 @click.option("--recipe", "recipe_name", help=f"name of a recipe, or a YAML file; default: {DEFAULT_RECIPE}")
 @click.option("--method", "method_name", help="name of a method, or a Python file that registers one")

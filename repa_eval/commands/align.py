@@ -10,14 +10,14 @@ import click
 
 from repa_eval.commands.shared.checkpoint import data_of
 from repa_eval.commands.shared.session import Session, caching, session
-from repa_eval.console.app import OneLine, example
+from repa_eval.console.app import Command, example
 from repa_eval.console.options import computing, gridded, measuring, opening
 from repa_eval.console.tables import deliver, layer_table
 from repa_eval.errors import UserError
 from repa_eval.results import Row
 
 
-@click.command(cls=OneLine)
+@click.command(cls=Command)
 @opening
 @gridded
 @click.option("--metrics", default="cknna,cka", show_default=True, help="see `repa-eval list metrics`")

@@ -10,14 +10,14 @@ import click
 
 from repa_eval.commands.shared.checkpoint import open_checkpoint, run_columns
 from repa_eval.commands.shared.soft_tokens import token_options, with_tokens
-from repa_eval.console.app import OneLine, example
+from repa_eval.console.app import Command, example
 from repa_eval.console.options import choose_device, computing, measuring, opening, parse_floats
 from repa_eval.console.tables import deliver, table
 from repa_eval.errors import UserError
 from repa_eval.results import Row, records_of
 
 
-@click.command(cls=OneLine)
+@click.command(cls=Command)
 @opening
 @token_options
 @click.option("--num-samples", type=click.IntRange(min=2), default=1000, show_default=True, help="per guidance scale")

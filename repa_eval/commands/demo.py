@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from repa_eval.console.app import INTERRUPTED, OneLine, example
+from repa_eval.console.app import INTERRUPTED, Command, example
 from repa_eval.console.options import choose_device
 from repa_eval.errors import UserError
 
@@ -19,7 +19,7 @@ MIN_STEPS = 20
 SMOKE = 300  # fewer steps than these: one map, few samples, to see in a minute that everything works
 
 
-@click.command(cls=OneLine)
+@click.command(cls=Command)
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default="demo", show_default=True, help="folder"
 )

@@ -15,7 +15,7 @@ from repa_eval.commands.shared.quality_options import (
     protocols_named,
     weights_by_extractor,
 )
-from repa_eval.console.app import OneLine, example
+from repa_eval.console.app import Command, example
 from repa_eval.console.options import choose_device, computing, measuring
 from repa_eval.console.tables import deliver, table
 from repa_eval.errors import UserError
@@ -28,7 +28,7 @@ LEFT_OUT = {*COLUMNS, "extractor", "data", "weights_hash", "batch_size"} - {"wei
 PROTOCOLS = ("adm", "torch-fidelity", "clean", "all")
 
 
-@click.command(cls=OneLine)
+@click.command(cls=Command)
 @click.option(
     "--samples", required=True, type=click.Path(path_type=Path), help="folder of images, .zip or .npz (arr_0)"
 )

@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from repa_eval.commands.shared.checkpoint import open_checkpoint
-from repa_eval.console.app import OneLine, example
+from repa_eval.console.app import Command, example
 from repa_eval.console.options import recognising
 
 
-@click.command(cls=OneLine)
+@click.command(cls=Command)
 @click.argument("ckpt")
 @recognising
 @click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 
 import click
 
-from repa_eval.console.app import OneLine, example
+from repa_eval.console.app import Command, example
 
 Entries = Iterable[tuple[str, str]]
 
 
-@click.command(cls=OneLine)
+@click.command(cls=Command)
 @click.argument(
     "kind", type=click.Choice(["methods", "metrics", "models", "teachers", "extractors", "recipes", "data"])
 )

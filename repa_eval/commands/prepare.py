@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from repa_eval.console.app import OneLine, example
+from repa_eval.console.app import Command, example
 from repa_eval.errors import UserError
 
 TEACHERS = {"digits": "digits-vit"}  # of data by name; else the one that REPA and GMem are published with
 OF_BANKS = ("teacher_name", "teacher_weights", "form", "latent_dim", "snippet")
 
 
-@click.command(cls=OneLine)
+@click.command(cls=Command)
 @click.argument("src")
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option("--bank", is_flag=True, help="a GMem memory bank, into DEST: .safetensors, or .pth as published")

@@ -10,7 +10,7 @@ import click
 
 from repa_eval.commands.shared.checkpoint import data_of
 from repa_eval.commands.shared.session import Session, caching, session
-from repa_eval.console.app import OneLine, example
+from repa_eval.console.app import Command, example
 from repa_eval.console.options import computing, gridded, measuring, opening, parse_floats
 from repa_eval.console.tables import deliver, layer_table, table
 from repa_eval.results import Row
@@ -51,7 +51,7 @@ def fitting(function: F) -> F:
     return function
 
 
-@click.command(cls=OneLine)
+@click.command(cls=Command)
 @opening
 @gridded
 @fitting

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repa_eval.commands.shared.checkpoint import open_checkpoint, run_columns
-from repa_eval.console.app import OneLine, example
+from repa_eval.console.app import Command, example
 from repa_eval.console.options import choose_device, measuring, recognising
 from repa_eval.console.tables import deliver, table
 from repa_eval.errors import Failure, UserError
@@ -22,7 +22,7 @@ LIMIT = 1e-4  # relative; rounding of float32 alone is 1e-7 to 1e-6
 ENDINGS = (".pt", ".pth")
 
 
-@click.command(cls=OneLine)
+@click.command(cls=Command)
 @click.argument("ckpt")
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="file to write, .pt")
 @click.option("--data", "data_name", help="real images; default: what it was distilled on, else two photographs")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from repa_eval.console.app import OneLine, example
+from repa_eval.console.app import Command, example
 from repa_eval.runtime.files import write_atomic
 
 
-@click.command(cls=OneLine)
+@click.command(cls=Command)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), default="report.html", show_default=True, help="file"

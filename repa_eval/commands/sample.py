@@ -11,12 +11,12 @@ import click
 from repa_eval.commands.shared.checkpoint import open_checkpoint, run_columns
 from repa_eval.commands.shared.sample_options import open_bank, sampling, settings_for
 from repa_eval.commands.shared.soft_tokens import token_options, with_tokens
-from repa_eval.console.app import OneLine, example
+from repa_eval.console.app import Command, example
 from repa_eval.console.options import choose_device, computing, opening
 from repa_eval.errors import UserError
 
 
-@click.command(cls=OneLine)
+@click.command(cls=Command)
 @opening
 @click.option(
     "--num", "--num-fid-samples", "num", type=click.IntRange(min=1), default=50_000, show_default=True, help="images"

@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from repa_eval.console.app import OneLine, example
+from repa_eval.console.app import Command, example
 from repa_eval.console.options import choose_device, computing
 from repa_eval.errors import UserError
 
 IMAGES = 10_000
 
 
-@click.command(cls=OneLine)
+@click.command(cls=Command)
 @click.argument("data")
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="the file, .npz")
 @click.option(

@@ -10,13 +10,13 @@ from typing import Any
 import click
 
 from repa_eval.commands.shared.checkpoint import measurable
-from repa_eval.console.app import OneLine, example
+from repa_eval.console.app import Command, example
 from repa_eval.console.options import choose_device
 from repa_eval.console.tables import deliver
 from repa_eval.errors import UserError
 
 
-@click.command(cls=OneLine)
+@click.command(cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--watch", is_flag=True, help="go on until the trainer beside it has finished")
 @click.option("--every", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="seconds between looks")

@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
 
 
-class OneLine(click.Command):
+class Command(click.Command):
     """A command whose errors are one line on stderr: exit code 2 for wrong usage, 1 for a failure, 130 for Ctrl-C."""
 
     def main(self, args: Sequence[str] | None = None, *positional: Any, **extra: Any) -> Any:
@@ -57,7 +57,7 @@ class OneLine(click.Command):
         return result
 
 
-class Folder(OneLine, click.Group):
+class CommandFolder(Command, click.Group):
     """A group whose commands are the modules of a package, each imported when it is called."""
 
     def __init__(self, *args: Any, package: str = "repa_eval.commands", **extra: Any) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from helpers import batches_of, digits, equal_trees, run, steps_of, tiny, wake
 from repa_eval import checkpoints, results
 from repa_eval.cli import main
-from repa_eval.diffusion.conventions import REVERSED, Converted, ours, published
+from repa_eval.diffusion.conventions import REVERSED, Converted, as_project_convention, unwrap
 from repa_eval.errors import UserError
 from repa_eval.interfaces.teacher import Tokens, load_teacher
 from repa_eval.memory_bank.bank import FullBank, compressed
@@ -220,7 +220,7 @@ def test_a_model_with_its_bank_opens_wherever_it_goes(trained: tuple[str, Path],
     opened = checkpoints.load(last(out))
     done = cli("convert", last(out), "--to", tmp_path / "folder")
     assert done.exit_code == 0, done.output
-    torch.save(published(opened.model).state_dict(), tmp_path / "bare.pt")
+    torch.save(unwrap(opened.model).state_dict(), tmp_path / "bare.pt")
     assert (
         opened.info()["memory_bank"] == {"full": "240 snippets, full", "svd": "240 snippets, svd, 8 directions"}[form]
     )
@@ -280,7 +280,7 @@ def test_a_bank_of_the_users_replaces_the_own_one(trained: tuple[str, Path]) -> 
     _, out = trained
     model = checkpoints.load(last(out)).model
     seen: list[Tensor] = []
-    published(model).condition_projection.register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
+    unwrap(model).condition_projection.register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
     other = FullBank(torch.eye(96)[:1] * 5)
     [(_, _, rows)] = generate(model, range(4), SamplerSettings(family="repa", num_steps=1), snippets=other)
     assert rows.tolist() == [0] * 4
@@ -334,7 +334,7 @@ def test_it_is_measured_with_the_sampler_that_its_record_names(trained: tuple[st
     model = checkpoints.load(last(out)).model
     settings = monitors.Subject(tiny("gmem"), out).sampler(4)
     times: list[float] = []
-    published(model).register_forward_pre_hook(lambda _m, given: times.append(float(given[1][0])))
+    unwrap(model).register_forward_pre_hook(lambda _m, given: times.append(float(given[1][0])))
     list(generate(model, range(2), settings, batch_size=2))
     assert times == [0, 0.25, 0.5, 0.75]  # four Euler steps, not those that the published sampler would choose
     assert settings.record()["solver"] == "euler"
@@ -342,13 +342,13 @@ def test_it_is_measured_with_the_sampler_that_its_record_names(trained: tuple[st
 
 def test_a_network_in_reversed_time_is_turned_once() -> None:
     _, objective, _, _ = steps_of(tiny("gmem"))
-    turned = ours(objective.model)
+    turned = as_project_convention(objective.model)
     assert (turned.native, isinstance(turned, Converted)) == (REVERSED, True)
-    assert ours(turned) is turned
+    assert as_project_convention(turned) is turned
     other = steps_of(tiny("vanilla"))[1].model
-    assert ours(other) is other
+    assert as_project_convention(other) is other
     plain = torch.nn.Linear(1, 1)
-    assert ours(plain) is plain
+    assert as_project_convention(plain) is plain
 
 
 # --- between two snippets
@@ -360,7 +360,7 @@ def test_the_ends_of_the_way_are_the_snippets_own_images(trained: tuple[str, Pat
     bank = own_bank(model)
     assert bank is not None
     seen: list[Tensor] = []
-    published(model).condition_projection.register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
+    unwrap(model).condition_projection.register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
     settings = SamplerSettings(family="repa", num_steps=1)
     images = images_between(model, bank, [(3, 50), (50, 3)], settings, steps=4)
     assert images.shape == (2, 4, 1, 8, 8)

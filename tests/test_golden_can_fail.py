@@ -153,7 +153,7 @@ CHANGES: dict[str, tuple[str, Callable[..., Any], str, str]] = {
         "gmem/transport_loss_uniform", GMem.losses, ">= model.config.condition_dropout", ">= 0",
     ),
     "GMem's network given our time": (
-        "gmem/transport_loss_uniform", GMem.losses, "ours(model)(x_t, t,", "ours(model)(x_t, 1 - t,",
+        "gmem/transport_loss_uniform", GMem.losses, "convention(model)(x_t, t,", "convention(model)(x_t, 1 - t,",
     ),
     "a code scaled by S instead of its root": (
         "gmem/memory_bank_svd", compressed, "@ V / S.sqrt()", "@ V / S",

@@ -160,7 +160,7 @@ def _measure(writer: Writer | None, monitors: Iterable[Monitor], ema: nn.Module,
     """Write the rows of the monitors, where a step is due for them: every eval_every, and the last."""
     if writer and step and (step == settings.max_steps or _due(step, settings.evaluation.eval_every)):
         for monitor in monitors:
-            writer.rows(monitor(step, conventions.ours(ema.eval())))
+            writer.rows(monitor(step, conventions.as_project_convention(ema.eval())))
 
 
 def _teachers(recipe: Recipe, device: torch.device) -> list[Teacher]:

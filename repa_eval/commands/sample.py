@@ -109,12 +109,12 @@ def _of_tokens(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _origin(opened: Any) -> dict[str, Any]:
-    from repa_eval.diffusion.conventions import published
+    from repa_eval.diffusion.conventions import unwrap
     from repa_eval.runtime.hashing import digest_module
 
     return {
         **run_columns(opened),
-        "weights_hash": digest_module(published(opened.model)),
+        "weights_hash": digest_module(unwrap(opened.model)),
         "data": opened.recipe.get("data"),
         "extractor": opened.recipe.get("evaluation", {}).get("extractor"),
     }

@@ -95,7 +95,7 @@ def _alphas_cumprod(num_steps: int) -> Tensor:
     return (1 - torch.linspace(1e-4, 0.02, num_steps, dtype=torch.float64)).cumprod(0)
 
 
-def published(model: Any) -> Any:
+def unwrap(model: Any) -> Any:
     """Return the network with its own names and arithmetic: the wrapped one, else the model itself."""
     return model.network if isinstance(model, Converted) else model
 
@@ -108,6 +108,6 @@ def converted(network: Any, native: str) -> Any:
     return network if native == VELOCITY else WRAPPERS[native](network)
 
 
-def ours(model: Any) -> Any:
+def as_project_convention(model: Any) -> Any:
     """Return a model in the project's convention: as it is, or wrapped if it is a network of another one."""
     return model if isinstance(model, Converted) else converted(model, getattr(model, "native", VELOCITY))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from repa_eval.diffusion.conventions import REVERSED, ReversedTime, published
+from repa_eval.diffusion.conventions import REVERSED, ReversedTime, unwrap
 from repa_eval.runtime.seeding import generators, normal
 from repa_eval.sampling.samplers.ddpm import sample_ddpm
 from repa_eval.sampling.samplers.joint import sample_joint_ode, sample_joint_sde
@@ -61,7 +61,7 @@ def _joint(model: Any, noise: Tensor, y: Tensor, indices: Sequence[int], setting
 
 def _transport(model: Any, noise: Tensor, y: Tensor, indices: Sequence[int], settings: SamplerSettings) -> Tensor:
     # turning the time of a model of ours gives one in transport's time
-    network = published(model) if model.native == REVERSED else ReversedTime(model)
+    network = unwrap(model) if model.native == REVERSED else ReversedTime(model)
     common: dict[str, Any] = {
         "num_steps": settings.num_steps, "transport": settings.transport, "guidance": settings.guidance,
     }  # fmt: skip
@@ -73,7 +73,7 @@ def _transport(model: Any, noise: Tensor, y: Tensor, indices: Sequence[int], set
 
 def _ddpm(model: Any, noise: Tensor, y: Tensor, indices: Sequence[int], settings: SamplerSettings) -> Tensor:
     return sample_ddpm(
-        published(model),
+        unwrap(model),
         noise,
         y,
         num_steps=settings.num_steps,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repa_eval.diffusion.conventions import published
+from repa_eval.diffusion.conventions import unwrap
 from repa_eval.diffusion.model import shape_of
 from repa_eval.errors import UserError
 from repa_eval.interfaces.images import to_uint8
@@ -100,5 +100,5 @@ def bank_for(model: Any, snippets: Bank | Tensor | None) -> Bank | None:
 
 def own_bank(model: Any) -> Bank | None:
     """Return the memory bank that lies in a model's checkpoint, if one does."""
-    memory = getattr(published(model), "memory", None)
+    memory = getattr(unwrap(model), "memory", None)
     return None if memory is None else of_tensors(memory.tensors())

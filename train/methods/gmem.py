@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repa_eval.config import option
-from repa_eval.diffusion.conventions import ours
+from repa_eval.diffusion.conventions import as_project_convention
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
 from repa_eval.interfaces.images import ImageSource
@@ -124,7 +124,7 @@ class GMem(Method):
         snippets = F.normalize(self._snippets(batch.class_tokens[0], batch.teachers[0]).float(), dim=1)
         keep = (batch.draws["dropout"] >= model.config.condition_dropout).to(snippets)
         x_t = self.interpolant.mix(batch.x, noise, t)
-        answer, hidden = ours(model)(x_t, t, snippets, keep=keep, taps=(self.encoder_depth,))
+        answer, hidden = as_project_convention(model)(x_t, t, snippets, keep=keep, taps=(self.encoder_depth,))
         predicted, target = answer.float(), self.interpolant.velocity(batch.x, noise, t)
         cosine = F.cosine_similarity(predicted, target, dim=1)  # (B, H, W)
         projected = [head(hidden[self.encoder_depth]) for head in model.projectors]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repa_eval.diffusion.conventions import EPSILON, REVERSED, published
+from repa_eval.diffusion.conventions import EPSILON, REVERSED, unwrap
 
 SEED = 0
 
@@ -30,7 +30,7 @@ def _likeness(model: Any) -> float:
     config, like = model.config, next(model.parameters())
     generator = torch.Generator().manual_seed(SEED)
     x = torch.randn(1, config.in_channels, config.input_size, config.input_size, generator=generator).to(like)
-    y, network = model.null_condition(1), published(model)
+    y, network = model.null_condition(1), unwrap(model)
     if model.native == EPSILON:
         guess: Tensor = network(x, torch.full((1,), 999, device=x.device), y)[0][:, : config.in_channels]
     else:

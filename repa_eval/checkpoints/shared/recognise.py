@@ -15,7 +15,7 @@ from torch import Tensor
 
 from repa_eval.checkpoints.shared import behaviour, networks
 from repa_eval.checkpoints.shared.systems import READINGS, readings_of
-from repa_eval.diffusion.conventions import converted, published
+from repa_eval.diffusion.conventions import converted, unwrap
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import Failure, UserError, unknown
 from repa_eval.models.shared.encoder import Encoder
@@ -62,7 +62,7 @@ class Checkpoint:
     @property
     def network(self) -> Any:
         """The network with its published names."""
-        return published(self.models[0])
+        return unwrap(self.models[0])
 
     @property
     def run(self) -> str:

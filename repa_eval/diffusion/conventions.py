@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repa_eval.diffusion.ddpm_schedule import linear_schedule
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.diffusion.model import DiffusionModel
 
@@ -62,7 +63,6 @@ class NoisePrediction(Converted):
 
     native = EPSILON
     noising = "q_sample at the step of equal noise-to-signal ratio"
-    num_steps = 1000
 
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor, *, taps: Collection[int] = (), **more: Any
@@ -81,18 +81,14 @@ class NoisePrediction(Converted):
 
     def step_of(self, t: Tensor) -> Tensor:
         """Return the steps (B,), int64, whose noise-to-signal ratio is nearest (in log) to t/(1-t)."""
-        cumulative = _alphas_cumprod(self.num_steps)
-        own = 0.5 * ((1 - cumulative) / cumulative).log()  # rises with the step
+        cumulative = linear_schedule().alphas_cumprod
+        ratios = 0.5 * ((1 - cumulative) / cumulative).log()  # rises with the step
         wanted = torch.logit(t.double().cpu(), eps=1e-12)
-        return (own[None] - wanted[:, None]).abs().argmin(1).to(t.device)
+        return (ratios[None] - wanted[:, None]).abs().argmin(1).to(t.device)
 
     def _scales(self, steps: Tensor) -> tuple[Tensor, Tensor]:
-        cumulative = _alphas_cumprod(self.num_steps)[steps.cpu()]
+        cumulative = linear_schedule().alphas_cumprod[steps.cpu()]
         return cumulative.sqrt(), (1 - cumulative).sqrt()
-
-
-def _alphas_cumprod(num_steps: int) -> Tensor:
-    return (1 - torch.linspace(1e-4, 0.02, num_steps, dtype=torch.float64)).cumprod(0)
 
 
 def unwrap(model: Any) -> Any:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from helpers import wake
 from repa_eval.config import from_dict
+from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
 from repa_eval.interfaces.architecture import MODELS, find_preset
-from repa_eval.models.shared.guided import guide_channels
 from repa_eval.models.shared.rotary import FastRope
 from repa_eval.models.sit_erw import SiTRope, transfer
 
@@ -324,9 +324,9 @@ def test_dit_takes_steps_as_they_are_and_keeps_all_channels() -> None:
 @pytest.mark.parametrize("channels", [3, 4, 8])
 def test_guidance_of_some_channels(channels: int) -> None:
     output = torch.randn(4, 8, 2, 2)
-    guided = guide_channels(output, 2.5, channels=channels)
-    by_hand = output[2:] + 2.5 * (output[:2] - output[2:])
-    assert torch.equal(guided[:2, :channels], by_hand[:, :channels])
-    assert torch.equal(guided[:2, :channels], guided[2:, :channels])
-    assert torch.equal(guided[:, channels:], output[:, channels:])
-    torch.testing.assert_close(guide_channels(output, 1.0, channels=channels)[:2], output[:2])
+    conditional, unconditional = output.chunk(2)
+    guided = Guidance(cfg_scale=2.5, channels=channels).mix(conditional, unconditional)
+    by_hand = unconditional + 2.5 * (conditional - unconditional)
+    assert torch.equal(guided[:, :channels], by_hand[:, :channels])
+    assert torch.equal(guided[:, channels:], conditional[:, channels:])
+    torch.testing.assert_close(Guidance(channels=channels).mix(conditional, unconditional), conditional)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from helpers import wake
 from repa_eval.diffusion.conventions import NoisePrediction, ReversedTime
 from repa_eval.diffusion.ddpm_schedule import linear_schedule, losses, q_sample
+from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
 from repa_eval.models.dit import DiT, DiTConfig
@@ -26,7 +27,6 @@ from repa_eval.models.sit_reg import SiTCls, SiTClsConfig
 from repa_eval.runtime import seeding
 from repa_eval.sampling import families, flow
 from repa_eval.sampling.generate import chosen_of, generate, rows_of
-from repa_eval.sampling.guidance import Guidance
 from repa_eval.sampling.samplers.ddpm import sample_ddpm
 from repa_eval.sampling.samplers.joint import sample_joint_ode, sample_joint_sde
 from repa_eval.sampling.samplers.sde import sample_sde

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from helpers import files_of, wake
+from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.images import to_uint8
 from repa_eval.models.sit import SiT, SiTConfig
 from repa_eval.sampling.generate import SamplerSettings, generate, labels_of
-from repa_eval.sampling.guidance import Guidance
 from repa_eval.sampling.sample_files import SampleFolder, read_record, save_npz
 from repa_eval.sampling.samplers.repa import sample_ode
 from repa_eval.sampling.samplers.sde import sample_sde

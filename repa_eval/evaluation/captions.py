@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from repa_eval.config import option
+from repa_eval.diffusion.guidance import Guidance
 from repa_eval.errors import UserError
 from repa_eval.evaluation.caption_classifier import PairJudge, pair_judge
 from repa_eval.interfaces.images import Images, load_data, to_signed
@@ -24,7 +25,6 @@ from repa_eval.models.text_to_image import TextToImage
 from repa_eval.results import Row, make_row
 from repa_eval.runtime.seeding import generator, generators, normal
 from repa_eval.sampling.generate import generate
-from repa_eval.sampling.guidance import Guidance
 from repa_eval.sampling.sample_files import png
 from repa_eval.sampling.settings import SamplerSettings
 

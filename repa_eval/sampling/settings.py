@@ -8,9 +8,9 @@ from typing import Any
 
 from repa_eval.config import option
 from repa_eval.diffusion.conventions import EPSILON, REVERSED
+from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
-from repa_eval.sampling.guidance import Guidance
 from repa_eval.sampling.samplers.transport import Transport
 
 # The kinds of sampler, and what each of them can draw from:

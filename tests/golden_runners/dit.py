@@ -11,8 +11,8 @@ from golden_runners import Arrays, Case, runner
 from golden_runners.fill import fill
 from repa_eval.config import from_dict
 from repa_eval.diffusion.ddpm_schedule import linear_schedule, losses, q_sample
+from repa_eval.diffusion.guidance import Guidance
 from repa_eval.models.dit import DiT, DiTConfig
-from repa_eval.sampling.guidance import Guidance
 from repa_eval.sampling.samplers.ddpm import sample_ddpm
 
 

@@ -8,8 +8,8 @@ import torch
 
 from golden_runners import Arrays, Case, runner
 from golden_runners.sit_models import inputs, network, shapes_of
+from repa_eval.diffusion.guidance import Guidance, guided_velocity
 from repa_eval.models.lightning_dit import LightningDiT
-from repa_eval.sampling.guidance import Guidance, guided_velocity
 
 KEPT = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
 # class labels are not used there; the class predicts no sigma

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from golden_runners import Arrays, Case, runner
 from golden_runners.fill import fill
 from repa_eval.config import from_dict
+from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.models.lightning_dit import LightningDiT, LightningDiTConfig
-from repa_eval.sampling.guidance import Guidance
 from repa_eval.sampling.samplers.transport import Transport, sample_transport_ode, sample_transport_sde
 
 OPTIONS = {field.name for field in dataclasses.fields(Transport)}

@@ -10,9 +10,9 @@ import torch
 from golden_runners import Arrays, Case, runner
 from golden_runners.fill import fill
 from repa_eval.config import from_dict
+from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.models.sit_reg import SiTCls, SiTClsConfig
-from repa_eval.sampling.guidance import Guidance
 from repa_eval.sampling.samplers.joint import sample_joint_sde
 
 

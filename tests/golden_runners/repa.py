@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from golden_runners import Arrays, Case, runner
 from golden_runners.fill import fill
 from repa_eval.config import from_dict
+from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.interfaces.architecture import find_preset
 from repa_eval.interfaces.method import Batch
 from repa_eval.models.sit import SiT, SiTConfig
-from repa_eval.sampling.guidance import Guidance
 from repa_eval.sampling.samplers.repa import sample_ode
 from repa_eval.sampling.samplers.sde import sample_sde
 from repa_eval.train import state

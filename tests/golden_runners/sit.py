@@ -8,8 +8,8 @@ import torch
 
 from golden_runners import Arrays, Case, runner
 from golden_runners.repa import network
+from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
-from repa_eval.sampling.guidance import Guidance
 from repa_eval.sampling.samplers.transport import Transport, sample_transport_ode, sample_transport_sde, transport_loss
 
 PATHS = {"Linear": "linear", "GVP": "cosine"}

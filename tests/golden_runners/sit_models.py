@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from golden_runners import Arrays, Case, runner
 from golden_runners.fill import fill
 from repa_eval.config import from_dict
+from repa_eval.diffusion.guidance import Guidance
 from repa_eval.interfaces.architecture import MODELS, find_preset
-from repa_eval.models.shared.guided import guide_channels
 
 # official arguments without effect on the network or its outputs
 IGNORED = {"class", "decoder_hidden_size", "encoder_depth", "use_cfg"}
@@ -44,6 +44,14 @@ def inputs(arrays: Arrays, *names: str) -> list[Tensor]:
     return [torch.from_numpy(arrays[name]) for name in names]
 
 
+def guided_halves(doubled: Tensor, cfg_scale: float) -> Tensor:
+    """Return what `forward_with_cfg` does (2B, C, H, W): 3 channels guided in both halves, each keeping its others."""
+    conditional, unconditional = doubled.chunk(2)
+    guidance = Guidance(cfg_scale=cfg_scale, channels=3)
+    guided = guidance.mix(conditional, unconditional)
+    return torch.cat([guided, torch.cat([guided[:, :3], unconditional[:, 3:]], dim=1)])
+
+
 def plain_and_guided(model: nn.Module, arrays: Arrays) -> Arrays:
     """Return the outputs that the forward cases of SiT and DiT have in common."""
     x, t, y, y_cfg = inputs(arrays, "x", "t", "y", "y_cfg")
@@ -55,7 +63,7 @@ def plain_and_guided(model: nn.Module, arrays: Arrays) -> Arrays:
         "out": out.numpy(),
         "hidden_mean": torch.stack([hidden[layer].mean(1) for layer in range(1, depth + 1)]).numpy(),
         "hidden_last": hidden[depth].numpy(),
-        "out_cfg": guide_channels(doubled, 2.5).numpy(),
+        "out_cfg": guided_halves(doubled, 2.5).numpy(),
     }
 
 

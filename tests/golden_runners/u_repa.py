@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from golden_runners import Arrays, Case, runner
-from golden_runners.sit_models import inputs, network, shapes_of
+from golden_runners.sit_models import guided_halves, inputs, network, shapes_of
 from repa_eval.interfaces.architecture import find_preset
-from repa_eval.models.shared.guided import guide_channels
 from repa_eval.models.sit_down import SiTDown
 from repa_eval.models.udit import STAGES, UDiT
 
@@ -36,7 +35,7 @@ def forward(case: Case, arrays: Arrays) -> Arrays:
         again, _ = model(x, t, y)
     assert torch.equal(out, again)
     maps = {f"feat_{stage}": _map(hidden[layer], model.grid(layer)) for stage, layer in zip(STAGES, last, strict=True)}
-    found = {"out": out, "out_cfg": guide_channels(doubled, config["cfg_scale"]), "out_eval_merged": merged, **maps}
+    found = {"out": out, "out_cfg": guided_halves(doubled, config["cfg_scale"]), "out_eval_merged": merged, **maps}
     return {name: found[name].numpy() for name in case["outputs"]}
 
 

@@ -88,8 +88,8 @@ def sampling(function: F) -> F:
 def settings_for(model: Any, opened: Any, given: Mapping[str, Any]) -> Any:
     """Return the settings for this model; UserError for an option that its sampler does not have."""
     from repa_eval.config import from_dict
+    from repa_eval.diffusion.guidance import Guidance
     from repa_eval.diffusion.interpolant import Interpolant
-    from repa_eval.sampling.guidance import Guidance
     from repa_eval.sampling.samplers.transport import Transport
     from repa_eval.sampling.settings import SamplerSettings, family_of, takes_snippets
 

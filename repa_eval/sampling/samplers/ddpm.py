@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from repa_eval.diffusion.ddpm_schedule import linear_schedule, reverse
+from repa_eval.diffusion.guidance import Guidance, null_of
 from repa_eval.errors import UserError
-from repa_eval.sampling.guidance import Guidance, null_of
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repa_eval.diffusion.guidance import Guidance, null_of
 from repa_eval.diffusion.interpolant import Interpolant
-from repa_eval.sampling.guidance import Guidance, null_of
 from repa_eval.sampling.samplers.sde import LAST_STEP, score
 
 Pair = tuple[Tensor, Tensor]  # latent (B, C, H, W) and class token (B, Z)

@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from repa_eval.diffusion.guidance import Guidance, guided_velocity
 from repa_eval.diffusion.model import DiffusionModel
-from repa_eval.sampling.guidance import Guidance, guided_velocity
 
 
 @torch.no_grad()

@@ -9,9 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from repa_eval.diffusion.guidance import Guidance, guided_velocity
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.diffusion.model import DiffusionModel
-from repa_eval.sampling.guidance import Guidance, guided_velocity
 
 LAST_STEP = 0.04  # the noise-free step from here to 0
 

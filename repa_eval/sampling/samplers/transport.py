@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from repa_eval.config import option
+from repa_eval.diffusion.guidance import Guidance, guided_velocity
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
-from repa_eval.sampling.guidance import Guidance, guided_velocity
 from repa_eval.sampling.samplers.sde import score
 
 METHODS = {"ode": ("dopri5", "euler", "midpoint", "heun2"), "sde": ("euler", "heun")}  # the first is SiT's default

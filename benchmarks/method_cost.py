@@ -28,7 +28,7 @@ from repa_eval.interfaces.teacher import load_teacher
 from repa_eval.train import batches, state
 from repa_eval.train.loop import build, update
 from repa_eval.train.recipe import builtin_recipes, read_recipe, resolve
-from repa_eval.train.stages import legs_of
+from repa_eval.train.stages import resolve_stages
 
 TABLE = Path(__file__).resolve().parent.parent / "train" / "cost.json"
 BASELINE = "vanilla"
@@ -55,14 +55,14 @@ def arms_of(name: str, shipped: str, device: str) -> list[Arm]:
     recipe = resolve(read_recipe(shipped), {"split": "val"})
     images = load_data(recipe.settings.data, recipe.settings.split)
     teachers = [load_teacher(teacher).to(device) for teacher in recipe.method.teachers()]
-    legs = legs_of(recipe, images, teachers)
+    resolved = resolve_stages(recipe, images, teachers)
     found = []
-    for number, leg in enumerate(legs, 1):
-        method, last = leg.recipe.method, leg.last - 1
-        stage = f"stage {number}" if len(legs) > 1 else ""
-        found.append(Arm(name, stage, stepper(leg.recipe, leg.first, images, teachers, device)))
-        if teachers and method.active(leg.first) and not method.active(last):
-            found.append(Arm(name, f"{stage} stopped".strip(), stepper(leg.recipe, last, images, teachers, device)))
+    for number, stage in enumerate(resolved, 1):
+        method, last = stage.recipe.method, stage.last - 1
+        part = f"stage {number}" if len(resolved) > 1 else ""
+        found.append(Arm(name, part, stepper(stage.recipe, stage.first, images, teachers, device)))
+        if teachers and method.active(stage.first) and not method.active(last):
+            found.append(Arm(name, f"{part} stopped".strip(), stepper(stage.recipe, last, images, teachers, device)))
     return found
 
 

@@ -53,22 +53,22 @@ def test_it_says_what_it_is(name: str) -> None:
     assert recipe_of(name)
 
 
-def legs_of(recipe: Recipe) -> list[stages.Leg]:
+def stages_of(recipe: Recipe) -> list[stages.ResolvedStage]:
     """The stages of a method's run, most have one."""
     images = load_data(recipe.settings.data, recipe.settings.split)
-    return stages.legs_of(recipe, images, [load_teacher(name) for name in recipe.method.teachers()])
+    return stages.resolve_stages(recipe, images, [load_teacher(name) for name in recipe.method.teachers()])
 
 
 @every_method
 def test_gradients_reach_what_it_trains_and_nothing_else(name: str) -> None:
-    for leg in legs_of(tiny(name)):
-        recipe, objective, images, teachers = steps_of(leg.recipe)
+    for stage in stages_of(tiny(name)):
+        recipe, objective, images, teachers = steps_of(stage.recipe)
         ema = state.average_of(objective.model)
         wake(objective)
         objective.train()
         [batch] = batches_of(recipe, images, teachers)
         batch.ema = ema
-        torch.stack(list(objective(batch, leg.first).values())).sum().backward()
+        torch.stack(list(objective(batch, stage.first).values())).sum().backward()
         owned = {id(parameter) for parameter in recipe.method.trainable(objective.model, objective.extras)}
         assert owned
         for key, parameter in objective.named_parameters():
@@ -82,14 +82,14 @@ def test_gradients_reach_what_it_trains_and_nothing_else(name: str) -> None:
 def test_a_few_steps_lower_the_loss(name: str) -> None:
     # what trains beside a frozen network needs a network that has learned something: the embedded one
     base = {"base": METHODS.get(name)().base, "batch_size": 8} if hasattr(METHODS.get(name), "base") else {}
-    for leg in legs_of(tiny(name, **{"batch_size": 16, "warmup_steps": 0, "learning_rate": 2e-3, **base})):
-        lower_the_loss(leg)
+    for stage in stages_of(tiny(name, **{"batch_size": 16, "warmup_steps": 0, "learning_rate": 2e-3, **base})):
+        lower_the_loss(stage)
 
 
-def lower_the_loss(leg: stages.Leg) -> None:
-    recipe, objective, images, teachers = steps_of(leg.recipe)
+def lower_the_loss(stage: stages.ResolvedStage) -> None:
+    recipe, objective, images, teachers = steps_of(stage.recipe)
     if recipe.method.starts_from() is not None:
-        stages.begin(leg, Path(), objective.model, images, teachers)
+        stages.begin(stage, Path(), objective.model, images, teachers)
     accelerator = Accelerator(cpu=True)
     ema = state.average_of(objective.model)
     optimizer = recipe.settings.optim.build(recipe.method.trainable(objective.model, objective.extras))

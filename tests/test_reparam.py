@@ -298,7 +298,7 @@ def test_dropped_branches_follow_the_draws() -> None:
 
 def test_the_loss_is_the_distance_to_the_teacher() -> None:
     recipe, objective, images, teachers = steps_of(tiny("repavit", idle_ratio=0.5))
-    stages.begin(stages.legs_of(recipe, images, teachers)[0], Path("unused"), objective.model, images, teachers)
+    stages.begin(stages.resolve_stages(recipe, images, teachers)[0], Path("unused"), objective.model, images, teachers)
     [batch] = batches_of(recipe, images, teachers)
     terms = recipe.method.losses(objective.model.eval(), batch, 0)
     told = teachers[0](batch.images)

@@ -307,8 +307,8 @@ def test_errors_are_of_image_and_caption() -> None:
 def prepared(**more: Any) -> tuple[Any, Any, Any]:
     """(recipe, objective with the base taken over, images)"""
     recipe, objective, images, _ = steps_of(tiny("softrepa", **more))
-    [leg] = stages.legs_of(recipe, images, [])
-    stages.begin(leg, Path(), objective.model, images, [])
+    [stage] = stages.resolve_stages(recipe, images, [])
+    stages.begin(stage, Path(), objective.model, images, [])
     return recipe, objective, images
 
 

@@ -29,7 +29,7 @@ from repa_eval.interfaces.method import Batch, Method, name_of
 from repa_eval.interfaces.teacher import Teacher, load_teacher
 from repa_eval.results import Row
 from repa_eval.runtime import seeding
-from repa_eval.train import batches, stages, state
+from repa_eval.train import batches, resumption, stages, state
 from repa_eval.train.recipe import Recipe, Settings
 from repa_eval.train.writer import Writer, environment
 
@@ -74,70 +74,61 @@ def train(
     run, settings = Path(out), recipe.settings
     accelerator = _accelerator(settings, device)
     share = batches.share_of(settings.batch_size, accelerator, settings.gradient_accumulation)
-    previous = stages.open_run(run, recipe, resume=resume)
+    checkpoint = resumption.open_run(run, recipe, resume=resume)
     accelerator.wait_for_everyone()  # every process has looked before one of them writes
     lock = state.lock_run(run) if accelerator.is_main_process else contextlib.nullcontext()
 
     images = load_data(settings.data, settings.split)
     teachers = _teachers(recipe, accelerator.device)
-    legs = stages.legs_of(recipe, images, teachers)
-    recipe = legs[-1].recipe
-    saved: dict[str, Any] | None = None
-    if previous is None:
-        step = 0
-        if (recorded := state.read_recipe(run)) is not None:  # killed before its first checkpoint
-            stages.refuse_other_settings(run / "recipe.yaml", recorded, recipe)
-    else:
-        saved = state.load_checkpoint(previous)
-        step = int(saved["step"])
-        stages.refuse_other_settings(previous, saved["recipe"], stages.leg_at(step, legs).recipe)
-        if step >= settings.max_steps and (state.read_run(run) or {}).get("status") == "done":
-            return previous  # complete: nothing is touched
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(saved["rng"]["scaler"])
+    resolved = stages.resolve_stages(recipe, images, teachers)
+    recipe = resolved[-1].recipe
+    position = resumption.position_of(run, resolved, checkpoint)
+    if checkpoint is not None and position.complete:
+        return checkpoint
+    if accelerator.scaler is not None and position.saved is not None:
+        accelerator.scaler.load_state_dict(position.saved["rng"]["scaler"])
+    step = position.step
     writer = Writer(run, recipe, _record(recipe, run, labels)) if accelerator.is_main_process else None
     seconds = writer.seconds(step) if writer else 0.0
-    before: str | None = None  # the status that the folder had
     bar = _bar(recipe, step, shown=progress and writer is not None)
     stopped = False
 
     with lock, bar, _interruptible() as interrupted:
-        todo = legs[legs.index(stages.leg_at(step, legs)) :]
-        for leg in todo:
-            _, objective = build(leg.recipe, images, teachers)
-            optimizer = settings.optim.build(leg.recipe.method.trainable(objective.model, objective.extras))
-            if previous is None or saved is None:
-                stages.begin(leg, run, objective.model, images, teachers)
+        for stage in position.remaining:
+            _, objective = build(stage.recipe, images, teachers)
+            optimizer = settings.optim.build(stage.recipe.method.trainable(objective.model, objective.extras))
+            resumed = position.resumes(stage)
+            if not resumed:
+                stages.begin(stage, run, objective.model, images, teachers)
             ema = state.average_of(objective.model)
-            if previous is not None and saved is not None:
-                stages.restore(previous, saved, objective, ema, optimizer)
+            if resumed:
+                position.restore(objective, ema, optimizer)
             ema.to(accelerator.device)
             wrapped, optimizer = accelerator.prepare(objective, optimizer)
-            if writer and leg is todo[0]:
-                before = writer.start()  # from here on the folder changes
+            if writer and stage is position.remaining[0]:
+                writer.start()  # from here on the folder changes
             torch.manual_seed(seeding.derive(settings.seed, "torch", step))  # ours never draw from it; a plug-in might
-            watched = monitors if leg.samples else ()
-            if saved is not None and before != "done":
+            watched = monitors if stage.samples else ()
+            if resumed and position.status != "done":
                 _measure(writer, watched, ema, step, settings)  # a run killed between a checkpoint and its measurement
-            saved = None
-            for fetched in batches.loader(images, leg.recipe, step, share):
+            for fetched in batches.loader(images, stage.recipe, step, share):
                 began = time.perf_counter()
-                asked = () if leg.recipe.method.stopped(objective.extras) else teachers
-                parts = batches.parts(fetched, leg.recipe, step, share, asked, accelerator.device)
+                asked = () if stage.recipe.method.stopped(objective.extras) else teachers
+                parts = batches.parts(fetched, stage.recipe, step, share, asked, accelerator.device)
                 terms, norm = update(
-                    accelerator, wrapped, parts, step, optimizer, ema, leg.recipe.settings, first=leg.first
+                    accelerator, wrapped, parts, step, optimizer, ema, stage.recipe.settings, first=stage.first
                 )
                 step += 1
                 seconds += time.perf_counter() - began
 
-                done = step == leg.last
+                done = step == stage.last
                 stopped = _anywhere(accelerator, interrupted()) and step < settings.max_steps
                 if writer and (done or step % settings.log_every == 0):
                     values = _curve_values(terms, norm, optimizer, seconds, step)
                     writer.curves(step, values)
                     bar.set_postfix({name: f"{value:.3f}" for name, value in values.items() if name.endswith("loss")})
                 if accelerator.is_main_process and (done or stopped or step % settings.checkpoint_every == 0):
-                    _save(run, accelerator, wrapped, ema, optimizer, step, leg.recipe)
+                    _save(run, accelerator, wrapped, ema, optimizer, step, stage.recipe)
                 if stopped:
                     break
                 _measure(writer, watched, ema, step, settings)
@@ -145,7 +136,7 @@ def train(
             if stopped:
                 break
             accelerator.wait_for_everyone()  # the checkpoint that the next stage starts from is written
-            if leg is not legs[-1]:
+            if stage is not resolved[-1]:
                 accelerator.free_memory()
     accelerator.wait_for_everyone()
     finished = step >= settings.max_steps

@@ -28,14 +28,12 @@ class Writer:
         self.record = dict(record)
         self._tables = {name: _read(run, name) for name in (results.TABLE, CURVES)}
 
-    def start(self) -> str | None:
-        """Write run.json and the resolved recipe; return the status that the folder had before."""
-        before = state.read_run(self.run) or {}
+    def start(self) -> None:
+        """Write run.json and the resolved recipe."""
         state.write_run(self.run, {**self.record, "status": "running"})  # first: it makes the folder a run
         write_atomic(self.run / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
         for left in (self.run / "checkpoints").glob(".*.tmp"):  # of a trainer that was killed while it saved
             left.unlink()
-        return before.get("status")
 
     def finish(self, status: str, step: int) -> None:
         """Write how the run ended into run.json."""

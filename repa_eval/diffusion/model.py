@@ -49,6 +49,18 @@ class DiffusionModel(nn.Module):
         """Return what is noised (B, z) of a teacher's clean class tokens (B, S), where the model reads one."""
         return tokens
 
+    def encode(self, images: Tensor) -> Tensor:
+        """Return what is noised (B, C, h, w) of images (B, 1 or 3, H, W) in [-1, 1]; by default the images."""
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images (B, 1 or 3, H, W) near [-1, 1] of what is generated (B, C, h, w); by default the same."""
+        return latents
+
+    def record(self) -> dict[str, Any]:
+        """Return the protocol entries that say how a network of somebody else's is called; none for ours."""
+        return {}
+
     def null_condition(self, count: int) -> Tensor:
         """Return what `forward` takes as y for `count` images of no class, on the model's device."""
         return torch.full((count,), self.null_label, device=next(self.parameters()).device)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from repa_eval.diffusion.model import DiffusionModel, check_taps
 from repa_eval.errors import UserError
 from repa_eval.evaluation.uncertainty import ROUNDS, half_sample_error, torn_level
 from repa_eval.features.capture import POOLINGS, Array, Capture
-from repa_eval.features.foreign import foreign_features
+from repa_eval.features.foreign import Call, foreign_features, foreign_record
 from repa_eval.features.hidden_states import hidden_features, model_record
+from repa_eval.features.hooks import Part
+from repa_eval.features.model_state import preserved
 from repa_eval.features.teacher import teacher_features
 from repa_eval.interfaces.images import Images
 from repa_eval.interfaces.metric import ALIGNMENT
@@ -114,8 +116,7 @@ class Monitor:
 
     def __call__(self, step: int, model: DiffusionModel) -> list[Row]:
         """Return the rows of this step; the model is left in the mode that it was in."""
-        training = model.training
-        try:
+        with preserved(model):
             rows = align(
                 model,
                 self.teacher,
@@ -126,8 +127,6 @@ class Monitor:
                 capture=self.capture,
                 columns={**(self.columns or {}), "step": step},
             )
-        finally:
-            model.train(training)
         if self.table is not None:
             append(self.table, rows)
         return rows
@@ -139,31 +138,36 @@ def align_foreign(
     images: Images,
     *,
     layers: Sequence[str],
-    call: Callable[[Tensor, Sequence[int]], object],
+    call: Call,
+    t: float | None = None,
     prefix_tokens: int = 0,
+    part: Part = None,
+    channels_last: bool | None = None,
     metrics: Sequence[str] = METRICS,
     preparation: Preparation = Preparation(),
     capture: Capture | None = None,
     confidence: bool = False,
     columns: Mapping[str, Any] | None = None,
+    call_id: str = "",
 ) -> list[Row]:
     """Return one row per submodule and metric of a network that is not ours, read by hooks.
 
     layers: names of submodules, numbered 1, 2, ... in the rows, their names in the notes. call: runs the network on
-    uint8 images (B, C, H, W) with these indices; what it does with them (noise, time, labels) is the caller's.
+    uint8 images (B, C, H, W) with these indices; what it does with them (noise, time t, labels) is the caller's.
+    part, channels_last, prefix_tokens, call_id: see `foreign_features`.
     """
     capture = capture or Capture()
-    found = foreign_features(network, images, layers=layers, call=call, prefix_tokens=prefix_tokens, capture=capture)
+    how: dict[str, Any] = {"t": t, "prefix_tokens": prefix_tokens, "part": part, "channels_last": channels_last}
+    how |= {"weights_hash": digest_module(network), "call_id": call_id}
+    found = foreign_features(network, images, layers=layers, call=call, capture=capture, **how)
     target = preparation(teacher_features(teacher, images, capture=capture), f"teacher {teacher.name}")
-    record = protocol(teacher, images, capture, preparation) | {
-        "network": type(network).__name__,
-        "label": "the caller's",
-    }
+    record = protocol(teacher, images, capture, preparation) | {"label": "the caller's"}
+    record |= foreign_record(network, call, **how)
     rows = []
     for number, name in enumerate(layers, 1):
         features = preparation(found[name], name)
-        cell = {"layer": number, "n": len(images), "seed": capture.seed, "note": name, **(columns or {})}
-        rows += _cells(features, target, metrics, record, cell, confidence)
+        cell = {"layer": number, "timestep": t, "n": len(images), "seed": capture.seed, "note": name}
+        rows += _cells(features, target, metrics, record, {**cell, **(columns or {})}, confidence)
     return rows
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
+from repa_eval.features.call_identity import call_identity
 from repa_eval.features.store import Entry
 from repa_eval.interfaces.images import ImageSource
 from repa_eval.runtime.distributed import Share
@@ -99,4 +100,5 @@ def entry_record(images: ImageSource, record: Mapping[str, Any], capture: Captur
         "pool": capture.pool,
         "batch_size": capture.batch_size,
         "torch": torch.__version__,
+        **({} if capture.class_tokens is None else {"class_tokens": call_identity(capture.class_tokens)}),
     }

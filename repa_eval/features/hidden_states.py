@@ -15,6 +15,7 @@ from repa_eval.diffusion.model import DiffusionModel, shape_of
 from repa_eval.errors import UserError
 from repa_eval.features.capture import Capture, ClassTokens, collect
 from repa_eval.interfaces.images import ImageSource, to_signed
+from repa_eval.runtime.hashing import digest_module
 from repa_eval.runtime.seeding import generators, normal
 
 Array = np.ndarray[Any, Any]
@@ -34,11 +35,14 @@ def hidden_features(
 
     t: time in [0, 1], 1 = noise. The noise of image i depends on (seed, stream, i) alone: the same for every layer,
     time and checkpoint. The label is the null label: the class must not leak into the features (REPA
-    issues 24, 32). weights_hash: of the model, needed where `capture` has a cache.
+    issues 24, 32). weights_hash: of the model, computed here if `capture` has a cache and none is given. The model
+    is put into eval mode and stays there (`model_state.preserved` brings its own mode back).
     """
     if not 0.0 <= t <= 1.0:
         raise UserError(f"timestep {t} is outside [0, 1] (0 = data, 1 = noise)")
     capture = capture or Capture()
+    if capture.cache is not None:
+        weights_hash = weights_hash or digest_module(model)
     model.eval()
 
     def forward(pixels: Tensor, indices: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
@@ -84,7 +88,7 @@ def noised(
     And cls_token (B, z), noised at the same t, where the model has one; UserError if `class_tokens` is missing then.
     """
     like = next(model.parameters())
-    x = to_signed(pixels)
+    x = model.encode(to_signed(pixels))
     noise = normal(generators(seed, stream, indices), x.shape[1:])
     times = torch.full((len(x),), t)
     expected = shape_of(model.config)
@@ -103,8 +107,8 @@ def noised(
 
 
 def model_record(model: DiffusionModel | type[DiffusionModel]) -> dict[str, Any]:
-    """Return the protocol entries of a model (or its class) of another convention, or with a class token."""
-    record: dict[str, Any] = {}
+    """Return the protocol entries of a model (or its class): another convention, a class token, a wrapped network."""
+    record: dict[str, Any] = model.record() if isinstance(model, DiffusionModel) else {}
     if model.native != DiffusionModel.native:
         record["native_convention"] = model.native
     if model.noising != DiffusionModel.noising:

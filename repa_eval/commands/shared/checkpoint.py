@@ -56,20 +56,11 @@ def class_tokens_of(opened: Any, device: str, given: str | None) -> Any:
 
 
 def block_numbers(text: str, opened: Any) -> list[int]:
-    """Return the block numbers meant by "all" or "3,4"; UserError if the checkpoint's model does not have one."""
+    """Return the block numbers meant by "all", "3,4" or "1-6"; UserError if the checkpoint's model lacks one."""
+    from repa_eval.diffusion.layers import layer_numbers
+
     depth = measurable(opened).depth
-    if text == "all":
-        return list(range(1, depth + 1))
-    try:
-        layers = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--layer {text!r}: expected block numbers joined by commas, or all") from error
-    aligned = opened.option("encoder_depth")
-    for layer in layers:
-        if not 1 <= layer <= depth:
-            hint = f"; its aligned block is {aligned}" if aligned else ""
-            raise UserError(f"layer {layer}: this model has blocks 1..{depth}{hint}")
-    return layers
+    return layer_numbers(text, depth, aligned=opened.option("encoder_depth"), what="--layer")
 
 
 def run_columns(opened: Any) -> dict[str, Any]:

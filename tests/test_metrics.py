@@ -120,8 +120,10 @@ def test_rbf_cka_equals_the_dense_definition(unbiased: bool) -> None:
     x, y, sigma = normal(40, 3), normal(40, 5, seed=1), 2.5
     K, L = (np.exp(-np.square(side[:, None] - side[None]).sum(axis=2) / (2 * sigma**2)) for side in (x, y))
     hsic = kernels.hsic_unbiased if unbiased else kernels.hsic_biased
-    dense = hsic(K, L) / (math.sqrt(hsic(K, K) * hsic(L, L)) + 1e-6)
-    assert cka(x, y, unbiased=unbiased, kernel="rbf", sigma=sigma) == pytest.approx(dense, abs=1e-12)
+    root = math.sqrt(hsic(K, K) * hsic(L, L))
+    assert cka(x, y, unbiased=unbiased, kernel="rbf", sigma=sigma) == pytest.approx(hsic(K, L) / root, abs=1e-12)
+    published = cka(x, y, unbiased=unbiased, kernel="rbf", sigma=sigma, eps=1e-6)
+    assert published == pytest.approx(hsic(K, L) / (root + 1e-6), abs=1e-12)
 
 
 def test_a_ratio_that_does_not_exist_is_nan_without_a_warning() -> None:

@@ -217,13 +217,13 @@ def test_several_k_at_once_equal_one_by_one() -> None:
     assert precision[0] > precision[1]
 
 
-@pytest.mark.parametrize("tile", [7, 64, 600])
-def test_the_size_of_a_tile_changes_nothing(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, fake = normal(700, 4), 0.8 * normal(31, 4, seed=1)  # numpy sorts some hundred whole
+@pytest.mark.parametrize("block", [700, 7_000, 90_000])
+def test_the_size_of_a_block_changes_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, fake = normal(700, 4), 0.8 * normal(31, 4, seed=1)
     apart = np.linalg.norm(real[:, None] - real[None], axis=2) ** 2
     radii, seen, scores = pr.radii(real, ks=(3, 1)), pr.precision_recall(real, fake), pr.realism(real, fake)
     assert radii == pytest.approx(np.sort(apart, axis=1)[:, [3, 1]])  # place 0 is the point itself
-    monkeypatch.setattr(pr, "TILE", tile)
+    monkeypatch.setattr(manifold, "BLOCK", block)
     assert pr.radii(real, ks=(3, 1)) == pytest.approx(radii)
     assert pr.precision_recall(real, fake) == seen
     again = pr.realism(real, fake)
@@ -484,13 +484,16 @@ def test_all_five_numbers_point_the_right_way() -> None:
     assert realism_euclidean(both, modes(0.0, seed=1)).mean() > 10 * realism_euclidean(both, both + 50.0).mean()
 
 
-def test_torchs_search_finds_what_numpys_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbours_are_those_of_all_distances(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifold, "BLOCK", 2000)
     real, fake = normal(300, 5), 1.3 * normal(200, 5, seed=1)
     seen = manifold.balls(real, fake, k=3, border=True)
     expected = pr.precision_recall(real, fake)
     assert 0.2 < expected["precision"] < 0.9
-    assert pr.precision_recall(real, fake, device="cpu:0") == expected  # any other name than cpu takes torch's search
+    apart = np.linalg.norm(fake[:, None] - real[None], axis=2)
+    reach = np.sort(np.linalg.norm(real[:, None] - real[None], axis=2), axis=1)[:, 3]
+    assert (apart <= reach).any(axis=1).mean() == expected["precision"]
+    assert pr.precision_recall(real, fake, device="cpu:0") == expected
     assert (seen.holding > 0).mean() == expected["precision"]
     assert seen.recalled.mean() == expected["recall"]
     distance, index = manifold.nearest(fake, real, k=4)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from repa_eval.interfaces.metric import sample_metric
 from repa_eval.metrics.density_coverage import few
 from repa_eval.metrics.shared.checks import Array, same_width
-from repa_eval.metrics.shared.manifold import centred, nearest, radii_of
+from repa_eval.metrics.shared.manifold import EQUAL, nearest, points_of, radii_of
 
 
 @sample_metric(
@@ -37,6 +37,7 @@ def authpct(real: ArrayLike, fake: ArrayLike, *, device: str = "cpu") -> dict[st
 def authentic(train: Array, generated: Array, *, device: str = "cpu") -> Array:
     """Return for each row of generated (M, D) whether it is authentic, (M,)."""
     distance, index = nearest(generated, train, device=device)
-    own = radii_of(centred(train, train[:1], device=device)[0], k=1).sqrt().cpu().numpy()  # (N,)
-    result: Array = distance[:, 0] > own[index[:, 0]]
+    points = points_of(train, device=device)
+    own = points.unit * radii_of(points, ks=(1,))[:, 0].sqrt().cpu().numpy()  # (N,)
+    result: Array = distance[:, 0] > own[index[:, 0]] * (1.0 + EQUAL)
     return result

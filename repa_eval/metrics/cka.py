@@ -32,42 +32,59 @@ MAX_MEDIAN = 20_000  # samples whose pairwise distances, 8 bytes each, are held 
     definition="HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) of centred inner products, biased HSIC",
     range="0..1, 1 = same up to rotation and scale; tends to 1 by itself where N < 4 D",
 )
-def cka(x: ArrayLike, y: ArrayLike, *, unbiased: bool = False, kernel: str = "linear", sigma: float = 1.0) -> float:
+def cka(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    unbiased: bool = False,
+    kernel: str = "linear",
+    sigma: float = 1.0,
+    eps: float = 0.0,
+) -> float:
     """Return the CKA of paired features x (N, D1) and y (N, D2).
 
     unbiased: the HSIC of Song et al. 2012; may be slightly negative. Biased CKA of unrelated features tends to 1 as
     D / N grows: for N < 4 D report the unbiased one. kernel: "linear"; "rbf" with the fixed width `sigma` (on features
     far apart by that measure the kernel is the identity); "rbf_median" with the width sigma * sqrt(lower median of ALL
-    N^2 squared distances, the zeros of the diagonal among them), which is free of scale. The official 1e-6 of the
-    denominator is kept as it is for "rbf"; for "linear" see `kernels.denominator_eps`; "rbf_median" has none.
+    N^2 squared distances, the zeros of the diagonal among them), which is free of scale.
+    eps: added to the denominator. platonic-rep adds 1e-6 (`kernels.OFFICIAL_EPS`), whatever the features are: on rows
+    of length 1 that equals its numbers, but it makes the value depend on a scale and a common shift, and decides it
+    where rows are nearly equal. Nothing is added here unless asked for, nor in any registered metric of this family.
     Linear: from D x D or N x N products, whichever is smaller. NaN for constant features.
-    UserError: N < 2 (unbiased: 4), unequal N, NaN or infinity, unknown kernel, sigma <= 0.
+    UserError: N < 2 (unbiased: 4), unequal N, NaN or infinity, unknown kernel, sigma <= 0, eps < 0.
     """
     first, second = paired(x, y, at_least=4 if unbiased else 2)
     if kernel not in KERNELS:
         raise unknown("kernel", kernel, KERNELS)
+    if eps < 0.0:
+        raise UserError(f"eps={eps}: what is added to the denominator must not be negative")
     if sigma <= 0.0:
         raise UserError(f"sigma={sigma}: the width of the rbf kernel must be positive")
     nan = constant(first, second)
     if nan is not None:
         return nan
     K, L = (_gram(side, unbiased=unbiased, kernel=kernel, sigma=sigma) for side in (first, second))
-    return kernels.ratio(K.hsic(L), K.own, L.own, eps=_eps(first, second, kernel))
+    return kernels.ratio(K.hsic(L), K.own, L.own, eps=eps)
 
 
 def cka_matrix(xs: Sequence[ArrayLike], ys: Sequence[ArrayLike], *, unbiased: bool = False) -> Array:
     """Return the linear CKA of every layer in xs (N, D_i) with every layer in ys (N, D_j): (len(xs), len(ys)).
 
     Each layer is centred once, in float64, and one product gives all pairs, in the dtype of the layers: of float32 the
-    values are within 1e-5 of those of `cka`, of float64 the same; without its 1e-6. NaN in the rows and columns of
-    constant layers. UserError: as `cka`, no layer at all.
+    values are within 1e-5 of those of `cka`, of float64 the same. NaN in the rows and columns of constant layers.
+    UserError: as `cka`, no layer at all.
     """
     sides = [[prepare(x, name=f"{word}s[{i}]") for i, x in enumerate(given)] for word, given in (("x", xs), ("y", ys))]
     if not sides[0] or not sides[1]:
         raise UserError(f"cka_matrix needs layers on both sides; given are {len(xs)} and {len(ys)}")
     for side in (*sides[0], *sides[1]):
         paired(sides[0][0], side, at_least=4 if unbiased else 2)
-    layers = ([centred(side).astype(side.values.dtype, copy=False) for side in given] for given in sides)
+    scaled = [[kernels.scaled_to_one(centred(side)) for side in given] for given in sides]
+    wide = any(kernels.has_long_rows(layer) for given in scaled for layer in given)
+    layers = (
+        [x if wide else x.astype(side.values.dtype, copy=False) for x, side in zip(xs, given, strict=True)]
+        for xs, given in zip(scaled, sides, strict=True)
+    )
     sums = hsic_matrix(*layers, unbiased=unbiased)
     result = ratios(*sums)
     result[[constant(side) is not None for side in sides[0]]] = np.nan
@@ -113,10 +130,3 @@ def _median(side: Prepared) -> float:
         done += len(upper)
     found.partition(place)
     return float(found[place])
-
-
-def _eps(x: Prepared, y: Prepared, kernel: str) -> float:
-    if kernel != "linear":
-        return kernels.OFFICIAL_EPS if kernel == "rbf" else 0.0
-    squares = (side.once("common square", lambda side=side: kernels.common_square(side.values)) for side in (x, y))  # type: ignore[misc]
-    return kernels.OFFICIAL_EPS * next(squares) * next(squares)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from repa_eval.interfaces.metric import sample_metric
 from repa_eval.metrics.shared.checks import Array
-from repa_eval.metrics.shared.manifold import balls, centred, radii_of, row_blocks, squared_distances, squared_lengths
+from repa_eval.metrics.shared.manifold import Points, balls, point_sets, radii_of, row_blocks
 
 LEAST = 1000
 
@@ -62,12 +62,12 @@ def realism_euclidean(real: ArrayLike, fake: ArrayLike, *, k: int = 3, device: s
 
     As in the paper and in dgm-eval: Euclidean, and only real points whose radius is below the median.
     """
-    u, v = centred(real, fake, device=device)
-    reach = radii_of(u, k=k).sqrt()
-    kept = reach < np.median(reach.cpu().numpy())
-    u, reach = u[kept], reach[kept]
-    score, squares = np.empty(len(v)), squared_lengths(u)
-    for rows in row_blocks(len(v), len(u)):
-        apart = squared_distances(v[rows], u, squares).sqrt()
-        score[rows] = (reach / apart).amax(dim=1).double().cpu().numpy()
+    u, v = point_sets(real, fake, device=device)
+    reach = radii_of(u, ks=(k,))[:, 0].sqrt()  # as every distance here in the units of the points
+    kept = reach < float(np.median(reach.cpu().numpy()))
+    small = Points(u.values[kept], u.given[kept.cpu().numpy()], u.unit, u.exact)
+    score = np.empty(len(v))
+    for rows in row_blocks(len(v), len(small)):
+        apart = v.distances(rows, small).double().sqrt_()
+        score[rows] = (reach[kept] / apart).amax(dim=1).cpu().numpy()
     return score

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from repa_eval.errors import UserError
 from repa_eval.interfaces.metric import sample_metric
 from repa_eval.metrics.fid import fd, few
 from repa_eval.metrics.shared.checks import same_width
@@ -32,12 +33,20 @@ def mifid(real: ArrayLike, fake: ArrayLike) -> dict[str, float]:
 
 
 def cosine_distance(train: ArrayLike, generated: ArrayLike) -> float:
-    """Return the mean over rows of generated (M, D) of the least 1 - |cos| to a row of train (N, D)."""
-    first, second = (normalise_rows(side) for side in same_width(train, generated, at_least=1))
+    """Return the mean over rows of generated (M, D) of the least 1 - |cos| to a row of train (N, D), in float64.
+
+    Rows of zeros have no direction and are left out, as torchmetrics does. UserError: a side has no other rows.
+    """
+    sides = same_width(train, generated, at_least=1)
+    kept = [side[side.any(axis=1)].astype(np.float64) for side in sides]
+    for word, side in zip(("real", "fake"), kept, strict=True):
+        if not len(side):
+            raise UserError(f"all features of {word} are 0: they have no direction, and MiFID is not defined")
+    first, second = (normalise_rows(side) for side in kept)
     least = np.empty(len(second))
     for rows in row_blocks(len(second), len(first)):
         least[rows] = 1.0 - np.abs(second[rows] @ first.T).max(axis=1)
-    return float(least.mean())
+    return float(np.maximum(least, 0.0).mean())  # the cosine of a copy may be rounded to just above 1
 
 
 def penalty(distance: float) -> float:

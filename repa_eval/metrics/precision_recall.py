@@ -1,23 +1,21 @@
 """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991) by the rule of openai/guided-diffusion.
 
 A set's manifold is the union of balls about its points, each reaching to the k-th nearest other point of the set; a
-point on the border is inside (<=). ADM computes the distances in float16 where that overflows nowhere; here they are
-in the dtype of the features, so its printed figures can differ in the third digit.
+point on the border is inside (<=). ADM computes the distances in float16 where that overflows nowhere; here every
+comparison is that of float64 distances, so its printed figures can differ in the third digit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from repa_eval.interfaces.metric import sample_metric
-from repa_eval.metrics.shared.checks import Array, matrix, neighbour_count, same_width
-from repa_eval.metrics.shared.manifold import balls
-
-TILE = 1024  # rows of either side whose distances are held at a time
+from repa_eval.metrics.shared.checks import Array
+from repa_eval.metrics.shared.manifold import balls_at, point_sets, points_of, radii_of, row_blocks
 
 
 def _stderr(real: Array, fake: Array, values: Mapping[str, float]) -> dict[str, float]:
@@ -39,34 +37,26 @@ def precision_recall(real: ArrayLike, fake: ArrayLike, *, k: int = 3, device: st
     """Return {"precision": ..., "recall": ...}, each in 0..1, of features real (N, D) and fake (M, D).
 
     Precision: share of fake inside the manifold of real; recall: share of real inside that of fake. Memory is that of
-    a few tiles of distances beside the features, which are not copied. device: other than cpu, the search is torch's.
+    a few blocks of distances beside one copy of the features. device: where the distances are computed.
     UserError: k < 1, N <= k or M <= k, unequal D, NaN or infinity.
     """
-    if device == "cpu":
-        precision, recall = (float(side[0]) for side in precision_recall_at(real, fake, ks=(k,)))
-    else:
-        seen = balls(real, fake, k=k, border=True, device=device)
-        precision, recall = float((seen.holding > 0).mean()), float(seen.recalled.mean())
+    precision, recall = (float(side[0]) for side in precision_recall_at(real, fake, ks=(k,), device=device))
     return {"precision": precision, "recall": recall}
 
 
-def precision_recall_at(real: ArrayLike, fake: ArrayLike, *, ks: Sequence[int]) -> tuple[Array, Array]:
+def precision_recall_at(
+    real: ArrayLike, fake: ArrayLike, *, ks: Sequence[int], device: str = "cpu"
+) -> tuple[Array, Array]:
     """Return precision and recall for several k at the price of one: two arrays (len(ks),). Errors as above."""
-    first, second = _both(real, fake)
-    real_radii, fake_radii = _radii(first, ks=ks), _radii(second, ks=ks)  # (N, K), (M, K)
-    inside_real = np.zeros((len(second), len(ks)), dtype=bool)
-    inside_fake = np.zeros((len(first), len(ks)), dtype=bool)
-    for rows, others, apart in _tiles(second, first):
-        for i in range(len(ks)):
-            inside_real[rows, i] |= (apart <= real_radii[others, i]).any(axis=1)
-            inside_fake[others, i] |= (apart <= fake_radii[rows, i, None]).any(axis=0)
-    return inside_real.mean(axis=0), inside_fake.mean(axis=0)
+    found = balls_at(real, fake, ks=ks, border=True, device=device)
+    return np.array([(one.holding > 0).mean() for one in found]), np.array([one.recalled.mean() for one in found])
 
 
 def radii(x: ArrayLike, *, ks: Sequence[int] = (3,)) -> Array:
-    """Return the SQUARED distance of each row of x (N, D) to its k-th nearest other row, (N, len(ks))."""
-    rows = matrix("x", x)
-    return _radii(_Centred(rows, rows.mean(axis=0, dtype=np.float64)), ks=ks)
+    """Return the SQUARED distance of each row of x (N, D) to its k-th nearest other row, (N, len(ks)), float64."""
+    points = points_of(x)
+    squares: Array = points.unit**2 * radii_of(points, ks=ks).numpy()
+    return squares
 
 
 def realism(real: ArrayLike, fake: ArrayLike, *, k: int = 3) -> tuple[Array, Array]:
@@ -75,76 +65,11 @@ def realism(real: ArrayLike, fake: ArrayLike, *, k: int = 3) -> tuple[Array, Arr
     Score: the largest, over the real points, of radius / (distance + 1e-5), both squared; 1 or more is inside the
     manifold. All real points count (the paper leaves out the half with the larger radii).
     """
-    first, second = _both(real, fake)
-    reach = _radii(first, ks=(k,))[:, 0]
-    score = np.zeros(len(second), dtype=first.x.dtype)
-    closest, index = np.full(len(second), np.inf, dtype=first.x.dtype), np.zeros(len(second), dtype=np.int64)
-    for rows, others, apart in _tiles(second, first):
-        near = apart.argmin(axis=1)
-        found = apart[np.arange(len(apart)), near]
-        closer = found < closest[rows]
-        index[rows] = np.where(closer, near + others.start, index[rows])
-        closest[rows] = np.where(closer, found, closest[rows])
-        score[rows] = np.maximum(score[rows], (reach[others] / (apart + 1e-5)).max(axis=1))
+    u, v = point_sets(real, fake)
+    reach = u.unit**2 * radii_of(u, ks=(k,))[:, 0]
+    score, index = np.empty(len(v)), np.empty(len(v), dtype=np.int64)
+    for rows in row_blocks(len(v), len(u)):
+        apart = v.distances(rows, u).double().mul_(u.unit**2)
+        index[rows] = apart.argmin(dim=1).numpy()
+        score[rows] = (reach / apart.add_(1e-5)).amax(dim=1).numpy()
     return score, index
-
-
-class _Centred:
-    """Rows x (N, D) less a mean (D,), a block at a time: the mean costs digits, and a copy of all rows memory."""
-
-    def __init__(self, x: Array, mean: Array) -> None:
-        self.x, self.mean = x, mean.astype(x.dtype)
-        blocks = (self.part(rows) for rows in _sides(len(x)))
-        self.squares = np.concatenate([np.einsum("nd,nd->n", block, block) for block in blocks])  # (N,)
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def part(self, rows: slice) -> Array:
-        block: Array = self.x[rows] - self.mean
-        return block
-
-
-def _both(real: ArrayLike, fake: ArrayLike) -> tuple[_Centred, _Centred]:
-    """Return both sets less the mean of the real one, which changes no distance and saves digits."""
-    first, second = same_width(real, fake, at_least=1)
-    mean = first.mean(axis=0, dtype=np.float64)
-    return _Centred(first, mean), _Centred(second, mean)
-
-
-def _radii(x: _Centred, *, ks: Sequence[int]) -> Array:
-    for k in ks:
-        neighbour_count(k, len(x))
-    nearest = np.full((len(x), max(ks)), np.inf, dtype=x.x.dtype)  # so far, in no order
-    for rows, others, apart in _tiles(x, x, upper=True):  # symmetric: each pair is met once
-        if rows == others:
-            np.fill_diagonal(apart, np.inf)
-        else:
-            nearest[others] = _smallest(nearest[others], apart.T)
-        nearest[rows] = _smallest(nearest[rows], apart)
-    nearest.sort(axis=1)
-    return nearest[:, [k - 1 for k in ks]]
-
-
-def _smallest(known: Array, more: Array) -> Array:
-    """Return the smallest of each row of known (B, K) and more (B, M) together, (B, K)."""
-    k = known.shape[1]
-    best = np.partition(more, k - 1, axis=1)[:, :k] if more.shape[1] > k else more
-    return np.partition(np.concatenate([known, best], axis=1), k - 1, axis=1)[:, :k]
-
-
-def _tiles(u: _Centred, v: _Centred, *, upper: bool = False) -> Iterator[tuple[slice, slice, Array]]:
-    """Yield (rows of u, rows of v, their squared distances), TILE x TILE at a time; upper: those with v from u on."""
-    for rows in _sides(len(u)):
-        block = u.part(rows)
-        for others in _sides(len(v), rows.start if upper else 0):
-            apart = block @ (block if upper and others == rows else v.part(others)).T
-            apart *= -2.0
-            apart += u.squares[rows, None]
-            apart += v.squares[others]
-            yield rows, others, np.maximum(apart, 0.0, out=apart)
-
-
-def _sides(n: int, start: int = 0) -> Iterator[slice]:
-    for first in range(start, n, TILE):
-        yield slice(first, min(first + TILE, n))

@@ -12,6 +12,7 @@ from repa_eval.metrics.shared.checks import Array, undefined
 from repa_eval.metrics.shared.prepared import Prepared, centred, constant, paired
 
 DISSIMILARITIES = ("correlation", "euclidean")
+ROUNDING = 16.0  # of a product of two rows, in units of eps sqrt(D): dissimilarities closer than that are equal
 MAX_SAMPLES = 20_000  # N^2 / 2 pairs are sorted: 32 bytes each at the most, 6.4 GB
 
 
@@ -54,30 +55,36 @@ def _ranks(side: Prepared, dissimilarity: str) -> Array:
             values = kernels.normalise_rows(rows - rows.mean(axis=1, keepdims=True))
         else:
             values = centred(side)
-        ranks = _ranked(_upper(values, products=dissimilarity == "correlation"))
+        upper, rounding = _upper(values, products=dissimilarity == "correlation")
+        ranks = _ranked(upper, rounding)
         ranks -= ranks.mean()
         return ranks
 
     return side.once(("ranks", dissimilarity), compute)
 
 
-def _upper(values: Array, *, products: bool) -> Array:
-    """Return -<u, v>, ordered as 1 - <u, v>, or |u - v|^2, ordered as |u - v|, for all pairs i < j."""
+def _upper(values: Array, *, products: bool) -> tuple[Array, float]:
+    """Return the dissimilarities of all pairs i < j, and the rounding within which two of them are equal.
+
+    products: 1 - <u, v> of rows of length 1, or 0; else |u - v|^2, which is ordered as |u - v|.
+    """
     n = len(values)
     found = np.empty(n * (n - 1) // 2)
     done = 0
     for rows in kernels.row_blocks(n, n):
-        block = values[rows] @ values.T if products else kernels.squared_distances(values[rows], values)
+        block = 1.0 - values[rows] @ values.T if products else kernels.squared_distances(values[rows], values)
         for i, line in zip(range(rows.start, rows.stop), block, strict=True):
             found[done : done + n - i - 1] = line[i + 1 :]
             done += n - i - 1
-    return -found if products else found
+    largest = 1.0 if products else 4.0 * float(np.einsum("nd,nd->n", values, values).max())
+    return found, ROUNDING * values.shape[1] ** 0.5 * float(np.finfo(np.float64).eps) * largest
 
 
-def _ranked(values: Array) -> Array:
+def _ranked(values: Array, rounding: float) -> Array:
+    """Return the ranks (P,) of values (P,); those that differ from the next smaller one by rounding share a mean."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
-    first = np.concatenate([[True], ordered[1:] > ordered[:-1]])
+    first = np.concatenate([[True], np.diff(ordered) > rounding])
     del ordered
     starts = np.append(np.flatnonzero(first), len(values))
     mean = (starts[:-1] + starts[1:] - 1) / 2.0  # of the places that equal values take

@@ -20,10 +20,12 @@ Value = Callable[..., "float | np.ndarray"]
 
 # Output name -> value of (a, b) and the numbers in the name.
 TABLE: dict[str, Value] = {
-    r"cka": lambda a, b: cka(a, b),
-    r"unbiased_cka": lambda a, b: cka(a, b, unbiased=True),
-    r"cka_rbf([\d.]+)": lambda a, b, s: cka(a, b, kernel="rbf", sigma=s),
-    r"unbiased_cka_rbf([\d.]+)": lambda a, b, s: cka(a, b, unbiased=True, kernel="rbf", sigma=s),
+    r"cka": lambda a, b: cka(a, b, eps=kernels.OFFICIAL_EPS),
+    r"unbiased_cka": lambda a, b: cka(a, b, unbiased=True, eps=kernels.OFFICIAL_EPS),
+    r"cka_rbf([\d.]+)": lambda a, b, s: cka(a, b, kernel="rbf", sigma=s, eps=kernels.OFFICIAL_EPS),
+    r"unbiased_cka_rbf([\d.]+)": lambda a, b, s: cka(
+        a, b, unbiased=True, kernel="rbf", sigma=s, eps=kernels.OFFICIAL_EPS
+    ),
     r"cknna_k(\d+)": lambda a, b, k: cknna(a, b, k=int(k)),
     r"cknna_biased_k(\d+)": lambda a, b, k: cknna(a, b, k=int(k), unbiased=False),
     r"mutual_knn_k(\d+)": lambda a, b, k: mutual_knn(a, b, k=int(k)),

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import linalg
 
 from repa_eval.errors import UserError
-from repa_eval.metrics.shared.checks import Array
+from repa_eval.metrics.shared.checks import Array, varying
 from repa_eval.metrics.shared.prepared import Prepared, centred
 
 
@@ -14,10 +14,11 @@ def thin_svd(side: Prepared) -> tuple[Array, Array]:
     """Return U (N, r) and s (r,), descending, of the centred features, r their numerical rank in their own dtype."""
 
     def compute() -> tuple[Array, Array]:
-        x = centred(side)
+        x = centred(side) * varying(side.values)
         basis, small = linalg.qr(x, mode="economic") if len(x) > x.shape[1] else (None, x)
         left, s, _ = linalg.svd(small, full_matrices=False)
-        rounding = float(np.finfo(side.values.dtype).eps) * float(np.abs(side.values).max())  # of one entry
+        columns = side.values[:, varying(side.values)]  # a constant column is exactly 0 once it is centred
+        rounding = float(np.finfo(side.values.dtype).eps) * float(np.abs(columns).max())  # of one entry
         rank = max(1, int((s > 2.0 * rounding * np.sqrt(max(x.shape))).sum()))
         left = left[:, :rank]
         return (left if basis is None else basis @ left), s[:rank]

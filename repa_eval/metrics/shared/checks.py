@@ -86,8 +86,13 @@ def neighbour_count(k: int, n: int, *, least: int = 1) -> None:
 
 def is_constant(x: Array) -> bool:
     """Whether all rows of x (N, D) are the same up to the rounding of its dtype: no metric is defined on these."""
-    spread = float(np.ptp(x, axis=0).max())
-    return spread <= 4.0 * float(np.finfo(x.dtype).eps) * float(np.abs(x).max())
+    return not varying(x).any()
+
+
+def varying(x: Array) -> Array:
+    """Return which columns (D,) of x (N, D) vary by more than the rounding of their own numbers."""
+    result: Array = np.ptp(x, axis=0) > 4.0 * float(np.finfo(x.dtype).eps) * np.abs(x).max(axis=0)
+    return result
 
 
 def _working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -13,14 +13,34 @@ from repa_eval.errors import UserError
 from repa_eval.metrics.shared.checks import Array, undefined
 
 OFFICIAL_EPS = 1e-6  # platonic-rep adds it to the denominators of CKA and CKNNA
+LONG = 16.0  # a squared row length over their mean from which sums in float32 are too coarse
 BLOCK_ELEMENTS = 2**21  # size of one block of pairwise values: 8 MB in float32
 
 
 def normalise_rows(x: Array) -> Array:
-    """Return x (N, D) with rows of length 1, in its dtype; rows shorter than 1e-12 are divided by 1e-12 (as torch)."""
+    """Return x (N, D) with rows of length 1, in its dtype.
+
+    Rows shorter than 1e-12 of the largest |x| are divided by that (torch: shorter than 1e-12, whatever the scale).
+    """
+    x = scaled_to_one(x)
     lengths = np.sqrt(np.square(x, dtype=np.float64).sum(axis=1, keepdims=True))  # (N, 1)
     unit: Array = (x / np.maximum(lengths, 1e-12)).astype(x.dtype, copy=False)
     return unit
+
+
+def scaled_to_one(x: Array) -> Array:
+    """Return x (N, D) divided by the power of two next to its largest |x|: no digit changes, no square overflows."""
+    largest = float(np.abs(x).max())
+    limits = np.finfo(x.dtype)
+    power = np.clip(np.frexp(largest)[1], limits.minexp, limits.maxexp - 1) if largest > 0.0 else 0
+    scaled: Array = np.ldexp(x, -int(power))
+    return scaled
+
+
+def has_long_rows(x: Array) -> bool:
+    """Whether single rows of x (N, D) outweigh the others, so that sums in float32 would lose what these say."""
+    squares = np.einsum("nd,nd->n", x, x, dtype=np.float64)
+    return bool(squares.max() > LONG * squares.mean())
 
 
 def remove_outliers(x: Array, *, q: float = 0.95, exact: bool = False) -> Array:
@@ -79,9 +99,9 @@ def hsic_unbiased(K: Array, L: Array) -> float:
 
 def ratio(xy: float, xx: float, yy: float, *, eps: float) -> float:
     """Return xy / (sqrt(xx * yy) + eps); NaN with its reason, without a warning, where that does not exist."""
-    if xx * yy < 0.0:  # the unbiased HSIC of a masked matrix with itself may be negative
+    if np.sign(xx) * np.sign(yy) < 0.0:  # the unbiased HSIC of a masked matrix with itself may be negative
         return undefined("the two self-HSICs under the root have different signs: too few samples")
-    below = float(np.sqrt(xx * yy)) + eps
+    below = float(np.sqrt(abs(xx)) * np.sqrt(abs(yy))) + eps
     return xy / below if below > 0.0 else undefined("a self-HSIC is 0: the kernel sees no differences between samples")
 
 
@@ -111,7 +131,7 @@ def nearest(x: Array, *, k: int, with_self: bool = False, device: str = "cpu") -
     """
     import torch
 
-    wide = x.astype(np.float64)
+    wide = scaled_to_one(x.astype(np.float64))
     mean = wide.mean(axis=0)
     wide -= mean
     offsets = torch.from_numpy((wide @ mean).astype(x.dtype)).to(device)  # <m, v - m>, (N,)

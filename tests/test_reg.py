@@ -151,7 +151,7 @@ def test_the_map_is_saved_with_the_model(trained: tuple[int, Path]) -> None:
     names = {name for name in saved["ema"] if name in ("cls_mean", "cls_map")}
     assert names == ({"cls_mean", "cls_map"} if width else set())
     model = checkpoints.load(out / "checkpoints" / "0000006.pt").model
-    assert model.cls_width == (width or 96)
+    assert model.class_token_width == (width or 96)
     tokens = clean_tokens()
     narrow = model.class_token(tokens)
     assert narrow.shape == (200, width or 96)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from helpers import files_of, wake
 from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.images import to_uint8
 from repa_eval.models.sit import SiT, SiTConfig
@@ -24,7 +25,7 @@ from repa_eval.sampling.samplers.repa import sample_ode
 from repa_eval.sampling.samplers.sde import sample_sde
 
 
-class Field(nn.Module):
+class Field(DiffusionModel):
     """A velocity field that is known: dx/dt = cos(3t) x, or 1 for the null label and 2 for the others."""
 
     null_label = 10

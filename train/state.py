@@ -15,7 +15,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import Failure, UserError, first_line
+from repa_eval.models.shared.encoder import Encoder
 from repa_eval.results import RUN
 from repa_eval.runtime.files import write_atomic
 
@@ -39,7 +41,7 @@ def update_average(ema: nn.Module, model: nn.Module, decay: float) -> None:
     # multiply, then add: a lerp of float32 loses 26 to 45 % of a change at decay 0.9999
     torch._foreach_mul_(averaged, decay)
     torch._foreach_add_(averaged, trained, alpha=1 - decay)
-    averaged_too: frozenset[str] = getattr(model, "averaged_buffers", frozenset())
+    averaged_too = model.averaged_buffers if isinstance(model, DiffusionModel | Encoder) else frozenset()
     for (name, mine), theirs in zip(ema.named_buffers(), model.buffers(), strict=True):
         if name.rpartition(".")[2] in averaged_too:
             mine.mul_(decay).add_(theirs, alpha=1 - decay)

@@ -7,7 +7,8 @@ from typing import Any
 
 from repa_eval.checkpoints.shared import networks
 from repa_eval.checkpoints.shared.recognise import Checkpoint, Request, layout
-from repa_eval.diffusion.conventions import VELOCITY, converted
+from repa_eval.diffusion.conventions import as_project_convention
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import Failure
 
 KEYS = frozenset({"model", "ema", "method", "opt", "step", "rng", "recipe"})
@@ -22,15 +23,15 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     if not isinstance(recipe, dict) or not {"model", "architecture"} <= set(recipe):
         raise Failure(f"{path}: its recipe does not say what the model is")
     architecture, config = networks.preset_of(recipe["model"], recipe["architecture"])
-    stub = getattr(config, "warmup", False)  # of ERW's first stage
     state = networks.cleaned(request.choose(content, path))
     network = networks.assemble(architecture, config, state, where=str(path))
+    stub = isinstance(network, DiffusionModel) and network.stub
     return Checkpoint(
         path=path,
         layout="repa-eval",
         systems=tuple(recipe.get("systems", ())),
         model_name=f"{recipe['model']}, first {config.depth} blocks" if stub else recipe["model"],
-        models=(converted(network, getattr(network, "native", VELOCITY)),),
+        models=(as_project_convention(network),),
         weights=request.weights,
         step=int(content["step"]),
         recipe=recipe,

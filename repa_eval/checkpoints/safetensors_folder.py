@@ -9,7 +9,7 @@ from typing import Any
 from repa_eval.checkpoints.shared import networks
 from repa_eval.checkpoints.shared.recognise import Checkpoint, Request, layout
 from repa_eval.config import from_dict, to_dict
-from repa_eval.diffusion.conventions import VELOCITY, converted
+from repa_eval.diffusion.conventions import VELOCITY, converted, native_of
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.architecture import MODELS
 from repa_eval.weight_files.reading import read_safetensors
@@ -28,7 +28,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "model": checkpoint.model_name,
         "architecture": to_dict(network.config),
         "systems": list(checkpoint.systems),
-        "conventions": [getattr(model, "native", VELOCITY) for model in checkpoint.models],
+        "conventions": [native_of(model) for model in checkpoint.models],
         "weights": checkpoint.weights,
         "step": checkpoint.step,
         "recipe": checkpoint.recipe,

@@ -95,7 +95,7 @@ def _card(stem: str, opened: Any, digest: str, facts: dict[str, float]) -> str:
         f"- System: {', '.join(opened.systems) or 'none of the family'}",
         *([f"- Data: {recipe['data']}, split {recipe.get('split')}; test images were not seen"] if made else []),
         f"- Architecture: {opened.model_name}, {sum(p.numel() for p in opened.network.parameters()):,} parameters",
-        f"- Convention: {' or '.join(getattr(model, 'native', 'none') for model in opened.models)}",
+        f"- Convention: {opened.info()['convention'] or 'none'}",
         f"- Weights: {opened.weights}, hash {digest}",
         *(f"- {name}: {value:.3f}" for name, value in facts.items()),
     ]

@@ -99,7 +99,7 @@ def _of_tokens(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     from repa_eval.runtime.hashing import digest_module
 
     strength = given["token_strength"]
-    if getattr(model, "dc_tokens", None) is None:
+    if not model.has_soft_tokens:
         if strength != 1:
             raise UserError("--token-strength: there are no soft tokens")
         return {}

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repa_eval.diffusion.ddpm_schedule import linear_schedule
 from repa_eval.diffusion.interpolant import Interpolant
@@ -30,11 +30,53 @@ class Converted(DiffusionModel):
         self.config = network.config
         self.projectors = network.projectors
         self.prefix_tokens = network.prefix_tokens
+        self.conditioning = network.conditioning
+        self.has_class_token = network.has_class_token
+        self.times = network.times
 
     @property
     def depth(self) -> int:
         """Number of blocks of the network."""
         return self.network.depth
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the network denoises."""
+        return self.network.image_shape
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels of the network."""
+        return self.network.num_classes
+
+    @property
+    def null_label(self) -> int:
+        """The network's label for "no class"."""
+        return self.network.null_label
+
+    @property
+    def condition_width(self) -> int:
+        """Width of the network's snippets."""
+        return self.network.condition_width
+
+    @property
+    def class_token_width(self) -> int:
+        """Width of the network's class token."""
+        return self.network.class_token_width
+
+    @property
+    def snippet_memory(self) -> Any:
+        """The memory bank that is stored with the network's weights."""
+        return self.network.snippet_memory
+
+    @property
+    def stub(self) -> str:
+        """What the network is where it generates nothing."""
+        return self.network.stub
+
+    def class_token(self, tokens: Tensor) -> Tensor:
+        """Return what the network is given of a teacher's class tokens (B, S)."""
+        return self.network.class_token(tokens)
 
     def null_condition(self, count: int) -> Tensor:
         """Return the network's own "no class"."""
@@ -106,4 +148,9 @@ def converted(network: Any, native: str) -> Any:
 
 def as_project_convention(model: Any) -> Any:
     """Return a model in the project's convention: as it is, or wrapped if it is a network of another one."""
-    return model if isinstance(model, Converted) else converted(model, getattr(model, "native", VELOCITY))
+    return model if isinstance(model, Converted) else converted(model, native_of(model))
+
+
+def native_of(network: nn.Module) -> str:
+    """Return the convention of a network, the project's where it is no diffusion model."""
+    return network.native if isinstance(network, DiffusionModel) else VELOCITY

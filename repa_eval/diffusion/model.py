@@ -1,9 +1,9 @@
-"""The contract of a diffusion model of ours."""
+"""The contract of a diffusion model of ours, and what samplers, methods and commands may ask it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,23 @@ from torch import Tensor, nn
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
 
+Conditioning = Literal["class", "snippet", "text"]
+
 
 class DiffusionModel(nn.Module):
-    """What every diffusion model of ours has, beside `forward(x, t, y, *, taps) -> (output, {layer: hidden})`.
+    """What every diffusion model has, besides `forward(x, t, y, *, taps) -> (output, {layer: hidden})`.
 
     config: its arguments (depth, in_channels, input_size, num_classes, ...). projectors: heads to teacher features.
-    prefix_tokens: how many tokens stand before the patches in every hidden state (REG: its class token).
+    prefix_tokens: number of tokens before the patches in every hidden state (class token, registers).
     native: the network's own time and target; noising: how its x_t is made (both are entries of the protocol).
+
+    Its abilities, which are asked for instead of its class:
+    conditioning: what `y` holds: "class", labels (B,); "snippet", rows (B, D) of a memory bank; "text", numbers (B,) of
+    captions or text tokens (B, L, D).
+    has_class_token: `forward` takes `cls_token` (B, z), a teacher's class token that is denoised with the latent, and
+    answers both velocities.
+    times: 1; or 2 for a model of the mean velocity between t and a second time: `forward` takes `r` (B,), by default t.
+    averaged_buffers: last parts of the names of buffers that an average of the weights also averages.
     """
 
     config: Any
@@ -25,6 +35,10 @@ class DiffusionModel(nn.Module):
     prefix_tokens: int = 0
     native: str = "t=1 noise, v = noise - data"
     noising: str = "interpolant"
+    conditioning: Conditioning = "class"
+    has_class_token: bool = False
+    times: Literal[1, 2] = 1
+    averaged_buffers: frozenset[str] = frozenset()
 
     @property
     def depth(self) -> int:
@@ -34,19 +48,49 @@ class DiffusionModel(nn.Module):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of what is denoised."""
-        return shape_of(self.config)
+        return self.config.in_channels, self.config.input_size, self.config.input_size
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels (or captions) that `y` may name, 0 where it names none."""
+        return int(self.config.num_classes)
 
     @property
     def null_label(self) -> int:
         """The label that means "no class"."""
-        return int(self.config.num_classes)
+        return self.num_classes
+
+    @property
+    def condition_width(self) -> int:
+        """Width of a snippet where `conditioning` is "snippet", else 0."""
+        return 0
+
+    @property
+    def class_token_width(self) -> int:
+        """Width z of the class token that `forward` takes, 0 where it takes none."""
+        return 0
+
+    @property
+    def snippet_memory(self) -> Any:
+        """The memory bank that is stored with the weights, None without one."""
+        return None
+
+    @property
+    def has_soft_tokens(self) -> bool:
+        """Whether soft tokens have been put before the text."""
+        return False
+
+    @property
+    def stub(self) -> str:
+        """What the network is where it generates nothing, "" where it generates images."""
+        return ""
 
     def noised(self, x: Tensor, noise: Tensor, t: Tensor, interpolant: Interpolant) -> Tensor:
         """Return x_t (B, C, H, W) of clean x, noise and t (B,), as the model must be given it."""
         return interpolant.mix(x, noise, t)
 
     def class_token(self, tokens: Tensor) -> Tensor:
-        """Return what is noised (B, z) of a teacher's clean class tokens (B, S), where the model reads one."""
+        """Return what is noised (B, z) of a teacher's clean class tokens (B, S), where `has_class_token`."""
         return tokens
 
     def encode(self, images: Tensor) -> Tensor:
@@ -64,12 +108,6 @@ class DiffusionModel(nn.Module):
     def null_condition(self, count: int) -> Tensor:
         """Return what `forward` takes as y for `count` images of no class, on the model's device."""
         return torch.full((count,), self.null_label, device=next(self.parameters()).device)
-
-
-def shape_of(config: Any) -> tuple[int, int, int]:
-    """Return channels, height and width of what a network of this config denoises; most are square."""
-    height, width = getattr(config, "input_shape", ()) or (config.input_size, config.input_size)
-    return config.in_channels, height, width
 
 
 def check_taps(taps: Collection[int], depth: int) -> None:

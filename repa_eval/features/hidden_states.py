@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repa_eval.config import to_dict
 from repa_eval.diffusion.interpolant import Interpolant
-from repa_eval.diffusion.model import DiffusionModel, shape_of
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
 from repa_eval.features.capture import Capture, ClassTokens, collect
 from repa_eval.interfaces.images import ImageSource, to_signed
@@ -91,13 +91,13 @@ def noised(
     x = model.encode(to_signed(pixels))
     noise = normal(generators(seed, stream, indices), x.shape[1:])
     times = torch.full((len(x),), t)
-    expected = shape_of(model.config)
+    expected = model.image_shape
     if x.shape[1:] != expected:
         given, wanted = ("x".join(map(str, shape)) for shape in (x.shape[1:], expected))
         raise UserError(f"the images are {given} (channels x height x width); this model reads {wanted}")
     x_t = model.noised(x, noise, times, interpolant).to(like)
     inputs = {"x": x_t, "t": times.to(like.device), "y": model.null_condition(len(x))}
-    if model.prefix_tokens:
+    if model.has_class_token:
         if class_tokens is None:
             raise UserError("this model reads a class token beside the image: name the teacher that it is from")
         clean = model.class_token(class_tokens(pixels)).float().cpu()
@@ -113,6 +113,6 @@ def model_record(model: DiffusionModel | type[DiffusionModel]) -> dict[str, Any]
         record["native_convention"] = model.native
     if model.noising != DiffusionModel.noising:
         record["noising"] = model.noising
-    if model.prefix_tokens:
+    if model.has_class_token:
         record["class_token"] = "the teacher's, noised at the same t"
     return record

@@ -135,6 +135,7 @@ class LightningDiT(DiffusionModel):
     """Transformer with RMSNorm, SwiGLU and rotary positions. Unlike SiT, a fresh one does NOT output 0."""
 
     native = REVERSED
+    conditioning = "snippet"
 
     def __init__(self, config: LightningDiTConfig) -> None:
         super().__init__()
@@ -161,6 +162,21 @@ class LightningDiT(DiffusionModel):
     def projectors(self) -> nn.ModuleList:  # type: ignore[override]
         """The heads to teacher features, by the name that all models share."""
         return self.projector
+
+    @property
+    def num_classes(self) -> int:
+        """0: there are no labels."""
+        return 0
+
+    @property
+    def condition_width(self) -> int:
+        """Width of a snippet."""
+        return int(self.config.condition_size)
+
+    @property
+    def snippet_memory(self) -> SnippetMemory | None:
+        """The memory bank that is stored with the weights."""
+        return self.memory
 
     @property
     def null_label(self) -> int:

@@ -159,6 +159,7 @@ class MMDiT(DiffusionModel):
     null_context: the text encoder's tokens (L, context_size) of the empty prompt, if they are known.
     """
 
+    conditioning = "text"
     pos_embed: Tensor
     null_context: Tensor | None = None
 
@@ -176,6 +177,11 @@ class MMDiT(DiffusionModel):
         self.joint_blocks = nn.ModuleList(JointBlock(config, last=layer == depth) for layer in range(1, depth + 1))
         self.final_layer = FinalLayer(width, config.patch_size**2 * config.in_channels)
         self.projectors = nn.ModuleList(projector(width, config.projector_dim, z) for z in config.z_dims)
+
+    @property
+    def num_classes(self) -> int:
+        """0: there are no labels."""
+        return 0
 
     @property
     def null_label(self) -> int:

@@ -62,6 +62,11 @@ class SiTRope(PatchTransformer):
         self.final_layer = None if config.warmup else FinalLayer(width, values)
         self.start()
 
+    @property
+    def stub(self) -> str:
+        """The stub of the first stage has no final layer."""
+        return "the stub of ERW's first stage" if self.config.warmup else ""
+
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor, *, taps: Collection[int] = (), attention: Collection[int] = ()
     ) -> tuple[Tensor | None, dict[Any, Tensor]]:

@@ -81,23 +81,29 @@ class TwoFinalLayers(nn.Module):
 class SiTCls(PatchTransformer):
     """SiT on 1 + N tokens; the class token's position is 0, and it conditions nothing. A fresh one outputs exactly 0.
 
-    cls_width: width of the class token that `forward` takes. Our own addition: a fixed linear map (buffers cls_mean and
-    cls_map, none by default) from the teacher's class token to a narrower one.
+    Our own addition: a fixed linear map (buffers cls_mean and cls_map, none by default) from the teacher's class token
+    to a narrower one.
     """
 
     prefix_tokens = 1
+    has_class_token = True
 
     def __init__(self, config: SiTClsConfig) -> None:
         super().__init__(config)
-        width, self.cls_width = config.hidden_size, config.cls_width
-        self.final_layer = TwoFinalLayers(width, config.patch_size**2 * config.in_channels, self.cls_width)
-        self.cls_projectors2 = nn.Linear(self.cls_width, width)
+        width, cls_width = config.hidden_size, config.cls_width
+        self.final_layer = TwoFinalLayers(width, config.patch_size**2 * config.in_channels, cls_width)
+        self.cls_projectors2 = nn.Linear(cls_width, width)
         self.wg_norm = nn.LayerNorm(width, eps=1e-6)
         if config.cls_source_dim:
             self.register_buffer("cls_mean", torch.zeros(config.cls_source_dim))
-            self.register_buffer("cls_map", torch.eye(config.cls_source_dim, self.cls_width))
+            self.register_buffer("cls_map", torch.eye(config.cls_source_dim, cls_width))
         self.start()
         zero(self.final_layer.linear_cls)
+
+    @property
+    def class_token_width(self) -> int:
+        """Width of the class token that `forward` takes."""
+        return int(self.config.cls_width)
 
     def class_token(self, tokens: Tensor) -> Tensor:
         """Return what is noised (B, z) of the teacher's clean class tokens (B, S): these, or their image by the map."""
@@ -122,8 +128,8 @@ class SiTCls(PatchTransformer):
         taps and attention as in SiT; every hidden state is (B, 1 + N, D), the class token first.
         """
         check_taps((*taps, *attention), len(self.blocks))
-        if cls_token.shape != (len(x), self.cls_width):
-            raise UserError(f"cls_token is {tuple(cls_token.shape)}, expected {(len(x), self.cls_width)}")
+        if cls_token.shape != (len(x), self.class_token_width):
+            raise UserError(f"cls_token is {tuple(cls_token.shape)}, expected {(len(x), self.class_token_width)}")
         hidden: dict[Any, Tensor] = {}
         front = self.wg_norm(self.cls_projectors2(cls_token)).unsqueeze(1)  # (B, 1, D)
         x = torch.cat([front, self.x_embedder(x)], dim=1) + self.pos_embed  # (B, 1 + N, D)

@@ -80,6 +80,7 @@ class MMDiTTextConfig(TextConfig):
 class TextToImage(SoftTokens, DiffusionModel):
     """A velocity model of captions. `forward` takes t in [0, 1], 1 = noise, and y: labels (B,) or text (B, L, D)."""
 
+    conditioning = "text"
     time_scale = 1000.0
     token_strength: float = 1.0  # of the soft tokens where `forward` is not told: 0 leaves them out
     context: Tensor
@@ -96,6 +97,17 @@ class TextToImage(SoftTokens, DiffusionModel):
         with torch.device("cpu"):
             table = encode([*config.captions, ""], num_words=config.num_words, width=config.context_size)
         self.register_buffer("context", table, persistent=False)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what is denoised, which may be no square."""
+        height, width = self.config.input_shape or (self.config.input_size, self.config.input_size)
+        return self.config.in_channels, height, width
+
+    @property
+    def has_soft_tokens(self) -> bool:
+        """Whether there are soft tokens before the text."""
+        return self.dc_tokens is not None
 
     def text(self, y: Tensor) -> Tensor:
         """Return the text tokens (B, L, D) of labels (B,), `null_label` being the empty caption."""

@@ -40,7 +40,7 @@ def _repa(model: Any, noise: Tensor, y: Tensor, indices: Sequence[int], settings
 
 
 def _joint(model: Any, noise: Tensor, y: Tensor, indices: Sequence[int], settings: SamplerSettings) -> Tensor:
-    width = (model.cls_width,)
+    width = (model.class_token_width,)
     token = normal(generators(settings.seed, "class noise", indices), width).to(noise)
     common: dict[str, Any] = {
         "num_steps": settings.num_steps, "guidance": settings.guidance, "cls_cfg_scale": settings.cls_cfg_scale,

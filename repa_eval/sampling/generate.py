@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repa_eval.diffusion.conventions import unwrap
-from repa_eval.diffusion.model import shape_of
 from repa_eval.errors import UserError
 from repa_eval.interfaces.images import to_uint8
 from repa_eval.memory_bank.bank import Bank, FullBank, of_tensors
@@ -58,7 +56,7 @@ def generate(
     for block, wanted in groupby(indices, key=lambda index: index // batch_size):
         batch = list(wanted)
         whole = range(block * batch_size, (block + 1) * batch_size)
-        noise = normal(generators(settings.seed, "noise", whole), shape_of(model.config)).to(like)
+        noise = normal(generators(settings.seed, "noise", whole), model.image_shape).to(like)
         chosen = chosen_of(whole, model, settings, bank)
         y = chosen.to(like.device) if bank is None else bank.conditions(chosen).to(like)
         latents = integrate(model, noise, y, whole, settings)
@@ -71,7 +69,7 @@ def chosen_of(indices: Iterable[int], model: Any, settings: SamplerSettings, sni
     """Return what sample indices are conditioned on, int64: labels, or row numbers of the bank."""
     if snippets is not None:
         return rows_of(indices, len(snippets), settings)
-    return labels_of(indices, model.config.num_classes, settings)
+    return labels_of(indices, model.num_classes, settings)
 
 
 def bank_for(model: Any, snippets: Bank | Tensor | None) -> Bank | None:
@@ -82,10 +80,10 @@ def bank_for(model: Any, snippets: Bank | Tensor | None) -> Bank | None:
     if not takes_snippets(model):
         if snippets is not None:
             raise UserError("this model is conditioned on labels: a memory bank (--bank) does not apply")
-        if not getattr(model.config, "num_classes", None):
+        if not model.num_classes:
             raise UserError("this model is conditioned on text: it cannot be sampled by labels")
         return None
-    width = model.config.condition_size
+    width = model.condition_width
     if isinstance(snippets, Tensor):
         if snippets.ndim != 2 or not len(snippets) or snippets.shape[1] != width:
             raise UserError(f"the memory bank is {tuple(snippets.shape)}; this model needs (N, {width})")
@@ -100,5 +98,5 @@ def bank_for(model: Any, snippets: Bank | Tensor | None) -> Bank | None:
 
 def own_bank(model: Any) -> Bank | None:
     """Return the memory bank that lies in a model's checkpoint, if one does."""
-    memory = getattr(unwrap(model), "memory", None)
+    memory = model.snippet_memory
     return None if memory is None else of_tensors(memory.tensors())

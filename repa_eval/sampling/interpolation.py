@@ -40,8 +40,7 @@ def images_between(
     The noise of pair p, also that of an SDE's steps, and the masks are functions of (seed, p).
     """
     settings = settings.for_model(model)
-    config, like = model.config, next(model.parameters())
-    shape = (config.in_channels, config.input_size, config.input_size)
+    like, shape = next(model.parameters()), model.image_shape
     alphas = torch.linspace(0, 1, steps).tolist()
     found = []
     for number, (a, b) in enumerate(pairs):

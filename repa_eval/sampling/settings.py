@@ -26,16 +26,16 @@ GUIDED_CHANNELS = 3  # of a latent's four: DiT's published samplers, and SiT's a
 
 def family_of(model: Any) -> str:
     """Return the family whose published sampler is a model's own."""
-    if getattr(model, "native", "") == EPSILON:
+    if model.native == EPSILON:
         return "ddpm"
-    if getattr(model, "native", "") == REVERSED:
+    if model.native == REVERSED:
         return "transport"
-    return "joint" if hasattr(model, "cls_width") else "repa"
+    return "joint" if model.has_class_token else "repa"
 
 
 def takes_snippets(model: Any) -> bool:
     """Return whether a model is conditioned on memory snippets (GMem) instead of labels."""
-    return hasattr(model.config, "condition_size")
+    return model.conditioning == "snippet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,17 +78,16 @@ class SamplerSettings:
 
     def for_model(self, model: Any) -> SamplerSettings:
         """Return the settings with what depends on the model filled in; UserError if they cannot be used for it."""
-        if getattr(model.config, "warmup", False):
-            raise UserError("this is the stub of ERW's first stage, which generates nothing; take a later checkpoint")
+        if model.stub:
+            raise UserError(f"this is {model.stub}, which generates nothing; take a later checkpoint")
         own = family_of(model)
         family = self.family or own
         # a velocity model can be read in either time; a class token and a noise prediction need their own sampler
         if family != own and not {family, own} <= {"repa", "transport"}:
             usable = ", ".join(name for name in FAMILIES if name == own or {name, own} <= {"repa", "transport"})
             raise UserError(f"the sampler {family} does not fit this model; choose {usable}")
-        num_classes = getattr(model.config, "num_classes", None)
-        if wrong := [label for label in self.labels if num_classes is None or not 0 <= label < num_classes]:
-            known = "no labels" if num_classes is None else f"labels 0..{num_classes - 1}"
+        if wrong := [label for label in self.labels if not 0 <= label < model.num_classes]:
+            known = f"labels 0..{model.num_classes - 1}" if model.num_classes else "no labels"
             raise UserError(f"label {wrong[0]}: this model has {known}")
         guidance, by_labels = self.guidance, family in ("transport", "ddpm") and not takes_snippets(model)
         if guidance.channels is None and by_labels and model.config.in_channels > GUIDED_CHANNELS:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from repa_eval.config import option
 from repa_eval.diffusion.interpolant import Interpolant
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
 from repa_eval.interfaces.method import Batch, Method, Stage, method
 from repa_eval.interfaces.teacher import split_names
@@ -97,7 +98,7 @@ class ERW(Method):
 
     def take_over(self, model: nn.Module, before: Any) -> None:
         """Copy the stub into the full model, `placement` blocks further on. The optimiser's state is not carried."""
-        if not getattr(before.config, "warmup", False):
+        if not (isinstance(before, DiffusionModel) and before.stub):
             raise UserError(f"start_from {self.start_from} holds no stub of ERW's first stage")
         transfer(before, model, first_block=self.placement)
 

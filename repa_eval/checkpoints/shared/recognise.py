@@ -78,8 +78,9 @@ class Checkpoint:
         """Return what `inspect` shows (product.md 7); what does not apply is None."""
         network = self.network
         config = getattr(network, "config", None)
-        sizes = ("hidden_size", "num_heads", "patch_size", "in_channels", "input_size", "num_classes")
+        sizes = ("depth", "hidden_size", "num_heads", "patch_size", "in_channels", "input_size", "num_classes")
         diffusion = isinstance(network, DiffusionModel)
+        memory = network.snippet_memory if diffusion else None
         return {
             "path": str(self.path),
             "layout": self.layout,
@@ -87,14 +88,14 @@ class Checkpoint:
             "model": self.model_name,
             "step": self.step,
             "weights": self.weights,
-            "depth": network.depth if diffusion else getattr(config, "depth", None),
             **{name: getattr(config, name, None) for name in sizes},
-            "class_token": bool(getattr(network, "prefix_tokens", 0)) or hasattr(network, "cls_token"),
+            **({"depth": network.depth} if diffusion else {}),
+            "class_token": isinstance(network, DiffusionModel | Encoder) and network.has_class_token,
             "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
             "convention": " or ".join(model.native for model in self.models) if diffusion else None,
             "teacher": self.option("enc_type"),
             "encoder_depth": self.option("encoder_depth"),
-            **({"memory_bank": memory.describe()} if (memory := getattr(network, "memory", None)) is not None else {}),
+            **({} if memory is None else {"memory_bank": memory.describe()}),
             **(network.facts() if isinstance(network, Encoder) else {}),
             **self.facts,
         }

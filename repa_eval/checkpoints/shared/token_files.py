@@ -17,6 +17,7 @@ from torch import Tensor
 from repa_eval.checkpoints.shared.recognise import Request, recognise
 from repa_eval.checkpoints.softrepa import BINS, FORMAT, SPACES, TokenFile
 from repa_eval.errors import Failure, UserError
+from repa_eval.models.shared.soft_tokens import SoftTokens
 from repa_eval.models.text_to_image import TextToImage
 from repa_eval.runtime.hashing import digest_module
 
@@ -71,7 +72,7 @@ def read_tokens(path: str | Path) -> Tokens:
         if network.dc_tokens is None:
             raise UserError(f"{place} holds time offsets alone: give the folder in which the tokens lie beside them")
         return Tokens(network.dc_tokens, network.dc_t_tokens, opened.facts.get("base_hash"))
-    if getattr(network, "dc_tokens", None) is None:
+    if not isinstance(network, SoftTokens) or network.dc_tokens is None:
         raise UserError(f"{place} holds {opened.model_name}, no soft tokens")
     offsets = None if network.dc_t_tokens is None else network.dc_t_tokens.weight
     return Tokens(network.dc_tokens, offsets, digest_module(network.base_model))

@@ -45,7 +45,7 @@ def class_tokens_of(opened: Any, device: str, given: str | None) -> Any:
     """
     from repa_eval.interfaces.teacher import class_tokens_by, load_teacher, split_names
 
-    if not measurable(opened).prefix_tokens:
+    if not measurable(opened).has_class_token:
         return None
     recorded = split_names(opened.option("enc_type") or "")
     names = recorded or split_names(given or "")

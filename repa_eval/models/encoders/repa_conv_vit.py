@@ -40,6 +40,7 @@ class RePaConvViT(BlockEncoder):
     feature_mean: Tensor
     feature_std: Tensor
     prefix_tokens = 1
+    has_class_token = True
 
     def __init__(self, config: RePaConvViTConfig) -> None:
         super().__init__()

@@ -132,6 +132,7 @@ class RePaViT(BlockEncoder):
         self.config = config
         width, prefix = config.hidden_size, config.class_token + config.num_registers
         self.prefix_tokens = prefix
+        self.has_class_token = config.class_token
         self.patch_embed = PatchEmbed(
             config.input_size, config.patch_size, config.in_channels, width, bias=not config.pre_norm
         )

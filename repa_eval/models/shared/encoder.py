@@ -26,13 +26,15 @@ from repa_eval.models.shared.idle_feed_forward import (
 class Encoder(nn.Module, ABC):
     """A vision encoder: `forward(x, *, taps) -> (tokens (B, prefix + T, D), {layer: hidden})`, x preprocessed images.
 
-    prefix_tokens: tokens before the patches. averaged_buffers: endings of buffers that an average of the weights
-    averages as well, instead of copying them: the statistics belong to the weights.
+    prefix_tokens: tokens before the patches; has_class_token: whether the first of them is a class token.
+    averaged_buffers: endings of buffers that an average of the weights averages as well, instead of copying them: the
+    statistics belong to the weights.
     """
 
     config: Any
     head: nn.Module
     prefix_tokens: int = 0
+    has_class_token: bool = False
     averaged_buffers = frozenset({"running_mean", "running_var"})
 
     @abstractmethod

@@ -48,7 +48,7 @@ class Subject:
     @functools.cached_property
     def class_tokens(self) -> ClassTokens | None:
         """What gives a model with a class token the clean one of an image: its first teacher; None for other models."""
-        if not self.network.prefix_tokens:
+        if not self.network.has_class_token:
             return None
         name = self.recipe.method.teachers()[0]
         return class_tokens_by(load_teacher(name, self.recipe.settings.teacher_weights).to(self.device))
@@ -67,7 +67,7 @@ class Subject:
     @property
     def draws_snippets(self) -> bool:
         """Whether the model is conditioned on snippets of a memory bank, and not on labels."""
-        return hasattr(self.recipe.architecture, "condition_size")
+        return self.network.conditioning == "snippet"
 
     def sampler(self, num_steps: int, **more: Any) -> SamplerSettings:
         """Return the settings of the one sampler that all runs are measured with: REPA's ODE by Euler steps.

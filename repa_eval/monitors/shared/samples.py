@@ -18,4 +18,4 @@ def draw(model: DiffusionModel, count: int, sampler: SamplerSettings, share: Sha
     images = torch.cat([images for _, images, _ in parts]).numpy()
     labels = torch.cat([labels for _, _, labels in parts]).numpy()
     # a model without classes is conditioned on snippets: its "labels" are their rows
-    return Images("samples", "all", images, labels, getattr(model.config, "num_classes", 0))
+    return Images("samples", "all", images, labels, model.num_classes)

@@ -32,7 +32,7 @@ from repa_eval.evaluation.captions import (
 from repa_eval.interfaces.images import load_data
 from repa_eval.reports.html import render
 from repa_eval.reports.numbers.arms import arms_of
-from repa_eval.reports.sections.captions import charts
+from repa_eval.reports.numbers.caption_charts import charts
 from repa_eval.results import Row, make_row, records_of
 from repa_eval.runtime.hashing import digest_module
 from repa_eval.sampling.generate import generate

@@ -29,11 +29,12 @@ from repa_eval.reports.numbers.pairs import spread
 from repa_eval.reports.numbers.profiles import alignment_choice, best_over_time, over_layers, over_steps, trajectories
 from repa_eval.reports.numbers.protocols import difference, families, flat
 from repa_eval.reports.numbers.reach import crossing, reach
-from repa_eval.reports.sections.control import introduction
-from repa_eval.reports.sections.final_values import final_table, remarks
+from repa_eval.reports.numbers.words import direction, meaning, number, rank
+from repa_eval.reports.sections.final_values import final_table
 from repa_eval.reports.sections.missing import missing
+from repa_eval.reports.sections.remarks import remarks
+from repa_eval.reports.sections.shared.control import introduction
 from repa_eval.reports.sections.summary import Verdict, verdict
-from repa_eval.reports.words import direction, meaning, number, rank
 from repa_eval.results import Row, make_row
 
 SEEDS = ("vanilla", "repa", "repa-random", "vanilla-s1", "repa-s1")

@@ -221,7 +221,8 @@ def test_nothing_of_ours_above_results_is_imported():
     modules = found.stdout.split()
     assert "torch" not in modules
     ours = {name.split(".")[1] for name in modules if name.startswith("repa_eval.")}
-    assert ours <= {"reports", "errors", "results", "registry", "config", "runtime"}
+    assert ours <= {"reports", "errors", "results", "registry", "config", "runtime", "interfaces"}
+    assert [name for name in modules if name.startswith("repa_eval.interfaces.")] == ["repa_eval.interfaces.section"]
 
 
 def test_grids_have_the_names_of_their_rows_beside_them(page):
@@ -301,7 +302,7 @@ def test_a_grid_without_a_fitting_side_file_is_shown_without_names(data, why):
     inputs = small(("vanilla",))
     media = {"vanilla/pca-0000005.png": sample.tiles("vanilla", 5)}
     media |= {} if data is None else {"vanilla/pca-0000005.json": data}
-    found, left = grids(media, arms_of(inputs["rows"], inputs["runs"]), 10**6)
+    found, left = grids(media, arms_of(inputs["rows"], inputs["runs"]), 10**6, kinds=("pca",))
     assert found[0].steps[0].rows == ()
     assert [name for name, _ in left] == ["vanilla/pca-0000005.json"]
     assert why in left[0][1]
@@ -316,7 +317,7 @@ def test_grids_keep_to_their_room_and_their_runs():
         "nobody/pca-0000005.png": sample.tiles("vanilla", 5),
         "vanilla/pca-0000001.png": b"x",
     }
-    found, left = grids(media, arms_of(inputs["rows"], inputs["runs"]), 1)
+    found, left = grids(media, arms_of(inputs["rows"], inputs["runs"]), 1, kinds=("pca",))
     assert [grid.picture.step for grid in found[0].steps] == [1500]
     assert dict(left) == {
         "nobody/pca": "the results name no such run",

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from repa_eval.reports.drawing.figure import Ids
 from repa_eval.reports.html import render
-from repa_eval.reports.sections.merged import merges
-from repa_eval.reports.words import MINUS
+from repa_eval.reports.numbers.merged import merges
+from repa_eval.reports.numbers.words import MINUS
 from repa_eval.results import Row, make_row, records_of
 
 MERGE = {"kind": "merge", "idle_ratio": 0.75}
@@ -100,7 +99,7 @@ def test_numbers_of_two_measurements_are_not_mixed() -> None:
         for row in late
         if row.metric.startswith(("ms_per_image", "speedup")) and not row.metric.endswith("_original")
     ]
-    [one] = merges([*early, *again], Ids(), records_of([*early, *again]))
+    [one] = merges([*early, *again], records_of([*early, *again]))
     times = {form: cells[one.columns.index("ms per image")] for form, cells in one.lines}
     assert times == {"original": "", "training form": "0.500", "merged": "0.300"}
 

@@ -17,15 +17,3 @@ class Figure:
     caption: str = ""
     label: str = ""  # what a screen reader says
     key: str = ""
-
-
-class Ids:
-    """Hands out the prefixes that keep the ids of the drawings apart."""
-
-    def __init__(self) -> None:
-        self._last = 0
-
-    def next(self) -> str:
-        """Return a prefix that was not handed out before."""
-        self._last += 1
-        return f"f{self._last}-"

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from repa_eval.reports.numbers.frames import Curve, Group, Level, Map, Panel, Points, Trace
-from repa_eval.reports.words import axis, number
+from repa_eval.reports.numbers.words import axis, number
 
 PAINTS = {
     "ink": "#010101", "muted": "#020202", "rule": "#030303", "paper": "#040404", "empty": "#050505",
@@ -334,10 +334,15 @@ def svg(figure: Figure, *, prefix: str = "") -> str:
     text = text[text.index("<svg") :].strip()
     for pattern, replacement in _CLEAN:
         text = pattern.sub(replacement, text)
-    text = re.sub(r' id="', f' id="{prefix}', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
+    text = prefixed(text, prefix)
     text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)
     return paint(text)
+
+
+def prefixed(text: str, prefix: str) -> str:
+    """Return SVG text whose ids, and references to them, begin with `prefix`."""
+    text = re.sub(r' id="', f' id="{prefix}', text)
+    return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
 
 
 _IDS = r"figure|axes|patch|text|line2d|xtick|ytick|matplotlib\.axis|LineCollection"

@@ -7,29 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from repa_eval.reports.drawing.strips import Picture, picture_of, size_of, thinned
 from repa_eval.reports.numbers.arms import Arm
 
-# kinds of pictures that are tables: the anchor of their section, its name, its title, and what to look for
-SECTIONS = {
-    "pca": ("features", "Components", "Principal components of the tokens", ""),
-    "interpolation": (
-        "interpolations",
-        "Between snippets",
-        "Between snippets of the memory bank",
-        "A model of this kind is conditioned on a snippet: a teacher's features of one training image, drawn from a "
-        "bank that lies beside the network. Where neighbouring images of a row change little by little, the network "
-        "understands snippets between those that it was trained on; where generated ends equal the training images "
-        "beside them pixel by pixel, it repeats what it was shown.",
-    ),
-    "neighbours": ("neighbours", "Neighbours", "Samples beside their nearest training images", ""),
-}
-DRAWN = "captions"  # samples under their captions, which stand in the section of these
 GAP = 1  # pixels between tiles
-_NAME = re.compile(rf"^(?P<run>.+)/(?P<kind>{'|'.join((*SECTIONS, DRAWN))})-(?P<step>\d+)\.(?P<form>png|json)$")
 
 
 @dataclass(frozen=True)
@@ -61,44 +45,24 @@ class Grids:
         return self.steps[:0:-1]
 
 
-@dataclass(frozen=True)
-class Chapter:
-    """The grids of one kind: a section of the page, or a part of one."""
-
-    anchor: str
-    name: str  # in the list of sections
-    title: str
-    advice: str  # what to look for
-    grids: tuple[Grids, ...]
-
-    @property
-    def captions(self) -> list[str]:
-        """Return the different words of its pictures, in their order."""
-        return list(dict.fromkeys(grid.caption for one in self.grids for grid in one.steps if grid.caption))
+def is_grid(name: str, kinds: Collection[str]) -> bool:
+    """Return whether a file of media belongs to a grid of these kinds: its picture or its side file."""
+    return _named(name, kinds) is not None
 
 
-def chapters(tables: Sequence[Grids]) -> list[Chapter]:
-    """Return the grids by kind, kinds in the order of SECTIONS."""
-    found = [(words, _of_kind(kind, tables)) for kind, words in SECTIONS.items()]
-    return [Chapter(*words, members) for words, members in found if members]
+def _named(name: str, kinds: Collection[str]) -> re.Match[str] | None:
+    choice = "|".join(map(re.escape, kinds))
+    return re.match(rf"^(?P<run>.+)/(?P<kind>{choice})-(?P<step>\d+)\.(?P<form>png|json)$", name) if kinds else None
 
 
-def drawn(tables: Sequence[Grids]) -> Chapter | None:
-    """Return the pictures that belong to the section on captions."""
-    members = _of_kind(DRAWN, tables)
-    return Chapter(DRAWN, "", "", "", members) if members else None
+def captions_of(tables: Sequence[Grids]) -> list[str]:
+    """Return the different captions of the pictures, in their order."""
+    return list(dict.fromkeys(grid.caption for one in tables for grid in one.steps if grid.caption))
 
 
-def _of_kind(kind: str, tables: Sequence[Grids]) -> tuple[Grids, ...]:
-    return tuple(one for one in tables if one.kind == kind)
-
-
-def is_grid(name: str) -> bool:
-    """Return whether a file of media belongs to a grid: its picture or its side file."""
-    return _NAME.match(name) is not None
-
-
-def grids(media: Mapping[str, bytes], arms: Sequence[Arm], budget: int) -> tuple[list[Grids], list[tuple[str, str]]]:
+def grids(
+    media: Mapping[str, bytes], arms: Sequence[Arm], budget: int, *, kinds: Collection[str]
+) -> tuple[list[Grids], list[tuple[str, str]]]:
     """Return the grids in order of the arms, and (what, why) for what is not shown as it should be.
 
     budget: bytes that all pictures together may have; steps are left out evenly to keep to it, never the last one.
@@ -106,7 +70,7 @@ def grids(media: Mapping[str, bytes], arms: Sequence[Arm], budget: int) -> tuple
     found: dict[tuple[str, str], dict[int, bytes]] = {}
     left: list[tuple[str, str]] = []
     for name in sorted(media):
-        parts = _NAME.match(name)
+        parts = _named(name, kinds)
         if parts is None or parts["form"] == "json":
             continue
         if size_of(media[name]) is None:

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from repa_eval.errors import UserError
 from repa_eval.reports.drawing.figures import COLOURS
 from repa_eval.reports.numbers.arms import arms_of
+from repa_eval.reports.numbers.caption_charts import charts
 from repa_eval.reports.numbers.frames import maps_of
 from repa_eval.reports.numbers.protocols import Records
-from repa_eval.reports.sections.captions import charts
 from repa_eval.results import Row, records_of
 from repa_eval.runtime.files import write_atomic
 

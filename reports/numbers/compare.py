@@ -12,7 +12,7 @@ from repa_eval.reports.numbers.differences import differences
 from repa_eval.reports.numbers.frames import SECONDS, Group, Panel, is_curve_row, maps_of, quality_panels, split
 from repa_eval.reports.numbers.pairs import Spread, paired, spread
 from repa_eval.reports.numbers.reach import reach
-from repa_eval.reports.words import direction
+from repa_eval.reports.numbers.words import direction
 from repa_eval.results import Row
 
 EARLY = (200, 1000)  # steps of the restricted mean ratio: the start is noise, the end is near the floor

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from repa_eval.reports.numbers.arms import Arm, run_name
-from repa_eval.reports.words import rank
+from repa_eval.reports.numbers.words import rank
 from repa_eval.results import Row
 
 SECONDS = "train_seconds"
@@ -123,6 +123,12 @@ def is_level_row(row: Row) -> bool:
 def is_merge_row(row: Row) -> bool:
     """Return whether the row speaks of an encoder that was merged: another kind of run than those that generate."""
     return row.metric.startswith(MERGE) or row.metric.endswith(("_original", "_merged"))
+
+
+def without_merged(arms: Sequence[Arm], rows: Sequence[Row]) -> list[Arm]:
+    """Return the arms that are no merged encoders, of which other numbers can be asked for."""
+    names = {run_name(row) for row in rows if is_merge_row(row)}
+    return [arm for arm in arms if not names & set(arm.runs)]
 
 
 def is_map_row(row: Row) -> bool:

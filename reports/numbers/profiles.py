@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from repa_eval.reports.numbers.arms import Arm, aligned_block
 from repa_eval.reports.numbers.frames import Curve, Group, Map, Panel, Points, Trace, mean_of, series
-from repa_eval.reports.words import rank
+from repa_eval.reports.numbers.words import rank
 from repa_eval.results import Row
+
+PROBES = ("probe_accuracy", "knn_accuracy")  # that a sweep takes, the one that decides first
 
 
 def by_group(maps: Sequence[Map]) -> dict[Group, list[Map]]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repa_eval.reports.numbers.frames import groups_of
-from repa_eval.reports.words import listing
+from repa_eval.reports.numbers.frames import Group, groups_of
+from repa_eval.reports.numbers.words import listing
 from repa_eval.results import Row
 
 Records = Mapping[str, Mapping[str, Any]]
@@ -36,6 +36,18 @@ def field(records: Records, protocol: str | None, *names: str) -> str | None:
     """Return the first of the named fields that the record fills, as text."""
     record = flat(records.get(protocol or "", {}))
     return next((record[name] for name in names if record.get(name) not in (None, "null", "")), None)
+
+
+def conditions(group: Group, records: Records) -> str:
+    """Return one line on what a group's numbers were measured with."""
+    extractor = field(records, group.protocol, "extractor")
+    teacher = field(records, group.protocol, "teacher")
+    steps = field(records, group.protocol, "num_steps")
+    parts = [f"n = {group.n}" if group.n else "", f"extractor {extractor}" if extractor else ""]
+    parts += [f"teacher {teacher}" if teacher else "", f"{steps} sampling steps" if steps and not teacher else ""]
+    parts += [f"{group.weights} weights" if group.weights and group.weights != "ema" else ""]
+    text = ", ".join(filter(None, parts))
+    return f"{text}." if text else ""
 
 
 def differing(records: Sequence[Mapping[str, Any]]) -> list[str]:

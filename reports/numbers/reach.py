@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from repa_eval.reports.numbers.arms import Arm
 from repa_eval.reports.numbers.frames import Panel, Points, clock, interpolate, series
 from repa_eval.reports.numbers.pairs import pairs_of
-from repa_eval.reports.words import direction
+from repa_eval.reports.numbers.words import direction
 from repa_eval.results import Row
 
 

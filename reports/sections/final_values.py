@@ -1,15 +1,30 @@
-"""Final values of every run, and the notes that stand beside numbers."""
+"""Final values of every run: a line for each metric and protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from repa_eval.interfaces.section import section
 from repa_eval.reports.numbers.arms import Arm, run_name
 from repa_eval.reports.numbers.frames import SECONDS, Group, clock, is_curve_row, split
 from repa_eval.reports.numbers.pairs import spread
-from repa_eval.reports.words import MINUS, direction, listing, number, plural
+from repa_eval.reports.numbers.words import MINUS, direction, listing, number, plural
+from repa_eval.reports.page import Page
 from repa_eval.results import Row
+
+NOT_MEASURED = "not measured"
+
+
+@section(order=20, anchor="finals", title="Final values")
+def build(page: Page) -> dict[str, Any]:
+    """Return the table; its step where all arms end at the same one."""
+    ends = {step for step in last_steps(page.rows, page.arms).values() if step}
+    return {
+        "lines": final_table(page.rows, page.arms, page.timing),
+        "step": ends.pop() if len(ends) == 1 else None,
+    }
 
 
 @dataclass(frozen=True)
@@ -57,9 +72,6 @@ def last_steps(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, int]:
     """Return the last step at which each arm's samples were judged; 0 where they never were."""
     quality = [row for row in rows if is_curve_row(row)]
     return {arm.name: max((row.step or 0 for row in quality if run_name(row) in arm.runs), default=0) for arm in arms}
-
-
-NOT_MEASURED = "not measured"
 
 
 def _line(group: Group, cells: tuple[Cell, ...]) -> Line:
@@ -111,12 +123,3 @@ def _mark(cells: tuple[Cell, ...], better: str) -> tuple[Cell, ...]:
         return cells
     best = min(values) if better == "lower" else max(values)
     return tuple(replace(cell, best=cell.value == best) for cell in cells)
-
-
-def remarks(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Return (where, note) for the notes that stand beside numbers, e.g. that n is small for the metric."""
-    grouped: dict[tuple[str, str], int] = {}
-    for row in rows:
-        if row.note and row.value is not None and not row.note.startswith("{"):  # {: a confusion, for programs
-            grouped[row.metric, row.note] = grouped.get((row.metric, row.note), 0) + 1
-    return [(f"{metric}, {plural(count, 'value')}", note) for (metric, note), count in grouped.items()]

@@ -1,31 +1,32 @@
-"""Layer x timestep maps drawn, with the paper's profiles, and sample quality against a probe's accuracy."""
+"""Layer x timestep maps drawn, with the paper's profiles."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from repa_eval.interfaces.section import section
 from repa_eval.reports.drawing import figures
-from repa_eval.reports.drawing.figure import SMALL, STEP, Figure, Ids
-from repa_eval.reports.numbers.arms import Arm, aligned_block
+from repa_eval.reports.drawing.figure import SMALL, STEP, Figure
+from repa_eval.reports.drawing.panels import alt_text
 from repa_eval.reports.numbers.frames import Group, Level, Map, Panel, extent
 from repa_eval.reports.numbers.levels import teacher_levels
 from repa_eval.reports.numbers.profiles import (
+    PROBES,
     best_cell,
     best_over_time,
     by_group,
     by_metric,
     over_layers,
     over_steps,
-    trajectories,
 )
 from repa_eval.reports.numbers.protocols import Records, field
-from repa_eval.reports.sections.curves import conditions, spoken
-from repa_eval.reports.words import axis, direction, listing, meaning, number
+from repa_eval.reports.numbers.words import listing, meaning, number
+from repa_eval.reports.page import Page
 from repa_eval.results import Row
 
 MAP_MARGINS = (0.42, 0.62, 0.4, 0.08)
-PROBES = ("probe_accuracy", "knn_accuracy")
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,22 @@ class MapBlock:
     unfolded: bool = False
 
 
+@section(order=40, anchor="maps", title="Representations by block and timestep", name="Representations")
+def build(page: Page) -> dict[str, Any] | None:
+    """Return the maps of every metric; `data` has their numbers at every step, for the slider."""
+    blocks, numbers = map_blocks(page.maps, page.rows, page.records)
+    if not blocks:
+        return None
+    return {
+        "blocks": blocks,
+        "steps": sorted({int(step) for one in page.maps for step in one.values}),
+        "gradient": ", ".join(figures.palette(9)),
+        "data": {"maps": numbers, "colours": figures.palette()},
+    }
+
+
 def map_blocks(
-    maps: Sequence[Map], rows: Sequence[Row], ids: Ids, records: Records
+    maps: Sequence[Map], rows: Sequence[Row], records: Records
 ) -> tuple[list[MapBlock], list[dict[str, object]]]:
     """Return the maps by metric, and the numbers from which the script recolours them."""
     blocks: list[MapBlock] = []
@@ -64,9 +79,9 @@ def map_blocks(
             for one in own:
                 key = f"map{len(data)}"
                 data.append(map_data(one, key, scale))
-                drawn.append(_map(one, key, scale, ids))
+                drawn.append(_map(one, key, scale))
             levels = teacher_levels(rows, group, records)
-            profiles = _profiles(own, levels, ids, records)
+            profiles = _profiles(own, levels, records)
             lines.append(MapRow(against(group, records), group.protocol, tuple(drawn), profiles))
         unfolded = len(blocks) < 2 or metric == PROBES[0]
         blocks.append(MapBlock(metric, meaning(metric), number(scale[0]), number(scale[1]), tuple(lines), unfolded))
@@ -82,11 +97,11 @@ def against(group: Group, records: Records) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _map(one: Map, key: str, scale: tuple[float, float], ids: Ids) -> Figure:
+def _map(one: Map, key: str, scale: tuple[float, float]) -> Figure:
     height = min(4.2, max(1.7, 0.26 * len(one.layers) + 0.48))
     with figures.canvas(3.4, height, margins=MAP_MARGINS) as (figure, ax):
         figures.heatmap(one, one.last, ax, scale=scale)
-        svg = figures.svg(figure, prefix=ids.next())
+        svg = figures.svg(figure)
     empty = [value is None for line in one.values[one.last] for value in line]
     label = f"{one.group.metric} of {_named(one)} by block and timestep at step {one.last}"
     return Figure(figures.mark_cells(svg, empty), _named(one), f"step {one.last}", label, key)
@@ -113,7 +128,7 @@ def map_data(one: Map, key: str, scale: tuple[float, float]) -> dict[str, object
     }
 
 
-def _profiles(maps: Sequence[Map], levels: Sequence[Level], ids: Ids, records: Records) -> tuple[Figure, ...]:
+def _profiles(maps: Sequence[Map], levels: Sequence[Level], records: Records) -> tuple[Figure, ...]:
     aligned = next(
         (one.arm.aligned_layer for one in maps if one.arm.aligned_layer and one.arm.role != "baseline"), None
     )
@@ -125,7 +140,7 @@ def _profiles(maps: Sequence[Map], levels: Sequence[Level], ids: Ids, records: R
     result = []
 
     def add(panel: Panel, xlabel: str, title: str, caption: str, mark: int | None = None) -> None:
-        result.append(_profile(replace(panel, levels=tuple(levels)), xlabel, title, f"{caption}; {end}", ids, mark))
+        result.append(_profile(replace(panel, levels=tuple(levels)), xlabel, title, f"{caption}; {end}", mark))
 
     if len(maps[0].layers) > 1:
         add(over_layers(maps, timestep), "block", "Over blocks", f"At t = {timestep:g}, last checkpoint", aligned)
@@ -137,40 +152,8 @@ def _profiles(maps: Sequence[Map], levels: Sequence[Level], ids: Ids, records: R
     return tuple(result)
 
 
-def _profile(panel: Panel, xlabel: str, title: str, caption: str, ids: Ids, mark: int | None) -> Figure:
+def _profile(panel: Panel, xlabel: str, title: str, caption: str, mark: int | None) -> Figure:
     with figures.canvas(SMALL, 0.64 * SMALL) as (figure, ax):
         figures.profile(panel, ax, xlabel=xlabel, mark=mark)
-        svg = figures.svg(figure, prefix=ids.next())
-    return Figure(svg, f"{panel.group.metric}: {title[0].lower()}{title[1:]}", caption, spoken(panel, xlabel))
-
-
-def quality_against_probe(
-    maps: Sequence[Map], rows: Sequence[Row], panel: Panel | None, arms: Sequence[Arm], ids: Ids, records: Records
-) -> Figure | None:
-    """Return the headline distance against the probe's accuracy, a point per step that has both; None without any."""
-    probed = [own for name in PROBES for group, own in by_group(maps).items() if group.metric == name]
-    members = max(probed, key=lambda own: (own[0].group.metric == PROBES[0], len(own)), default=None)
-    if members is None or panel is None or direction(panel.group.metric) != "lower":
-        return None
-    layer, timestep = best_cell(members, aligned_block(arms))
-    metric = members[0].group.metric
-    ways = trajectories(members, layer, timestep, rows, panel.group)
-    if not any(len(way.steps) > 1 for way in ways):
-        return None
-    with figures.canvas(SMALL, 0.72 * SMALL) as (figure, ax):
-        figures.traces(ways, ax, xlabel=f"{metric}, block {layer}, t = {timestep:g}", ylabel=axis(panel.group.metric))
-        svg = figures.svg(figure, prefix=ids.next())
-    steps = listing(str(step) for step in dict.fromkeys(step for way in ways for step in way.steps))
-    caption = (
-        f"A point is one checkpoint (steps {steps}), lines follow training. {conditions(panel.group, records)} "
-        "Both change as a model trains, so a correlation along one training is no cause: compare the lines, "
-        "not the points of one line."
-    )
-    spoken_ways = "; ".join(
-        f"{way.arm.name} from ({number(way.mean[0][0])}, {number(way.mean[0][1])}) "
-        f"to ({number(way.mean[-1][0])}, {number(way.mean[-1][1])})"
-        for way in ways
-    )
-    return Figure(
-        svg, f"{panel.group.metric} against {metric}", caption, f"{metric} and {panel.group.metric}: {spoken_ways}"
-    )
+        svg = figures.svg(figure)
+    return Figure(svg, f"{panel.group.metric}: {title[0].lower()}{title[1:]}", caption, alt_text(panel, xlabel))

@@ -8,12 +8,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from repa_eval.interfaces.section import section
 from repa_eval.reports.numbers.arms import Arm, run_name
-from repa_eval.reports.numbers.frames import SECONDS, TEACHER, Group, clock, is_curve_row, is_map_row, split
+from repa_eval.reports.numbers.frames import (
+    SECONDS,
+    TEACHER,
+    Group,
+    clock,
+    is_curve_row,
+    is_map_row,
+    split,
+    without_merged,
+)
 from repa_eval.reports.numbers.levels import teacher_levels
+from repa_eval.reports.numbers.probed import probed
+from repa_eval.reports.numbers.profiles import PROBES
 from repa_eval.reports.numbers.protocols import Records
-from repa_eval.reports.sections.maps import PROBES
-from repa_eval.reports.words import listing, plural
+from repa_eval.reports.numbers.words import direction, listing, plural
+from repa_eval.reports.page import Page
 from repa_eval.results import Row
 
 DONE = frozenset({"done", "finished", "complete", "completed", "ok"})
@@ -28,6 +40,25 @@ class Gap:
     why: str
     command: str = ""  # for the first run that lacks it; empty where no command would help
     others: str = ""  # the runs that need the same
+
+
+@section(order=130, anchor="missing", title="What is missing, and why", name="Missing", pictures=True)
+def build(page: Page) -> dict[str, Any]:
+    """Return the gaps, those of pictures and figures among them."""
+    arms = without_merged(page.arms, page.rows)
+    gaps = missing(page.rows, page.curves, arms, page.runs, records=page.records, media=page.media)
+    return {"gaps": [*gaps, *_unpaired(page), *(Gap(what, why) for what, why in page.pictures.left_out)]}
+
+
+def _unpaired(page: Page) -> list[Gap]:
+    """Return why there is no figure of quality against a probe, where both were measured."""
+    probes = [one for one in page.maps if one.group.metric in PROBES]
+    panel = page.headline
+    if not probes or panel is None or probed(page.maps, page.rows, panel, page.arms) is not None:
+        return []
+    what, run = f"{panel.group.metric} against {probes[0].group.metric}", probes[0].arm.runs[0]
+    distance = direction(panel.group.metric) == "lower"
+    return [Gap(what, "fewer than two steps have both" if distance else "no distance was measured", sweep(run))]
 
 
 def missing(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+from repa_eval.interfaces.section import section
+from repa_eval.reports.drawing import panels as drawing
+from repa_eval.reports.drawing.figure import LARGE
+from repa_eval.reports.numbers import caption_charts, merged
 from repa_eval.reports.numbers.arms import Arm
 from repa_eval.reports.numbers.compare import EARLY, Comparison, compare, early, headline_panel
-from repa_eval.reports.numbers.frames import Map, Panel, groups_of, is_curve_row
+from repa_eval.reports.numbers.frames import Map, Panel, groups_of, is_curve_row, without_merged
 from repa_eval.reports.numbers.pairs import Spread, spread
 from repa_eval.reports.numbers.protocols import Records, difference, field
 from repa_eval.reports.numbers.reach import Reach, reach
-from repa_eval.reports.sections.alignment_summary import Item, representation_items
-from repa_eval.reports.sections.control import control_text
-from repa_eval.reports.words import direction, listing, meaning, number, over_seeds, plural
+from repa_eval.reports.numbers.words import direction, listing, meaning, number, over_seeds, plural
+from repa_eval.reports.page import Page
+from repa_eval.reports.sections.shared.alignment_summary import Item, representation_items
+from repa_eval.reports.sections.shared.control import control_text
 from repa_eval.results import Row
 
 
@@ -24,6 +30,24 @@ class Verdict:
     lead: str
     items: tuple[Item, ...]
     panel: Panel | None  # the panel that the first sentence speaks of
+
+
+@section(order=10, anchor="summary", title="Summary", header=True)
+def build(page: Page) -> dict[str, Any]:
+    """Return the first sentence, what stands behind it, and the curves that decide."""
+    found = verdict(page.rows, page.timing, page.panels, page.maps, page.arms, page.records)
+    figure = None if found.panel is None else drawing.quality(found.panel, page.records, width=LARGE)
+    return {"summary": _led(found, page), "figure": figure}
+
+
+def _led(summary: Verdict, page: Page) -> Verdict:
+    """Return the summary with the lead of merged encoders, or of captions, where there is nothing above them."""
+    found = merged.merges(page.rows, page.records)
+    if found and not without_merged(page.arms, page.rows):
+        return replace(summary, lead=merged.lead_of(found))
+    if summary.panel is None and (lead := caption_charts.lead_of(page.rows, page.arms)):
+        return replace(summary, lead=lead)
+    return summary
 
 
 def verdict(

@@ -52,7 +52,7 @@
     tip.hidden = true;
   }
 
-  for (const map of data.maps) {
+  for (const map of data.maps ?? []) {
     const box = document.querySelector(`[data-map="${map.key}"]`);
     const entry = { map, cells: [...box.querySelectorAll(".cell")], caption: box.parentElement.querySelector("figcaption") };
     maps.set(map.key, entry);

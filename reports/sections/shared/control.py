@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from repa_eval.reports.numbers.arms import Arm
 from repa_eval.reports.numbers.compare import Comparison, compare
 from repa_eval.reports.numbers.frames import Panel
-from repa_eval.reports.words import direction, listing, over_seeds, plural
+from repa_eval.reports.numbers.words import direction, listing, over_seeds, plural
 from repa_eval.results import Row
 
 ALL_OF_IT = 0.8  # share of the gain from which the control counts as showing (nearly) all of it

@@ -12,7 +12,7 @@ from repa_eval.reports.numbers.levels import teacher_levels
 from repa_eval.reports.numbers.pairs import Spread, spread
 from repa_eval.reports.numbers.profiles import alignment_choice, best_cell, by_group
 from repa_eval.reports.numbers.protocols import Records, field
-from repa_eval.reports.words import MINUS, listing, number
+from repa_eval.reports.numbers.words import MINUS, listing, number
 from repa_eval.results import Row
 
 PROBE = "probe_accuracy"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from repa_eval.checkpoints.shared import networks
 from repa_eval.checkpoints.shared.recognise import Checkpoint, Request, layout
+from repa_eval.checkpoints.shared.token_files import BINS, FORMAT, TokenFile
 from repa_eval.errors import Failure
 from repa_eval.interfaces.architecture import Shapes
 from repa_eval.models.shared.soft_tokens import SoftTokens, build_sd3
@@ -23,22 +24,9 @@ from repa_eval.models.shared.state_dict_shapes import count
 
 SIZES = {(24, 1536): "SD3-medium"}  # (blocks, width) -> name
 HEAD_WIDTH = 64  # of every published SD3
-BINS = 100  # the time offsets are one row per 10 of 1000 steps
 MOST = 64  # tokens of a layer: a longer table of vectors is another thing, such as a memory bank
 KEYS = {"tokens", "t_offsets.weight"}  # the safetensors form that public ports write
 FACTS = {"format", "num_layers", "num_tokens", "width", "space", "time_bins", "base", "base_hash", "step", "recipe"}
-FORMAT = "soft tokens"
-SPACES = ("after the text's embedder", "before the text's embedder")
-
-
-class TokenFile(nn.Module):
-    """Soft tokens (layers, n, D) or (n, D), and their time offsets (100, layers * C) if there are any."""
-
-    def __init__(self, tokens: Tensor | None, offsets: Tensor | None) -> None:
-        super().__init__()
-        self.config = None
-        self.dc_tokens = None if tokens is None else nn.Parameter(tokens, requires_grad=False)
-        self.dc_t_tokens = None if offsets is None else nn.Parameter(offsets, requires_grad=False)
 
 
 @layout("softrepa-tokens")

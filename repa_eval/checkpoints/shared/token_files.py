@@ -12,14 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repa_eval.checkpoints.shared.recognise import Request, recognise
-from repa_eval.checkpoints.softrepa import BINS, FORMAT, SPACES, TokenFile
 from repa_eval.errors import Failure, UserError
 from repa_eval.models.shared.soft_tokens import SoftTokens
 from repa_eval.models.text_to_image import TextToImage
 from repa_eval.runtime.hashing import digest_module
+
+BINS = 100  # the time offsets are one row per 10 of 1000 steps
+FORMAT = "soft tokens"
+SPACES = ("after the text's embedder", "before the text's embedder")
+
+
+class TokenFile(nn.Module):
+    """Soft tokens (layers, n, D) or (n, D), and their time offsets (100, layers * C) if there are any."""
+
+    def __init__(self, tokens: Tensor | None, offsets: Tensor | None) -> None:
+        super().__init__()
+        self.config = None
+        self.dc_tokens = None if tokens is None else nn.Parameter(tokens, requires_grad=False)
+        self.dc_t_tokens = None if offsets is None else nn.Parameter(offsets, requires_grad=False)
 
 
 @dataclasses.dataclass(frozen=True)

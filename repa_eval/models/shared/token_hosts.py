@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from repa_eval.errors import UserError
-from repa_eval.models.mmdit import MMDiT
 
 STEPS = 1000  # of the published timesteps; 1000 = noise
 STAGES = ("down", "mid", "up")  # of a UNet
@@ -96,7 +95,7 @@ class SD3Host(Host):
 class MMDiTHost(Host):
     """Our MMDiT (REPA's text-to-image network), which has no pooled text."""
 
-    def __init__(self, network: MMDiT) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__(network)
         self.layers = network.config.depth
         self.widths = (network.config.context_size, network.config.hidden_size)
@@ -166,7 +165,7 @@ class UNetHost(Host):
 
 def host_of(network: Any, stages: Sequence[str] = STAGES[:1]) -> Host:
     """Return the interface to a network; UserError if soft tokens cannot be put into it. stages: of a UNet."""
-    if isinstance(network, MMDiT):
+    if hasattr(network, "joint_blocks"):
         return MMDiTHost(network)
     if hasattr(network, "transformer_blocks") and hasattr(network, "context_embedder"):
         return SD3Host(network)

@@ -144,11 +144,12 @@ def test_another_bank_is_not_written_over(here: Path) -> None:
     before = Path("bank.safetensors").read_bytes()
     words = ("--bank", "--teacher", "digits-vit")
     done = prepare("images", "bank.safetensors", *words, "--snippet", "mean")
-    fails(done, 2, "bank.safetensors holds another memory bank (snippet differ); choose another DEST or remove it")
+    fails(done, 2, "bank.safetensors contains another memory bank (snippet differ); choose another DEST or remove it")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save("images/a/zero.png")
     done = prepare("images", "bank.safetensors", *words)
-    fails(done, 2, "bank.safetensors holds another memory bank (data_hash, num_images differ)")
-    fails(prepare("images", "bank.pth", *words), 2, "bank.pth holds another memory bank (it does not say of what)")
+    fails(done, 2, "bank.safetensors contains another memory bank (data_hash, num_images differ)")
+    done = prepare("images", "bank.pth", *words)
+    fails(done, 2, "bank.pth contains another memory bank (it does not record its source)")
     assert Path("bank.safetensors").read_bytes() == before
 
 
@@ -175,10 +176,10 @@ def test_images_are_cropped_to_the_resolution(here: Path) -> None:
         ("images out --form svd", "--form does not apply without --bank"),
         ("images out --teacher digits-vit", "--teacher does not apply without --bank"),
         ("images bank.pth --bank --vae x", "--vae does not apply to --bank"),
-        ("images images", "images is not empty and was not prepared here; choose another DEST"),
+        ("images images", "images is not empty, and `repa-eval prepare` did not make it; choose another DEST"),
         ("images out --vae .", "--vae .: the folder holds no config.json of an AutoencoderKL"),
         ("images bank.npz --bank", "bank.npz: a memory bank is a .safetensors file, or .pth in the published form"),
-        ("nowhere bank.pth --bank", "'nowhere' is no folder, .zip, .npz or data"),
+        ("nowhere bank.pth --bank", "'nowhere' is not a folder, .zip, .npz or data set"),
         ("digits bank.pth --bank --resolution 8", "--resolution crops image files; digits has its own size"),
         ("images bank.pth --bank --teacher digits-wit", "did you mean 'digits-vit'"),
         ("images bank.pth --bank --teacher digits-vit --form svd --latent-dim 97",
@@ -284,7 +285,8 @@ def test_latents_can_be_added_to_images(vae: Path, here: Path) -> None:
     assert made("photos", "out", "--resolution", 16, "--vae", vae)["made"] == {"images": 0, "vae-sd": 7}
     assert "vae_hash" in json.loads(Path("out/prepare.json").read_text())
     done = prepare("photos", "out", "--resolution", 8)
-    fails(done, 2, "out was prepared otherwise (data_hash, resize, resolution differ); choose another DEST")
+    why = "out was prepared with different settings (data_hash, resize, resolution differ)"
+    fails(done, 2, f"{why}; choose another DEST")
 
 
 def test_images_that_a_vae_cannot_encode(vae: Path, here: Path) -> None:

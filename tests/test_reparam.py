@@ -478,7 +478,7 @@ def test_a_merge_that_changes_something_writes_nothing(
 def test_what_is_refused(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "merged.pt"
     fails(repa_eval("reparam", trained, "--out", tmp_path / "merged.onnx"), 2, "choose a file that ends in .pt or .pth")
-    fails(repa_eval("reparam", trained, "--out", trained), 2, "is the checkpoint itself, which would be lost")
+    fails(repa_eval("reparam", trained, "--out", trained), 2, "is the checkpoint itself, which would be overwritten")
     fails(repa_eval("reparam", tmp_path / "none.pt", "--out", out), 2, "does not exist")
     network = encoder("RePaViT", feature_norm=LAYER_NORM)
     said = {"idle_ratio": 0.75, "num_heads": 2, "channel_idle": True}

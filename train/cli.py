@@ -12,8 +12,8 @@ import click
 
 from repa_eval import __version__
 from repa_eval.console.app import INTERRUPTED, Command, example
-from repa_eval.console.options import choose_device
 from repa_eval.errors import UserError
+from repa_eval.runtime.device import choose_device
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_RECIPE = "digits-repa"
@@ -65,8 +65,8 @@ def official(function: F) -> F:
 @click.option("-n", "--dry-run", is_flag=True, help="print the resolved recipe and stop")
 @click.option("--list", "show_list", is_flag=True, help="show methods and recipes")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
-@click.option("--quiet", is_flag=True, help="no progress on stderr")
-@click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
+@click.option("--quiet", is_flag=True, help="show no progress on stderr")
+@click.option("--json", "as_json", is_flag=True, help="print only JSON on stdout")
 @official
 @click.version_option(__version__, prog_name="repa-train")
 @example("repa-train --recipe digits-repa max_steps=500 --out runs/short")

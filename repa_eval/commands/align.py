@@ -3,91 +3,165 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from repa_eval.commands.shared.checkpoint import data_of
-from repa_eval.commands.shared.session import Session, caching, session
+from repa_eval.commands.shared.session import CacheOptions, Session, SessionOptions, cache_options, session
 from repa_eval.console.app import Command, example
-from repa_eval.console.options import computing, gridded, measuring, opening
+from repa_eval.console.option_groups import flag, option_group
+from repa_eval.console.options import (
+    CheckpointOptions,
+    ComputeOptions,
+    GridOptions,
+    RowsOptions,
+    checkpoint_options,
+    compute_options,
+    grid_options,
+    rows_options,
+)
 from repa_eval.console.tables import deliver, layer_table
 from repa_eval.errors import UserError
 from repa_eval.results import Row
 
 
+@dataclass(frozen=True, kw_only=True)
+class AlignOptions:
+    """What is measured between hidden states and teachers, and on which images."""
+
+    metrics: str = flag(
+        "--metrics", metavar="NAME[,NAME]", default="cknna,cka", help="`repa-eval list metrics` explains them"
+    )
+    teacher_weights: Path | None = flag(
+        "--teacher-weights", type=click.Path(path_type=Path), help="load the teacher's weights from this file"
+    )
+    split: str | None = flag(
+        "--split", metavar="NAME", help="split of the data; default: test images that training never saw"
+    )
+    num_images: int = flag(
+        "--num-images",
+        type=click.IntRange(min=4),
+        default=600,
+        help="number of images; CKNNA depends on it (papers: 10,000), so compare equal numbers only",
+    )
+    raw: bool = flag("--raw", is_flag=True, help="use features as they are: neither clamped nor L2-normalised")
+    clamp: float = flag(
+        "--clamp",
+        type=click.FloatRange(0.0, 1.0),
+        default=0.95,
+        help="clamp features at this quantile of their absolute values before L2-normalisation; 1 = no clamp",
+    )
+    pool: str = flag(
+        "--pool",
+        type=click.Choice(["mean", "cls"]),
+        default="mean",
+        help="the vector of an image: the mean of its patch tokens, or its class token",
+    )
+    against: str = flag(
+        "--against",
+        metavar="NAME[,NAME]",
+        default="",
+        help="other teachers: their alignment with the teacher, as a reference",
+    )
+    confidence: bool = flag(
+        "--ci", is_flag=True, help="add standard errors and the score of randomly re-paired images (chance level)"
+    )
+    plot: Path | None = flag(
+        "--plot", type=click.Path(dir_okay=False, path_type=Path), help="draw the map to this file (png, svg, pdf)"
+    )
+
+
 @click.command(cls=Command)
-@opening
-@gridded
-@click.option("--metrics", default="cknna,cka", show_default=True, help="see `repa-eval list metrics`")
-@click.option("--teacher-weights", type=click.Path(path_type=Path), help="file that replaces the teacher's own weights")
-@click.option("--split", help="default: test images that training never saw")
-@click.option("--num-images", type=click.IntRange(min=4), default=600, show_default=True, help="images")
-@click.option("--raw", is_flag=True, help="features as they are: neither clamped nor L2-normalised")
-@click.option(
-    "--clamp", type=click.FloatRange(0.0, 1.0), default=0.95, show_default=True, help="quantile; 1 = no clamp"
-)
-@click.option("--pool", type=click.Choice(["mean", "cls"]), default="mean", show_default=True, help="of the tokens")
-@click.option("--against", default="", help="other teachers, joined by commas: their alignment as a reference level")
-@click.option("--ci", "confidence", is_flag=True, help="standard errors, and the level when pairs are torn apart")
-@click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="draw the map to this file (png, svg, pdf)"
-)
-@caching
-@computing
-@measuring
+@checkpoint_options
+@grid_options
+@option_group("options", AlignOptions)
+@cache_options
+@compute_options
+@rows_options
 @example("repa-eval align --ckpt runs/digits-repa/checkpoints/0001500.pt --layer 3")
-def command(ckpt: str, layers: str, as_json: bool, rows: Path | None, plot: Path | None, **given: Any) -> None:
+def command(
+    checkpoint: CheckpointOptions,
+    grid: GridOptions,
+    options: AlignOptions,
+    cache: CacheOptions,
+    compute: ComputeOptions,
+    output: RowsOptions,
+) -> None:
     """Measure CKNNA, CKA and others between hidden states and a teacher, per layer and timestep.
 
     All layers are read in one forward pass per timestep.
     """
-    with session(ckpt, layers, "align", given) as current:
-        measured = _measure(current, **given)
+    with session(SessionOptions("align", checkpoint, grid, cache, compute, options, pool=options.pool)) as current:
+        rows = _measure(current, grid, options)
         if current.capture.share.first:
-            if plot is not None:
-                _plot([row for row in measured if row.layer is not None], plot)
-            deliver(measured, to=rows, as_json=as_json, show=lambda shown: _show(shown, current.aligned))
+            if options.plot is not None:
+                _plot([row for row in rows if row.layer is not None], options.plot)
+            deliver(rows, output, show=lambda shown: _show(shown, current.aligned))
 
 
-def _measure(current: Session, **given: Any) -> list[Row]:
-    from repa_eval.evaluation.alignment import RAW, Preparation, align, level
-    from repa_eval.evaluation.token_structure import spatial, spatial_level
+def _measure(current: Session, grid: GridOptions, options: AlignOptions) -> list[Row]:
+    """Return the rows of the checkpoint and, as a reference, of each teacher."""
     from repa_eval.interfaces.images import load_data, unseen_split
     from repa_eval.interfaces.metric import SPATIAL
     from repa_eval.interfaces.teacher import load_teacher, split_names
 
-    opened = current.opened
-    names = split_names(given["teacher_name"] or opened.option("enc_type") or "")
+    names = split_names(grid.teacher_name or current.opened.option("enc_type") or "")
     if not names:
-        raise UserError(f"{opened.path} records no teacher: name one with --teacher, such as digits-vit")
-    data_name = data_of(opened, given["data_name"])
-    images = load_data(data_name, given["split"] or unseen_split(data_name)).head(given["num_images"])
-    wanted = [metric.strip() for metric in given["metrics"].split(",")]
+        raise UserError(f"{current.opened.path} records no teacher: name one with --teacher, such as digits-vit")
+    data_name = data_of(current.opened, grid.data_name)
+    images = load_data(data_name, options.split or unseen_split(data_name)).head(options.num_images)
+    wanted = [metric.strip() for metric in options.metrics.split(",")]
     of_tokens = [name for name in wanted if name in SPATIAL.names()]
-    metrics = [name for name in wanted if name not in of_tokens]
-    preparation = RAW if given["raw"] else Preparation(clamp=given["clamp"])
+    of_images = [name for name in wanted if name not in of_tokens]
+    others = [load_teacher(name).to(current.device) for name in split_names(options.against)]
+    rows = _token_structure(current, None, images, of_tokens)
+    for name in names:
+        teacher = load_teacher(name, options.teacher_weights).to(current.device)
+        rows += _token_structure(current, teacher, images, of_tokens)
+        rows += _alignment(current, teacher, others, images, of_images, options)
+    return rows
+
+
+def _token_structure(current: Session, teacher: Any, images: Any, metrics: Sequence[str]) -> list[Row]:
+    """Return how tokens within an image relate, in the teacher or (None) in the checkpoint; one process measures it."""
+    from repa_eval.evaluation.token_structure import spatial, spatial_level
+
+    if not metrics or not current.capture.share.first:
+        return []
+    shared: dict[str, Any] = {"metrics": metrics, "capture": current.capture}
+    if teacher is not None:
+        return spatial_level(teacher, images, columns={"run": current.opened.run}, **shared)
+    return spatial(current.model, images, **_grid(current), **shared)
+
+
+def _alignment(
+    current: Session,
+    teacher: Any,
+    others: Sequence[Any],
+    images: Any,
+    metrics: Sequence[str],
+    options: AlignOptions,
+) -> list[Row]:
+    """Return the alignment of the hidden states with a teacher, and that of the teacher with itself and others."""
+    from repa_eval.evaluation.alignment import RAW, Preparation, align, level
+
+    if not metrics:
+        return []
     shared: dict[str, Any] = {
         "metrics": metrics,
-        "preparation": preparation,
+        "preparation": RAW if options.raw else Preparation(clamp=options.clamp),
         "capture": current.capture,
-        "confidence": given["confidence"],
+        "confidence": options.confidence,
     }
-    others = [load_teacher(name).to(current.device) for name in split_names(given["against"])]
-    rows: list[Row] = []
-    grid: dict[str, Any] = {"layers": current.layers, "timesteps": current.times, "columns": current.columns}
-    if of_tokens and current.capture.share.first:
-        rows += spatial(current.model, images, metrics=of_tokens, capture=current.capture, **grid)
-    for name in names:
-        teacher = load_teacher(name, given["teacher_weights"]).to(current.device)
-        own = {"run": opened.run}
-        if of_tokens and current.capture.share.first:
-            rows += spatial_level(teacher, images, metrics=of_tokens, capture=current.capture, columns=own)
-        if metrics:
-            rows += align(current.model, teacher, images, **grid, **shared)
-            rows += level(teacher, others, images, columns=own, **shared)
-    return rows
+    rows = align(current.model, teacher, images, **_grid(current), **shared)
+    return rows + level(teacher, others, images, columns={"run": current.opened.run}, **shared)
+
+
+def _grid(current: Session) -> dict[str, Any]:
+    return {"layers": current.layers, "timesteps": current.times, "columns": current.columns}
 
 
 def _show(rows: Sequence[Row], aligned: int | None) -> str:

@@ -1,76 +1,136 @@
-"""`repa-eval captions`: whether samples show what their captions say, with soft tokens and without."""
+"""`repa-eval captions`: whether samples match their captions, with soft tokens and without."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from repa_eval.commands.shared.checkpoint import open_checkpoint, run_columns
-from repa_eval.commands.shared.soft_tokens import token_options, with_tokens
+from repa_eval.commands.shared.soft_tokens import TokenOptions, token_options, with_tokens
 from repa_eval.console.app import Command, example
-from repa_eval.console.options import choose_device, computing, measuring, opening, parse_floats
+from repa_eval.console.option_groups import flag, option_group
+from repa_eval.console.options import (
+    CheckpointOptions,
+    ComputeOptions,
+    RowsOptions,
+    checkpoint_options,
+    compute_options,
+    parse_floats,
+    parse_times,
+    rows_options,
+)
 from repa_eval.console.tables import deliver, table
 from repa_eval.errors import UserError
 from repa_eval.results import Row, records_of
+from repa_eval.runtime.device import choose_device
+
+if TYPE_CHECKING:
+    from repa_eval.evaluation.captions import Examination
+    from repa_eval.models.text_to_image import TextToImage
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionOptions:
+    """How much is measured, and what is drawn."""
+
+    num_samples: int = flag(
+        "--num-samples", type=click.IntRange(min=2), default=1000, help="samples per guidance scale"
+    )
+    num_steps: int = flag("--num-steps", type=click.IntRange(min=1), default=16, help="Euler steps per sample")
+    cfg_scales: str = flag(
+        "--cfg-scales", metavar="S[,S]", default="1,1.5,3", help="guidance scales of the curve; 1 = no guidance"
+    )
+    num_images: int = flag(
+        "--num-images", type=click.IntRange(min=2), default=256, help="held-out images whose caption is looked for"
+    )
+    candidates: int = flag(
+        "--candidates", type=click.IntRange(min=2), default=16, help="captions per image, one of them the true one"
+    )
+    times: str | None = flag(
+        "--timesteps", metavar="T[,T]", help="times at which the candidates are compared; default: 0.05 to 0.95"
+    )
+    plot: Path | None = flag(
+        "--plot", type=click.Path(dir_okay=False, path_type=Path), help="draw both curves to this file (png, svg, pdf)"
+    )
+    samples: Path | None = flag(
+        "--samples",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="write samples to this PNG, and their captions to a .json of the same name",
+    )
 
 
 @click.command(cls=Command)
-@opening
+@checkpoint_options
 @token_options
-@click.option("--num-samples", type=click.IntRange(min=2), default=1000, show_default=True, help="per guidance scale")
-@click.option("--num-steps", type=click.IntRange(min=1), default=16, show_default=True, help="Euler steps per sample")
-@click.option("--cfg-scales", default="1,1.5,3", show_default=True, help="guidance scales of the curve; 1 = none")
-@click.option("--num-images", type=click.IntRange(min=2), default=256, show_default=True, help="held-out images")
-@click.option(
-    "--candidates", type=click.IntRange(min=2), default=16, show_default=True, help="captions to tell apart, per image"
-)
-@click.option("--timesteps", help="times at which captions are told apart; default: 0.05 to 0.95")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="draw both curves: png, svg or pdf")
-@click.option("--samples", type=click.Path(dir_okay=False, path_type=Path), help="PNG of samples; words in .json")
-@computing
-@measuring
+@option_group("options", CaptionOptions)
+@compute_options
+@rows_options
 @example("repa-eval captions --ckpt runs/digits-softrepa/checkpoints/0001000.pt")
-def command(ckpt: str, tokens: str | None, rows: Path | None, as_json: bool, **given: Any) -> None:
-    """Measure how well captions are followed, for soft tokens and for the frozen model under them, with equal noise.
+def command(
+    checkpoint: CheckpointOptions,
+    soft_tokens: TokenOptions,
+    options: CaptionOptions,
+    compute: ComputeOptions,
+    output: RowsOptions,
+) -> None:
+    """Measure how often samples match their captions, for soft tokens and for the frozen model, with equal noise.
 
-    A judge reads the digits of samples (share of digits right, of images with both right), at several guidance scales,
-    beside the Frechet distance of their pixels. rank@1: how often the true caption of a held-out image has the lowest
-    denoising error among others, at each timestep; no sampling, no judge.
+    A classifier reads the digits of samples (share of digits right, of images with both right) at several guidance
+    scales; the Frechet distance of their pixels is measured too. rank@1: how often the true caption of a held-out image
+    has the lowest denoising error among the candidates, at each timestep; it needs no samples and no classifier.
     """
-    import json
-
     import torch
 
-    from repa_eval.evaluation.captions import BASE, TIMESTEPS, Examination, examine, picture
+    from repa_eval.evaluation.captions import BASE, examine
+
+    opened = open_checkpoint(checkpoint.ckpt, checkpoint)
+    model = _model(opened, soft_tokens.tokens)
+    model = model.to(device=choose_device(compute.device), dtype=getattr(torch, checkpoint.dtype))
+    plan = _plan(options, compute)
+    if options.plot is not None:
+        _check_plot(options.plot)
+    strengths = {"": 1.0} if model.dc_tokens is None else {"": soft_tokens.token_strength, BASE: 0.0}
+    rows = examine(model, plan, strengths=strengths, columns=_columns(opened, soft_tokens.tokens))
+    if options.samples is not None:
+        _write_samples(options.samples, model, plan, strengths)
+    if options.plot is not None:
+        _plot(rows, options.plot)
+    deliver(rows, output, show=_show)
+
+
+def _plan(options: CaptionOptions, compute: ComputeOptions) -> Examination:
+    from repa_eval.evaluation.captions import TIMESTEPS, Examination
+
+    return Examination(
+        num_samples=options.num_samples,
+        num_steps=options.num_steps,
+        cfg_scales=_scales(options.cfg_scales),
+        num_images=options.num_images,
+        num_candidates=options.candidates,
+        timesteps=tuple(parse_times(options.times or "")) or TIMESTEPS,
+        seed=compute.seed,
+        batch_size=compute.batch_size,
+    )
+
+
+def _columns(opened: Any, tokens: str | None) -> dict[str, Any]:
+    return {**run_columns(opened), **({"run": Path(tokens).stem, "system": "SoftREPA"} if tokens else {})}
+
+
+def _write_samples(file: Path, model: TextToImage, plan: Examination, strengths: Mapping[str, float]) -> None:
+    """Write a PNG of samples at each strength of the soft tokens, and their captions as JSON."""
+    import json
+
+    from repa_eval.evaluation.captions import picture
     from repa_eval.runtime.files import write_atomic
 
-    opened = open_checkpoint(ckpt, given)
-    model = _model(opened, tokens).to(device=choose_device(given["device"]), dtype=getattr(torch, given["dtype"]))
-    plan = Examination(
-        num_samples=given["num_samples"],
-        num_steps=given["num_steps"],
-        cfg_scales=_scales(given["cfg_scales"]),
-        num_images=given["num_images"],
-        num_candidates=given["candidates"],
-        timesteps=_times(given["timesteps"]) or TIMESTEPS,
-        seed=given["seed"],
-        batch_size=given["batch_size"],
-    )
-    if given["plot"] is not None:
-        _check_plot(given["plot"])
-    strengths = {"": 1.0} if model.dc_tokens is None else {"": given["token_strength"], BASE: 0.0}
-    columns = {**run_columns(opened), **({"run": Path(tokens).stem, "system": "SoftREPA"} if tokens else {})}
-    measured = examine(model, plan, strengths=strengths, columns=columns)
-    if given["samples"] is not None:
-        image, words = picture(model, plan, list(reversed(strengths.values())))
-        write_atomic(given["samples"].with_suffix(".json"), json.dumps(words, indent=1) + "\n")
-        write_atomic(given["samples"], image)
-    if given["plot"] is not None:
-        _plot(measured, given["plot"])
-    deliver(measured, to=rows, as_json=as_json, show=_show)
+    image, words = picture(model, plan, list(strengths.values())[::-1])
+    write_atomic(file.with_suffix(".json"), json.dumps(words, indent=1) + "\n")
+    write_atomic(file, image)
 
 
 def _model(opened: Any, tokens: str | None) -> Any:
@@ -87,16 +147,8 @@ def _model(opened: Any, tokens: str | None) -> Any:
 def _scales(text: str) -> tuple[float, ...]:
     scales = tuple(dict.fromkeys(parse_floats(text, "--cfg-scales")))
     if 1.0 not in scales:
-        raise UserError(f"--cfg-scales {text!r}: 1 must be among them, no guidance is what is compared first")
+        raise UserError(f"--cfg-scales {text!r}: must include 1 (no guidance), the point that is compared first")
     return scales
-
-
-def _times(text: str | None) -> tuple[float, ...]:
-    times = tuple(parse_floats(text, "--timesteps")) if text else ()
-    for t in times:
-        if not 0.0 <= t <= 1.0:
-            raise UserError(f"timestep {t} is outside [0, 1] (0 = data, 1 = noise)")
-    return times
 
 
 def _check_plot(file: Path) -> None:

@@ -2,56 +2,62 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from repa_eval.commands.shared.checkpoint import open_checkpoint
 from repa_eval.console.app import Command, example
-from repa_eval.console.options import recognising
+from repa_eval.console.options import LoadingOptions, json_option, loading_options
+
+if TYPE_CHECKING:
+    from repa_eval.checkpoints.shared.recognise import Checkpoint
 
 
 @click.command(cls=Command)
 @click.argument("ckpt")
 @click.option("--to", "folder", required=True, type=click.Path(file_okay=False, path_type=Path), help="folder to write")
-@click.option("--tokens", is_flag=True, help="SoftREPA: the soft tokens alone, as NAME.pt")
+@click.option("--tokens", is_flag=True, help="SoftREPA: write the soft tokens alone, as NAME.pt")
 @click.option("--name", help="write NAME.safetensors, NAME.json and NAME.md instead")
-@recognising
-@click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
+@loading_options
+@json_option
 @example("repa-eval convert runs/digits-repa/checkpoints/0001500.pt --to converted/digits-repa")
-def command(ckpt: str, folder: Path, name: str | None, tokens: bool, as_json: bool, **given: Any) -> None:
-    """Write a checkpoint as model.safetensors, config.json (architecture, recipe) and README.md (a card).
+def command(ckpt: str, folder: Path, name: str | None, tokens: bool, loading: LoadingOptions, as_json: bool) -> None:
+    """Write a checkpoint as model.safetensors, config.json (architecture, recipe) and README.md (model card).
 
-    The folder opens again wherever a checkpoint is asked for. An encoder gets its normalisation statistics from its
-    training data, and its card says what it knows: accuracies on the test images, which it never saw.
+    The folder opens again wherever a checkpoint is expected. An encoder gets its normalisation statistics from its
+    training data, and its card states its accuracy on the test images, which it never saw.
     """
-    import json
+    opened = open_checkpoint(ckpt, loading)
+    facts = {} if tokens else _facts(opened)
+    files = [_write_tokens(opened, folder, name)] if tokens else _write(opened, folder, name, facts)
+    click.echo(json.dumps({"files": [str(file) for file in files], "facts": facts}) if as_json else str(files[0]))
 
+
+def _write(opened: Checkpoint, folder: Path, name: str | None, facts: Mapping[str, float]) -> list[Path]:
+    """Write weights, configuration and card; return the files."""
     from safetensors.torch import save
 
-    from repa_eval.checkpoints import safetensors_folder
+    from repa_eval.checkpoints.safetensors_folder import CONFIG, WEIGHTS, describe
     from repa_eval.runtime.files import write_atomic
     from repa_eval.runtime.hashing import digest_module
 
-    opened = open_checkpoint(ckpt, given)
-    if tokens:
-        file = _write_tokens(opened, folder / f"{name or opened.run}.pt")
-        click.echo(json.dumps({"files": [str(file)], "facts": {}}) if as_json else str(file))
-        return
-    facts = _facts(opened)
-    record = safetensors_folder.describe(opened)
     tensors = {key: value.contiguous() for key, value in opened.network.state_dict().items()}
-    weights = f"{name}.safetensors" if name else safetensors_folder.WEIGHTS
-    config, card = (f"{name}.json", f"{name}.md") if name else (safetensors_folder.CONFIG, "README.md")
-    write_atomic(folder / weights, save(tensors))
-    write_atomic(folder / config, json.dumps(record, indent=1) + "\n")
-    write_atomic(folder / card, _card(name or opened.run, opened, digest_module(opened.network), facts))
-    files = [str(folder / file) for file in (weights, config, card)]
-    click.echo(json.dumps({"files": files, "facts": facts}) if as_json else files[0])
+    card = _card(name or opened.run, opened, digest_module(opened.network), facts)
+    contents: dict[str, str | bytes] = {
+        f"{name}.safetensors" if name else WEIGHTS: save(tensors),
+        f"{name}.json" if name else CONFIG: json.dumps(describe(opened), indent=1) + "\n",
+        f"{name}.md" if name else "README.md": card,
+    }
+    for file, content in contents.items():
+        write_atomic(folder / file, content)
+    return [folder / file for file in contents]
 
 
-def _write_tokens(opened: Any, file: Path) -> Path:
+def _write_tokens(opened: Checkpoint, folder: Path, name: str | None) -> Path:
     from repa_eval.checkpoints.shared.token_files import to_bytes, token_record
     from repa_eval.errors import UserError
     from repa_eval.models.text_to_image import TextToImage
@@ -59,11 +65,12 @@ def _write_tokens(opened: Any, file: Path) -> Path:
 
     if not isinstance(opened.network, TextToImage):
         raise UserError(f"{opened.path} holds {opened.model_name}: soft tokens are in a text-to-image model")
+    file = folder / f"{name or opened.run}.pt"
     write_atomic(file, to_bytes(token_record(opened.network, step=opened.step, recipe=opened.recipe)))
     return file
 
 
-def _facts(opened: Any) -> dict[str, float]:
+def _facts(opened: Checkpoint) -> dict[str, float]:
     """Calibrate an encoder, and return what it or a classifier knows about the test images."""
     import torch
 
@@ -81,7 +88,7 @@ def _facts(opened: Any) -> dict[str, float]:
     return {}
 
 
-def _card(stem: str, opened: Any, digest: str, facts: dict[str, float]) -> str:
+def _card(stem: str, opened: Checkpoint, digest: str, facts: Mapping[str, float]) -> str:
     recipe = opened.recipe
     made = recipe.get("name")
     source = opened.path.parent.parent.name + "/checkpoints/" if opened.path.parent.name == "checkpoints" else ""

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from repa_eval.console.app import INTERRUPTED, Command, example
-from repa_eval.console.options import choose_device
 from repa_eval.errors import UserError
+from repa_eval.runtime.device import choose_device
 
 ARMS = ("vanilla", "repa", "repa-random")
 CONTROL = "repa-random"
@@ -29,8 +29,8 @@ SMOKE = 300  # fewer steps than these: one map, few samples, to see in a minute 
     "--steps", type=click.IntRange(min=MIN_STEPS), default=FULL_STEPS, show_default=True, help="fewer: a smoke test"
 )
 @click.option("--device", default="cpu", show_default=True, help="the models are so small that a CPU is enough")
-@click.option("--quiet", is_flag=True, help="no progress on stderr")
-@click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
+@click.option("--quiet", is_flag=True, help="show no progress on stderr")
+@click.option("--json", "as_json", is_flag=True, help="print only JSON on stdout")
 @example("repa-eval demo --out demo")
 def command(out: Path, seeds: int, first_seed: int, steps: int, device: str, quiet: bool, as_json: bool) -> None:
     """Train three arms on real handwritten digits, measure them, and write OUT/report.html.
@@ -61,7 +61,7 @@ def command(out: Path, seeds: int, first_seed: int, steps: int, device: str, qui
 
 def _arm(arm: str, run: Path, seed: int, steps: int, device: str, quiet: bool) -> Path:
     """Train and measure one arm; return its run folder. A finished arm is left as it is."""
-    from repa_eval.evaluation.alignment import TIMESTEPS
+    from repa_eval.diffusion.timesteps import TIMESTEPS
     from repa_eval.interfaces.monitor import Only
     from repa_eval.monitors.alignment import AlignmentMap
     from repa_eval.monitors.copies import Copies

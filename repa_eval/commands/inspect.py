@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
 
 from repa_eval.commands.shared.checkpoint import open_checkpoint
 from repa_eval.console.app import Command, example
-from repa_eval.console.options import recognising
+from repa_eval.console.options import LoadingOptions, json_option, loading_options
 
 
 @click.command(cls=Command)
 @click.argument("ckpt")
-@recognising
-@click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
+@loading_options
+@json_option
 @example("repa-eval inspect runs/digits-repa/checkpoints/0001500.pt")
-def command(ckpt: str, as_json: bool, **given: Any) -> None:
-    """Say what a checkpoint is: systems it can be, architecture, sizes, step, teacher.
+def command(ckpt: str, loading: LoadingOptions, as_json: bool) -> None:
+    """Identify a checkpoint: systems it can be, architecture, sizes, step, teacher.
 
-    Recognised by the names and shapes in it, never by its file name; nothing in it is executed.
+    It is recognised by the names and shapes in it, never by its file name; nothing in it is executed.
     """
-    info = open_checkpoint(ckpt, given).info()
+    info = open_checkpoint(ckpt, loading).info()
     if as_json:
         click.echo(json.dumps(info))
         return

@@ -17,7 +17,7 @@ Entries = Iterable[tuple[str, str]]
 @click.argument(
     "kind", type=click.Choice(["methods", "metrics", "models", "teachers", "extractors", "recipes", "data"])
 )
-@click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
+@click.option("--json", "as_json", is_flag=True, help="print only JSON on stdout")
 @example("repa-eval list metrics")
 def command(kind: str, as_json: bool) -> None:
     """List what is registered: methods, metrics, models, teachers, extractors, recipes or data."""

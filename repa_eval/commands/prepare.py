@@ -2,90 +2,151 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from repa_eval.commands.shared.named_images import check_name, open_named
 from repa_eval.console.app import Command, example
+from repa_eval.console.option_groups import flag, given, option_group
+from repa_eval.console.options import device_option, json_option, quiet_option
 from repa_eval.errors import UserError
+from repa_eval.runtime.device import choose_device
 
-TEACHERS = {"digits": "digits-vit"}  # of data by name; else the one that REPA and GMem are published with
-OF_BANKS = ("teacher_name", "teacher_weights", "form", "latent_dim", "snippet")
+if TYPE_CHECKING:
+    from repa_eval.preparation.images import Source, Work
+
+TEACHERS = {"digits": "digits-vit"}  # of data by name; for other images the one that REPA and GMem are published with
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankOptions:
+    """What a memory bank holds; these options need --bank."""
+
+    teacher_name: str | None = flag(
+        "--teacher",
+        metavar="NAME",
+        help="bank: teacher whose features it holds; default: digits-vit or dinov2-vit-b",
+    )
+    teacher_weights: Path | None = flag(
+        "--teacher-weights", type=click.Path(path_type=Path), help="bank: load the teacher's weights from this file"
+    )
+    form: str = flag(
+        "--form",
+        type=click.Choice(["full", "svd"]),
+        default="full",
+        help="bank: every snippet, or the leading directions of their SVD",
+    )
+    latent_dim: int = flag(
+        "--latent-dim", type=click.IntRange(min=1), default=64, help="bank, svd: number of directions"
+    )
+    snippet: str = flag(
+        "--snippet",
+        type=click.Choice(["cls", "mean"]),
+        default="cls",
+        help="bank: the teacher's class token, or the mean of its patch tokens",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Which images are prepared."""
+
+    resolution: int | None = flag(
+        "--resolution", type=click.IntRange(min=1), help="crop and resize the images to this side, as ADM does"
+    )
+    split: str = flag("--split", metavar="NAME", default="train", help="split of data by name; files have none")
 
 
 @click.command(cls=Command)
 @click.argument("src")
 @click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--bank", is_flag=True, help="a GMem memory bank, into DEST: .safetensors, or .pth as published")
-@click.option("--teacher", "teacher_name", help="bank: whose features; default: digits-vit or dinov2-vit-b")
-@click.option("--teacher-weights", type=click.Path(path_type=Path), help="bank: file of the teacher's weights")
+@click.option("--bank", is_flag=True, help="write a GMem memory bank to DEST (.safetensors, or .pth as published)")
+@option_group("bank_options", BankOptions)
 @click.option(
-    "--form",
-    type=click.Choice(["full", "svd"]),
-    default="full",
-    show_default=True,
-    help="bank: every snippet, or the SVD of all of them",
+    "--vae", help="also encode latents: folder or hub name of an AutoencoderKL, such as stabilityai/sd-vae-ft-mse"
 )
-@click.option("--latent-dim", type=click.IntRange(min=1), default=64, show_default=True, help="bank, svd: directions")
+@option_group("images", ImageOptions)
+@device_option
 @click.option(
-    "--snippet",
-    type=click.Choice(["cls", "mean"]),
-    default="cls",
-    show_default=True,
-    help="bank: the teacher's class token, or the mean of its patches",
+    "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="images per forward pass"
 )
-@click.option("--vae", help="also latents: folder or hub name of an AutoencoderKL, such as stabilityai/sd-vae-ft-mse")
-@click.option("--resolution", type=click.IntRange(min=1), help="crop and resize the images to this side, as ADM does")
-@click.option("--split", default="train", show_default=True, help="of a data set by name; files have none")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
-@click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="images at once")
-@click.option("--quiet", is_flag=True, help="no progress on stderr")
-@click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
+@quiet_option
+@json_option
 @example("repa-eval prepare digits bank.safetensors --bank --snippet mean --form svd --latent-dim 16")
-def command(src: str, dest: Path, bank: bool, as_json: bool, **given: Any) -> None:
+def command(
+    src: str,
+    dest: Path,
+    bank: bool,
+    bank_options: BankOptions,
+    vae: str | None,
+    images: ImageOptions,
+    device: str,
+    batch_size: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Make what trainers read from the images SRC: cropped images and a VAE's latents, or (--bank) a memory bank.
 
     SRC: a folder of images, a .zip, an .npz with arr_0, or data by name. DEST gets images/ and, with --vae, vae-sd/ in
     the layout of REPA's trainer; with --bank it is a file, the snippet of every image in the order of their paths.
-    What a killed call has made is kept: the same command goes on. Under `accelerate launch` or torchrun the processes
-    share the images.
+    An interrupted call continues when repeated. Under `accelerate launch` or torchrun the processes share the images.
     """
     import json
 
-    if bank:
-        from repa_eval.preparation.memory_bank import make_bank as make
-        from repa_eval.preparation.memory_bank import text_of
-    else:
-        from repa_eval.preparation.images import make_images as make
-        from repa_eval.preparation.images import text_of
+    from repa_eval.preparation.images import Source, Work
+    from repa_eval.runtime.distributed import join
 
     _refuse_others(bank)
-    images = _source(src, given["split"], given["resolution"])
-    teacher = given.pop("teacher_name") or TEACHERS.get(src, "dinov2-vit-b")
-    answer = make(images, dest, {**given, "data": src, "teacher": teacher})
+    pictures, source = _open(src, images), Source(data=src, resolution=images.resolution)
+    work = Work(share=join(choose_device(device)), batch_size=batch_size, quiet=quiet)
+    if bank:
+        answer = _make_bank(pictures, dest, source, work, bank_options)
+    else:
+        answer = _make_images(pictures, dest, source, work, vae)
     if answer is not None:
-        click.echo(json.dumps(answer) if as_json else text_of(answer))
+        summary, text = answer
+        click.echo(json.dumps(summary) if as_json else text)
+
+
+def _make_images(
+    images: Any, dest: Path, source: Source, work: Work, vae: str | None
+) -> tuple[dict[str, Any], str] | None:
+    from repa_eval.preparation.images import make_images, text_of
+
+    summary = make_images(images, dest, source, work, vae=vae)
+    return None if summary is None else (summary, text_of(summary))
+
+
+def _make_bank(
+    images: Any, dest: Path, source: Source, work: Work, options: BankOptions
+) -> tuple[dict[str, Any], str] | None:
+    from repa_eval.preparation.memory_bank import BankForm, make_bank, text_of
+
+    form = BankForm(
+        teacher=options.teacher_name or TEACHERS.get(source.data, "dinov2-vit-b"),
+        teacher_weights=options.teacher_weights,
+        snippet=options.snippet,
+        kind=options.form,
+        latent_dim=options.latent_dim,
+    )
+    summary = make_bank(images, dest, source, work, form=form)
+    return None if summary is None else (summary, text_of(summary))
 
 
 def _refuse_others(bank: bool) -> None:
     """UserError for an option that belongs to the other kind of work."""
-    context = click.get_current_context()
-    for name in ("vae",) if bank else OF_BANKS:
-        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+    for name in ("vae",) if bank else (field.name for field in fields(BankOptions)):
+        if given(name):
             option = "--" + name.removesuffix("_name").replace("_", "-")
             raise UserError(f"{option} does not apply {'to' if bank else 'without'} --bank")
 
 
-def _source(src: str, split: str, resolution: int | None) -> Any:
+def _open(src: str, options: ImageOptions) -> Any:
     """Return the images of SRC."""
-    from repa_eval.data.readers.image_files import open_images
-    from repa_eval.interfaces.images import DATA, load_data
-
-    if Path(src).exists():
-        return open_images(src, resize=resolution)
-    if src.partition(":")[0] not in DATA.names():
-        raise UserError(f"{src!r} is no folder, .zip, .npz or data ({', '.join(DATA.names())})")
-    if resolution is not None:
+    if options.resolution is not None and not Path(src).exists():
+        check_name(src)
         raise UserError(f"--resolution crops image files; {src} has its own size")
-    return load_data(src, split)
+    return open_named(src, split=options.split, resize=options.resolution)

@@ -2,106 +2,122 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from repa_eval.commands.shared.checkpoint import data_of
-from repa_eval.commands.shared.session import Session, caching, session
+from repa_eval.commands.shared.session import CacheOptions, Session, SessionOptions, cache_options, session
 from repa_eval.console.app import Command, example
-from repa_eval.console.options import computing, gridded, measuring, opening, parse_floats
+from repa_eval.console.option_groups import flag, option_group
+from repa_eval.console.options import (
+    CheckpointOptions,
+    ComputeOptions,
+    GridOptions,
+    RowsOptions,
+    checkpoint_options,
+    compute_options,
+    grid_options,
+    parse_floats,
+    rows_options,
+)
 from repa_eval.console.tables import deliver, layer_table, table
 from repa_eval.results import Row
 
 if TYPE_CHECKING:
     from repa_eval.probes.batch_norm import Training
 
-F = TypeVar("F", bound=Callable[..., Any])
 MOST_CLASSES = 20  # more of them fill no readable table
 MOST_PAIRS = 20
 
 
-def fitting(function: F) -> F:
-    """Add the options that say which probes are fitted, and how."""
-    for decorator in (
-        click.option(
-            "--probe-lr", help="linear-bn: learning rates, of which val chooses; default 0.001 to 1, paper .001"
-        ),
-        click.option("--probe-batch-size", type=int, help="linear-bn: images per step; default 128, paper 16384"),
-        click.option(
-            "--probe-epochs", type=int, help="linear-bn: passes over the training images; default 90, as paper"
-        ),
-        click.option(
-            "--confusion", is_flag=True, help="which class was taken for which: shown, and in the rows' notes"
-        ),
-        click.option(
-            "--shots", type=int, metavar="K", help="fit on K training images of each class, drawn by the seed"
-        ),
-        click.option(
-            "--probes",
-            "kinds",
-            default="linear,knn",
-            show_default=True,
-            help="of linear (ridge), knn, linear-bn (batch norm, Adam: the paper's), logistic",
-        ),
-    ):
-        function = decorator(function)
-    return function
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """Which probes are fitted, and how."""
+
+    kinds: str = flag(
+        "--probes",
+        metavar="NAME[,NAME]",
+        default="linear,knn",
+        help="linear (ridge), knn, linear-bn (batch norm and Adam, as in the paper), logistic",
+    )
+    shots: int | None = flag(
+        "--shots", type=int, metavar="K", help="fit on K training images of each class, drawn with --seed"
+    )
+    confusion: bool = flag(
+        "--confusion", is_flag=True, help="show which class is taken for which, and keep it in the rows' notes"
+    )
+    probe_epochs: int | None = flag(
+        "--probe-epochs", type=int, help="linear-bn: passes over the training images; default 90, as in the paper"
+    )
+    probe_batch_size: int | None = flag(
+        "--probe-batch-size", type=int, help="linear-bn: images per step; default 128 (paper: 16384)"
+    )
+    probe_lr: str | None = flag(
+        "--probe-lr",
+        metavar="RATE[,RATE]",
+        help="linear-bn: learning rates to choose from on validation images; default 0.001 to 1 (paper: 0.001)",
+    )
 
 
 @click.command(cls=Command)
-@opening
-@gridded
-@fitting
-@caching
-@computing
-@measuring
+@checkpoint_options
+@grid_options
+@option_group("probes", ProbeOptions)
+@cache_options
+@compute_options
+@rows_options
 @example("repa-eval probe --ckpt runs/digits-repa/checkpoints/0001500.pt --layer 3")
-def command(ckpt: str, layers: str, as_json: bool, rows: Path | None, **given: Any) -> None:
+def command(
+    checkpoint: CheckpointOptions,
+    grid: GridOptions,
+    probes: ProbeOptions,
+    cache: CacheOptions,
+    compute: ComputeOptions,
+    output: RowsOptions,
+) -> None:
     """Probe hidden states for the class: linear and k-NN accuracy per layer and timestep.
 
     Fitted on training images, its setting chosen on validation images, scored on test images that training never saw.
     The teacher's own score is the reference level.
     """
-    with session(ckpt, layers, "probe", given) as current:
-        measured = _measure(current, **given)
+    with session(SessionOptions("probe", checkpoint, grid, cache, compute, probes)) as current:
+        rows = _measure(current, grid, probes)
         if current.capture.share.first:
-            deliver(measured, to=rows, as_json=as_json, show=lambda shown: _show(shown, current.aligned))
+            deliver(rows, output, show=lambda shown: _show(shown, current.aligned))
 
 
-def _measure(current: Session, **given: Any) -> list[Row]:
+def _measure(current: Session, grid: GridOptions, options: ProbeOptions) -> list[Row]:
     from repa_eval.interfaces.teacher import load_teacher, split_names
-    from repa_eval.probes import grid
+    from repa_eval.probes.grid import probe, teacher_level
     from repa_eval.probes.splits import probe_splits
 
     opened = current.opened
-    splits = probe_splits(data_of(opened, given["data_name"]))
-    if given["shots"] is not None:
-        splits = splits.few(given["shots"], seed=given["seed"])
+    splits = probe_splits(data_of(opened, grid.data_name))
+    if options.shots is not None:
+        splits = splits.few(options.shots, seed=current.capture.seed)
     fit: dict[str, Any] = {
-        "kinds": list(dict.fromkeys(kind.strip() for kind in given["kinds"].split(","))),
-        "training": _training(current.device, given),
+        "kinds": list(dict.fromkeys(kind.strip() for kind in options.kinds.split(","))),
+        "training": _training(current.device, options),
         "capture": current.capture,
-        "with_confusion": given["confusion"],
+        "with_confusion": options.confusion,
     }
-    rows = grid.probe(
-        current.model, splits, layers=current.layers, timesteps=current.times, columns=current.columns, **fit
-    )
-    for name in split_names(given["teacher_name"] or opened.option("enc_type") or ""):
+    rows = probe(current.model, splits, layers=current.layers, timesteps=current.times, columns=current.columns, **fit)
+    for name in split_names(grid.teacher_name or opened.option("enc_type") or ""):
         teacher = load_teacher(name).to(current.device)
-        rows += grid.teacher_level(teacher, splits, columns={"run": opened.run}, **fit)
+        rows += teacher_level(teacher, splits, columns={"run": opened.run}, **fit)
     return rows
 
 
-def _training(device: str, given: dict[str, Any]) -> Training:
-    """Return how linear-bn is trained: what was given, else the defaults of Training."""
+def _training(device: str, options: ProbeOptions) -> Training:
+    """Return how linear-bn is trained: as the options say, else the defaults of Training."""
     from repa_eval.probes.batch_norm import Training
 
-    rates = given["probe_lr"] and tuple(parse_floats(given["probe_lr"], "--probe-lr"))
-    said = {"epochs": given["probe_epochs"], "batch_size": given["probe_batch_size"], "rates": rates}
-    return Training(device=device, **{key: value for key, value in said.items() if value is not None})
+    rates = tuple(parse_floats(options.probe_lr, "--probe-lr")) if options.probe_lr else None
+    chosen: dict[str, Any] = {"epochs": options.probe_epochs, "batch_size": options.probe_batch_size, "rates": rates}
+    return Training(device=device, **{key: value for key, value in chosen.items() if value is not None})
 
 
 def _show(rows: Sequence[Row], aligned: int | None) -> str:

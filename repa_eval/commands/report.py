@@ -17,7 +17,7 @@ from repa_eval.runtime.files import write_atomic
     "--out", type=click.Path(dir_okay=False, path_type=Path), default="report.html", show_default=True, help="file"
 )
 @click.option("--title", help="title of the page")
-@click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
+@click.option("--json", "as_json", is_flag=True, help="print only JSON on stdout")
 @example("repa-eval report demo/vanilla demo/repa --out report.html")
 def command(runs: tuple[Path, ...], out: Path, title: str | None, as_json: bool) -> None:
     """Render the results of one or more run folders as one HTML file that opens offline."""

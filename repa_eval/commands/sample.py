@@ -10,14 +10,21 @@ import click
 
 from repa_eval.commands.shared.checkpoint import open_checkpoint, run_columns
 from repa_eval.commands.shared.sample_options import open_bank, sampling, settings_for
-from repa_eval.commands.shared.soft_tokens import token_options, with_tokens
+from repa_eval.commands.shared.soft_tokens import TokenOptions, token_options, with_tokens
 from repa_eval.console.app import Command, example
-from repa_eval.console.options import choose_device, computing, opening
+from repa_eval.console.options import (
+    CheckpointOptions,
+    ComputeOptions,
+    checkpoint_options,
+    compute_options,
+    json_option,
+)
 from repa_eval.errors import UserError
+from repa_eval.runtime.device import choose_device
 
 
 @click.command(cls=Command)
-@opening
+@checkpoint_options
 @click.option(
     "--num", "--num-fid-samples", "num", type=click.IntRange(min=1), default=50_000, show_default=True, help="images"
 )
@@ -40,11 +47,17 @@ from repa_eval.errors import UserError
 @click.option(
     "--uint8", type=click.Choice(["floor", "round"]), help="default: as published (REPA, REG floor; others round)"
 )
-@computing
-@click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
+@compute_options
+@json_option
 @example("repa-eval sample --ckpt runs/digits-repa/checkpoints/0001500.pt --num 2000 --out samples")
 def command(
-    ckpt: str, num: int, out: Path, batch_size: int, device: str, quiet: bool, as_json: bool, **given: Any
+    checkpoint: CheckpointOptions,
+    num: int,
+    out: Path,
+    soft_tokens: TokenOptions,
+    compute: ComputeOptions,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Generate images; what an interrupted call left in --out is kept and continued.
 
@@ -62,49 +75,49 @@ def command(
     from repa_eval.sampling.generate import bank_for
     from repa_eval.sampling.vae import decoder_for
 
-    opened = open_checkpoint(ckpt, given)
-    model = with_tokens(opened, given["tokens"])
+    opened = open_checkpoint(checkpoint.ckpt, checkpoint)
+    model = with_tokens(opened, soft_tokens.tokens)
     if not isinstance(model, DiffusionModel):
         raise UserError(f"{opened.path} holds {opened.model_name}, which generates no images")
-    settings = settings_for(model, opened, given)
+    settings = settings_for(model, opened, {**given, "seed": compute.seed})
     snippets = bank_for(model, open_bank(given["bank"]))
-    share = join(choose_device(device))
+    share = join(choose_device(compute.device))
     decoder = decoder_for(model, given["vae"], share.device)
     record = {
         **_origin(opened),
         **settings.record(),
-        **_of_tokens(model, given),
-        "dtype": given["dtype"],
-        "batch_size": batch_size,
+        **_of_tokens(model, soft_tokens),
+        "dtype": checkpoint.dtype,
+        "batch_size": compute.batch_size,
     }
     rows = rows_between(given["interpolate"], snippets)
     if decoder is not None:
         record.update(decoder.record())
     if snippets is not None:
         record.update(_bank_record(given["bank"]))
-    model = model.to(device=share.device, dtype=getattr(torch, given["dtype"]))
+    model = model.to(device=share.device, dtype=getattr(torch, checkpoint.dtype))
     if rows is not None:
         if share.first:
             told = write_between(model, snippets, rows, out, settings, given["interpolation"], decoder, record)
             click.echo(json.dumps(told) if as_json else str(out))
         return
-    sources = {"snippets": snippets, "decode": decoder, "batch_size": batch_size}
-    _make(share, model, num, out, given["flat"], settings, sources, record, quiet)
+    sources = {"snippets": snippets, "decode": decoder, "batch_size": compute.batch_size}
+    _make(share, model, num, out, given["flat"], settings, sources, record, compute.quiet)
     if share.first:
         click.echo(json.dumps({"samples": str(out), "num": num, "record": record}) if as_json else str(out))
 
 
-def _of_tokens(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def _of_tokens(model: Any, options: TokenOptions) -> dict[str, Any]:
     """Set the strength of the soft tokens; return what the record says of them, nothing where all is as usual."""
     from repa_eval.runtime.hashing import digest_module
 
-    strength = given["token_strength"]
+    strength = options.token_strength
     if not model.has_soft_tokens:
         if strength != 1:
             raise UserError("--token-strength: there are no soft tokens")
         return {}
     model.token_strength = strength
-    own = {"tokens": Path(given["tokens"]).name, "tokens_hash": digest_module(model)} if given["tokens"] else {}
+    own = {"tokens": Path(options.tokens).name, "tokens_hash": digest_module(model)} if options.tokens else {}
     return {**own, **({} if strength == 1 else {"token_strength": strength})}
 
 

@@ -11,9 +11,10 @@ import click
 
 from repa_eval.commands.shared.checkpoint import measurable
 from repa_eval.console.app import Command, example
-from repa_eval.console.options import choose_device
+from repa_eval.console.options import RowsOptions
 from repa_eval.console.tables import deliver
 from repa_eval.errors import UserError
+from repa_eval.runtime.device import choose_device
 
 
 @click.command(cls=Command)
@@ -30,8 +31,8 @@ from repa_eval.errors import UserError
     help="leave the samples of the N newest checkpoints in RUN/samples/",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
-@click.option("--quiet", is_flag=True, help="no progress on stderr")
-@click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")
+@click.option("--quiet", is_flag=True, help="show no progress on stderr")
+@click.option("--json", "as_json", is_flag=True, help="print only JSON on stdout")
 @example("repa-eval sweep runs/digits-repa")
 def command(
     run: Path,
@@ -69,7 +70,7 @@ def command(
         time.sleep(every)
     done = f"{len(added)} rows added; next: repa-eval report {run}"
     if share.first:
-        deliver(added, to=None, as_json=as_json, show=lambda _rows: done)
+        deliver(added, RowsOptions(as_json=as_json), show=lambda _rows: done)
 
 
 def _measure_missing(run: Path, teachers: list[str], share: Any, quiet: bool, keep_samples: int) -> Iterator[list[Any]]:

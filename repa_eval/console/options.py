@@ -2,84 +2,105 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
+from repa_eval.console.option_groups import flag, option_group
+from repa_eval.diffusion.timesteps import TIMESTEPS
 from repa_eval.errors import UserError
 
-F = TypeVar("F", bound=Callable[..., Any])
-TIMESTEPS = "0.05,0.1,0.2,0.3,0.5"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+DEVICES = "auto, cpu, cuda or cuda:N"
 
 
-def computing(function: F) -> F:
-    """Add the options of every command that computes: --seed, --device, --batch-size, --quiet."""
-    for decorator in (
-        click.option("--quiet", is_flag=True, help="no progress on stderr"),
-        click.option(
-            "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="images per forward"
-        ),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N"),
-        click.option("--seed", type=int, default=0, show_default=True, help="seed of noise and labels"),
-    ):
-        function = decorator(function)
-    return function
+@dataclass(frozen=True, kw_only=True)
+class ComputeOptions:
+    """Where and how a command computes."""
+
+    seed: int = flag("--seed", type=int, default=0, help="random seed of noise and labels")
+    device: str = flag("--device", default="auto", help=DEVICES)
+    batch_size: int = flag("--batch-size", type=click.IntRange(min=1), default=256, help="images per forward pass")
+    quiet: bool = flag("--quiet", is_flag=True, help="show no progress on stderr")
 
 
-def measuring(function: F) -> F:
-    """Add the options of every command that measures: --rows and --json."""
-    function = click.option("--json", "as_json", is_flag=True, help="only JSON on stdout")(function)
-    return click.option(
-        "--rows", type=click.Path(dir_okay=False, path_type=Path), help="append the rows to this table"
-    )(function)
+@dataclass(frozen=True, kw_only=True)
+class RowsOptions:
+    """What becomes of the rows that a command measured."""
+
+    rows: Path | None = flag(
+        "--rows",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="also append the rows to this table, such as results.jsonl",
+    )
+    as_json: bool = flag("--json", is_flag=True, help="print only JSON on stdout")
 
 
-def recognising(function: F) -> F:
-    """Add the options that say how a checkpoint is opened: --weights, --set, --allow-nan."""
-    for decorator in (
-        click.option("--allow-nan", is_flag=True, help="open it even if weights are not finite"),
-        click.option(
-            "--set",
-            "settings",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="what the file cannot tell, such as num_heads=6 or system=DiT",
-        ),
-        click.option(
-            "--weights",
-            type=click.Choice(["ema", "online"]),
-            default="ema",
-            show_default=True,
-            help="averaged or trained weights",
-        ),
-    ):
-        function = decorator(function)
-    return function
+@dataclass(frozen=True, kw_only=True)
+class LoadingOptions:
+    """How a checkpoint is opened."""
+
+    weights: str = flag(
+        "--weights",
+        type=click.Choice(["ema", "online"]),
+        default="ema",
+        help="ema: the exponential moving average; online: the weights as the optimiser left them",
+    )
+    settings: tuple[str, ...] = flag(
+        "--set",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="what the file does not record, such as num_heads=6 or system=DiT",
+    )
+    allow_nan: bool = flag("--allow-nan", is_flag=True, help="open even if weights contain NaN or inf")
 
 
-def opening(function: F) -> F:
-    """Add the options that open a checkpoint to compute with: --ckpt, --dtype and those of `recognising`."""
-    function = click.option(
-        "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="in which the model computes"
-    )(function)
-    function = recognising(function)
-    return click.option("--ckpt", required=True, help="checkpoint: a file, a folder or hf:owner/name[:file]")(function)
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions(LoadingOptions):
+    """The checkpoint that a command computes with."""
+
+    ckpt: str = flag("--ckpt", required=True, help="checkpoint: a file, a folder or hf:owner/name[:file]")
+    dtype: str = flag(
+        "--dtype", type=click.Choice(DTYPES), default="float32", help="floating-point type of the forward passes"
+    )
 
 
-def gridded(function: F) -> F:
-    """Add the options of a layer x timestep grid: --layer, --timesteps, --teacher, --data."""
-    for decorator in (
-        click.option("--data", "data_name", help="default: the data that the checkpoint was trained on"),
-        click.option("--teacher", "teacher_name", help="default: the teacher that the checkpoint was trained with"),
-        click.option("--timesteps", default=TIMESTEPS, show_default=True, help="times in [0, 1], 1 = noise"),
-        click.option("--layer", "--layers", "layers", default="all", show_default=True, help="block numbers, or all"),
-    ):
-        function = decorator(function)
-    return function
+@dataclass(frozen=True, kw_only=True)
+class GridOptions:
+    """A grid of layers and timesteps, and what it is measured with."""
+
+    layers: str = flag(
+        "--layer", "--layers", metavar="all|N[,N]", default="all", help="blocks to measure; the first one is 1"
+    )
+    timesteps: str = flag(
+        "--timesteps",
+        metavar="T[,T]",
+        default=",".join(f"{t:g}" for t in TIMESTEPS),
+        help="times in [0, 1]: 0 is data, 1 is noise",
+    )
+    teacher_name: str | None = flag(
+        "--teacher", metavar="NAME[,NAME]", help="default: the teacher that the checkpoint was trained with"
+    )
+    data_name: str | None = flag(
+        "--data",
+        metavar="NAME|KIND:PATH",
+        help="images, such as digits or folder:PATH; default: what the checkpoint was trained on",
+    )
+
+    def times(self) -> list[float]:
+        """Return the timesteps as numbers; UserError for one outside [0, 1]."""
+        return parse_times(self.timesteps)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="print only JSON on stdout")
+quiet_option = click.option("--quiet", is_flag=True, help="show no progress on stderr")
+device_option = click.option("--device", default="auto", show_default=True, help=DEVICES)
+compute_options = option_group("compute", ComputeOptions)
+rows_options = option_group("output", RowsOptions)
+loading_options = option_group("loading", LoadingOptions)
+checkpoint_options = option_group("checkpoint", CheckpointOptions)
+grid_options = option_group("grid", GridOptions)
 
 
 def parse_floats(text: str, what: str) -> list[float]:
@@ -90,14 +111,10 @@ def parse_floats(text: str, what: str) -> list[float]:
         raise UserError(f"{what} {text!r}: expected numbers joined by commas") from error
 
 
-def choose_device(name: str) -> str:
-    """Return the torch device for auto, cpu, cuda or cuda:N; UserError if it is not here."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
-        raise UserError(f"device {name!r}: choose auto, cpu, cuda or cuda:N")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise UserError(f"device {name!r}: no CUDA device is here; use --device cpu")
-    return name
+def parse_times(text: str) -> list[float]:
+    """Return the times of --timesteps; UserError for one outside [0, 1]."""
+    times = parse_floats(text, "--timesteps")
+    for t in times:
+        if not 0.0 <= t <= 1.0:
+            raise UserError(f"timestep {t} is outside [0, 1] (0 = data, 1 = noise)")
+    return times

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
+from repa_eval.console.options import RowsOptions
 from repa_eval.results import Row, append, records_of
 
 
-def deliver(rows: Sequence[Row], *, to: Path | None, as_json: bool, show: Callable[[Sequence[Row]], str]) -> None:
+def deliver(rows: Sequence[Row], output: RowsOptions, *, show: Callable[[Sequence[Row]], str]) -> None:
     """Append rows to a table if asked for, and print them: as JSON, or as `show` writes them."""
-    if to is not None:
-        append(to, rows)
-    if as_json:
+    if output.rows is not None:
+        append(output.rows, rows)
+    if output.as_json:
         notes = sorted({row.note for row in rows if row.note and not row.note.startswith("{")})  # {: a confusion
         click.echo(
             json.dumps({"rows": [asdict(row) for row in rows], "protocols": records_of(rows), "warnings": notes})

@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from repa_eval.diffusion.model import DiffusionModel, check_taps
+from repa_eval.diffusion.timesteps import TIMESTEPS
 from repa_eval.errors import UserError
 from repa_eval.evaluation.uncertainty import ROUNDS, half_sample_error, torn_level
 from repa_eval.features.capture import POOLINGS, Array, Capture
@@ -28,7 +29,6 @@ from repa_eval.metrics.shared.prepared import Prepared, prepare
 from repa_eval.results import Row, append, make_row
 from repa_eval.runtime.hashing import digest_module
 
-TIMESTEPS = (0.05, 0.1, 0.2, 0.3, 0.5)
 METRICS = ("cknna", "cka")
 LEAST = 4  # the unbiased estimators divide by n - 3
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from repa_eval.diffusion.model import DiffusionModel
-from repa_eval.evaluation.alignment import METRICS, TIMESTEPS, Preparation, align
+from repa_eval.diffusion.timesteps import TIMESTEPS
+from repa_eval.evaluation.alignment import METRICS, Preparation, align
 from repa_eval.evaluation.alignment import protocol as alignment_record
 from repa_eval.features.hidden_states import model_record
 from repa_eval.interfaces.images import unseen_images

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from repa_eval.diffusion.model import DiffusionModel
-from repa_eval.evaluation.alignment import TIMESTEPS
+from repa_eval.diffusion.timesteps import TIMESTEPS
 from repa_eval.features.hidden_states import model_record
 from repa_eval.interfaces.monitor import Measure
 from repa_eval.interfaces.teacher import load_teacher

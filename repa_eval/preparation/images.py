@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ import numpy as np
 from PIL import Image
 
 from repa_eval import __version__
-from repa_eval.console.options import choose_device
 from repa_eval.errors import Failure, UserError
-from repa_eval.runtime.distributed import Share, join
+from repa_eval.runtime.distributed import Share
 from repa_eval.runtime.files import disk_space, write_atomic
 from repa_eval.sampling.vae import Encoder
 
@@ -28,18 +28,56 @@ NAMES = {IMAGES: "img{:08d}.png", MOMENTS: "img-mean-std-{:08d}.npy"}
 PER_FOLDER = 1000
 
 
-def make_images(images: Any, dest: Path, given: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Write images, and moments where a VAE is named; return what to say, None in every process but the first."""
-    share = join(choose_device(given["device"]))
-    encoder = None if given["vae"] is None else Encoder(given["vae"], share.device)
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which images are prepared.
+
+    data: their name or path; resolution: the side in pixels to which they were cropped, None for as they are.
+    """
+
+    data: str
+    resolution: int | None = None
+
+    def record(self, images: Any) -> dict[str, Any]:
+        """Return which images these are, and how they were cropped."""
+        return {
+            "data": self.data,
+            "data_hash": images.digest(),
+            "num_images": len(images),
+            "resolution": f"{images.shape[1]}x{images.shape[2]}",
+            "resize": None if self.resolution is None else f"centre-crop-{self.resolution}",
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How images are worked through. batch_size: images per forward pass; quiet: without progress on stderr."""
+
+    share: Share
+    batch_size: int = 256
+    quiet: bool = False
+
+    @property
+    def hidden(self) -> bool | None:
+        """Whether tqdm hides its bar; None: where stderr is no terminal."""
+        return True if self.quiet or not self.share.first else None
+
+
+def make_images(images: Any, dest: Path, source: Source, work: Work, *, vae: str | None) -> dict[str, Any] | None:
+    """Write images and, with a VAE, their moments; return a summary, None in every process but the first.
+
+    vae: folder or hub name of an AutoencoderKL.
+    """
+    share = work.share
+    encoder = None if vae is None else Encoder(vae, share.device)
     if encoder is not None:
         encoder.check(images.shape)
-    record = _record(images, encoder, given)
+    record = {**source.record(images), "version": __version__, **({} if encoder is None else encoder.record())}
     if share.first:
         _begin(dest, record)
     share.wait()
     kinds = (IMAGES,) if encoder is None else (IMAGES, MOMENTS)
-    made = {kind: _fill(kind, images, dest, share, given, encoder) for kind in kinds}
+    made = {kind: _fill(kind, images, dest, work, encoder) for kind in kinds}
     share.wait()
     if share.first:
         for kind in kinds:
@@ -56,31 +94,12 @@ def text_of(answer: Mapping[str, Any]) -> str:
     return f"{answer['folder']}: {record['num_images']} images of {record['resolution']}{latents} ({done})"
 
 
-def record_of(images: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return which images these are, and how they were cut."""
-    return {
-        "data": given["data"],
-        "data_hash": images.digest(),
-        "num_images": len(images),
-        "resolution": f"{images.shape[1]}x{images.shape[2]}",
-        "resize": None if given["resolution"] is None else f"centre-crop-{given['resolution']}",
-    }
-
-
-def _record(images: Any, encoder: Encoder | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **record_of(images, given),
-        "version": __version__,
-        **({} if encoder is None else encoder.record()),
-    }
-
-
 def _begin(dest: Path, record: Mapping[str, Any]) -> None:
     """Write the record, or see that the folder is of the same; moments may be added to images that are there."""
     file = dest / RECORD
     if not file.is_file():
         if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-            raise UserError(f"{dest} is not empty and was not prepared here; choose another DEST")
+            raise UserError(f"{dest} is not empty, and `repa-eval prepare` did not make it; choose another DEST")
         write_atomic(file, json.dumps(dict(record), indent=1) + "\n")
         return
     try:
@@ -89,7 +108,9 @@ def _begin(dest: Path, record: Mapping[str, Any]) -> None:
         raise Failure(f"{file} is damaged: {error}") from error
     differing = sorted(key for key in before if key in record and before[key] != record[key] and key != "version")
     if differing:
-        raise UserError(f"{dest} was prepared otherwise ({', '.join(differing)} differ); choose another DEST")
+        raise UserError(
+            f"{dest} was prepared with different settings ({', '.join(differing)} differ); choose another DEST"
+        )
     if set(record) - set(before):
         write_atomic(file, json.dumps({**before, **record}, indent=1) + "\n")
 
@@ -98,16 +119,15 @@ def _member(kind: str, index: int) -> str:
     return f"{index // PER_FOLDER:05d}/{NAMES[kind].format(index)}"
 
 
-def _fill(kind: str, images: Any, dest: Path, share: Share, given: Mapping[str, Any], encoder: Encoder | None) -> int:
+def _fill(kind: str, images: Any, dest: Path, work: Work, encoder: Encoder | None) -> int:
     """Write this process's share of the files of a kind that are not there yet; return how many all lacked."""
     from tqdm import tqdm
 
-    size = given["batch_size"]
+    size, share = work.batch_size, work.share
     missing = share.agree([i for i in range(len(images)) if not (dest / kind / _member(kind, i)).is_file()])
     mine = share.of(missing, size)
     coded: Callable[[Any], list[bytes]] = _pngs if encoder is None or kind == IMAGES else _moments_by(encoder)
-    hidden = True if given["quiet"] or not share.first else None
-    with tqdm(total=len(mine), desc=kind, disable=hidden, leave=False) as bar:
+    with tqdm(total=len(mine), desc=kind, disable=work.hidden, leave=False) as bar:
         for block in sorted({index // size for index in mine}):
             # the whole block, as ever: what is beside an image in its batch cannot depend on what was there already
             whole = range(block * size, min((block + 1) * size, len(images)))

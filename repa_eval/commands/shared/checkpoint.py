@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from repa_eval.console.options import LoadingOptions
 from repa_eval.errors import UserError
 
 
-def open_checkpoint(ckpt: str, given: Mapping[str, Any]) -> Any:
-    """Return the Checkpoint that --ckpt names, opened as the options of `recognising` say."""
+def open_checkpoint(ckpt: str, loading: LoadingOptions) -> Any:
+    """Return the Checkpoint in the file, folder or repository `ckpt`, opened as `loading` says."""
     from repa_eval import checkpoints
     from repa_eval.config import parse_overrides
 
-    overrides = parse_overrides(given["settings"])
-    return checkpoints.load(ckpt, weights=given["weights"], overrides=overrides, allow_nan=given["allow_nan"])
+    overrides = parse_overrides(loading.settings)
+    return checkpoints.load(ckpt, weights=loading.weights, overrides=overrides, allow_nan=loading.allow_nan)
 
 
 def measurable(opened: Any) -> Any:

@@ -1,84 +1,109 @@
-"""What `fid` and `stats` share: extractors, their weights, references and protocols from the words of a command."""
+"""The options of `repa-eval fid`, and the reference, held-out images and weights that they name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
+from repa_eval.commands.shared.named_images import check_name, open_named
+from repa_eval.console.option_groups import flag, option_group
 from repa_eval.errors import UserError
 
-METRICS = "fd,sfd,inception_score,precision_recall"
+PROTOCOLS = ("adm", "torch-fidelity", "clean", "all")
 
 
-def weights_by_extractor(given: Sequence[str], main: str) -> dict[str, Path]:
-    """Return {extractor: file} of --extractor-weights FILE (that of `main`) and NAME=FILE."""
-    found: dict[str, Path] = {}
-    for text in given:
-        name, equals, file = text.partition("=")
-        found[name if equals else main] = Path(file if equals else text)
-    return found
+@dataclass(frozen=True, kw_only=True)
+class QualityOptions:
+    """Samples, what they are compared with, and how."""
+
+    samples: Path = flag(
+        "--samples", required=True, type=click.Path(path_type=Path), help="folder of images, .zip or .npz (arr_0)"
+    )
+    reference: str | None = flag(
+        "--reference",
+        metavar="PATH|NAME",
+        help="images, a file of statistics or data by name; default: the data recorded beside the samples",
+    )
+    extractor_name: str = flag(
+        "--extractor",
+        metavar="NAME",
+        default="auto",
+        help="network that extracts features: one of `repa-eval list extractors`, or module:Class of your own",
+    )
+    extractor_weights: tuple[str, ...] = flag(
+        "--extractor-weights",
+        multiple=True,
+        metavar="[NAME=]FILE",
+        help="load the extractor's weights from this file; NAME= for those of another extractor",
+    )
+    metrics: str = flag(
+        "--metrics",
+        metavar="NAME[,NAME]",
+        default="fd,sfd,inception_score,precision_recall",
+        help="`repa-eval list metrics` explains them; fd_dinov2 is fd on the extractor dinov2",
+    )
+    protocol: str = flag(
+        "--protocol",
+        type=click.Choice(PROTOCOLS),
+        default="adm",
+        help="published evaluator whose resize rule, splits and random draws are used",
+    )
+    resize: int | None = flag(
+        "--resize", type=click.IntRange(min=1), help="crop and resize all images to this side in pixels"
+    )
+    held_out: str | None = flag(
+        "--held-out", metavar="PATH|NAME", help="real images outside the training set, for the metric memorisation"
+    )
+    neighbours: Path | None = flag(
+        "--neighbours",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="write a PNG of samples and their nearest real images",
+    )
+
+    @property
+    def extractor(self) -> str | None:
+        """The extractor that the user chose, None for none."""
+        return None if self.extractor_name == "auto" else self.extractor_name
+
+    def names(self) -> list[str]:
+        """Return the metrics, in the order given; UserError if there are none."""
+        names = [name for part in self.metrics.split(",") if (name := part.strip())]
+        if not names:
+            raise UserError("--metrics names none; see `repa-eval list metrics`")
+        return names
+
+    def weights(self, default: str) -> dict[str, Path]:
+        """Return {extractor: file}; a file without a name is that of the extractor `default`."""
+        files: dict[str, Path] = {}
+        for text in self.extractor_weights:
+            name, equals, file = text.partition("=")
+            files[name if equals else default] = Path(file if equals else text)
+        return files
+
+    def open_reference(self, record: Mapping[str, Any]) -> Any:
+        """Return the images or statistics that the user named, else the data in the samples' record."""
+        name = self.reference or record.get("data")
+        if not name:
+            raise UserError(
+                f"{self.samples} names no reference: add --reference DIR, --reference FILE.npz or --reference digits"
+            )
+        if not Path(name).exists():
+            check_name(name, "reference")
+        return _statistics(Path(name)) or open_named(name, split="reference", resize=self.resize)
+
+    def open_held_out(self) -> Any:
+        """Return the held-out images, None if none are named."""
+        return None if self.held_out is None else open_named(self.held_out, split="test", resize=self.resize)
 
 
-def judges_of(metrics: str, extractor: str | None, default: str) -> dict[str, list[str]]:
-    """Return {extractor: metrics}, in the order given; a metric may name its own: fd_dinov2, kid_digits.
-
-    extractor: what the user chose, None for none: then a metric that has a home (cmmd: clip) goes there.
-    """
-    from repa_eval.evaluation.sample_quality import metric_called
-    from repa_eval.interfaces.extractor import EXTRACTORS
-    from repa_eval.interfaces.metric import SAMPLE
-
-    plan: dict[str, list[str]] = {}
-    for name in filter(None, (part.strip() for part in metrics.split(","))):
-        base, place = _split(name, EXTRACTORS.names())
-        metric = metric_called(base)
-        judge = place or extractor or SAMPLE.get(metric).extractor or default
-        plan.setdefault(judge, [])
-        if metric not in plan[judge]:
-            plan[judge].append(metric)
-    if not plan:
-        raise UserError("--metrics names none; see `repa-eval list metrics`")
-    return plan
+quality_options = option_group("quality", QualityOptions)
 
 
-def open_reference(given: str | None, made: Mapping[str, Any], samples: Path, resize: int | None) -> Any:
-    """Return the reference named by the user (images, statistics or data), else the data beside the samples."""
-    from repa_eval.interfaces.images import DATA, load_data
-
-    name = given or made.get("data")
-    if not name:
-        raise UserError(
-            f"{samples} names no reference: add --reference DIR, --reference FILE.npz or --reference digits"
-        )
-    if Path(name).exists():
-        return open_source(Path(name), resize)
-    if name.partition(":")[0] not in DATA.names():
-        raise UserError(f"reference {name!r} is no folder, .zip, .npz or data ({', '.join(DATA.names())})")
-    return load_data(name, "reference")
-
-
-def open_source(path: Path, resize: int | None) -> Any:
-    """Return the statistics in a file, or its images."""
-    from repa_eval.data.readers.image_files import open_images
+def _statistics(path: Path) -> Any:
     from repa_eval.data.readers.statistics import open_statistics
 
-    return open_statistics(path) or open_images(path, resize=resize)
-
-
-def protocols_named(name: str) -> list[Any]:
-    """Return the protocols that --protocol names."""
-    from repa_eval.evaluation.evaluator_rules import PROTOCOLS, protocol_named
-
-    return list(PROTOCOLS.values()) if name == "all" else [protocol_named(name)]
-
-
-def _split(name: str, extractors: Sequence[str]) -> tuple[str, str | None]:
-    from repa_eval.interfaces.metric import SAMPLE
-
-    if name in SAMPLE.names():
-        return name, None
-    for extractor in sorted(extractors, key=len, reverse=True):
-        if name.endswith(f"_{extractor}") and name != extractor:
-            return name.removesuffix(f"_{extractor}"), extractor
-    return name, None
+    return open_statistics(path) if path.exists() else None

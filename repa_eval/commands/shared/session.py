@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from repa_eval.commands.shared.checkpoint import block_numbers, class_tokens_of, open_checkpoint, run_columns
-from repa_eval.console.options import choose_device, parse_floats
+from repa_eval.console.option_groups import flag, option_group
+from repa_eval.console.options import CheckpointOptions, ComputeOptions, GridOptions
 from repa_eval.errors import UserError
+from repa_eval.runtime.device import choose_device
 
 if TYPE_CHECKING:
     from repa_eval.features.capture import Capture
 
-F = TypeVar("F", bound=Callable[..., Any])
 
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """Where the features of a call are kept until it has finished, or longer."""
 
-def caching(function: F) -> F:
-    """Add the options that say where features are kept: --cache, --no-cache."""
-    function = click.option("--no-cache", is_flag=True, help="features in memory only: nothing to resume")(function)
-    return click.option(
+    folder: Path | None = flag(
         "--cache",
         type=click.Path(file_okay=False, path_type=Path),
-        help="keep the features here for later calls; default: the user's cache, until the command has finished",
-    )(function)
+        help="keep features in this folder for later calls; default: the user's cache, until the command has finished",
+    )
+    no_cache: bool = flag(
+        "--no-cache", is_flag=True, help="keep features in memory only: an interrupted call starts from the beginning"
+    )
+
+
+cache_options = option_group("cache", CacheOptions)
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What a call measures, and how. command: its name; own: the options that only this command has."""
+
+    command: str
+    checkpoint: CheckpointOptions
+    grid: GridOptions
+    cache: CacheOptions
+    compute: ComputeOptions
+    own: Any
+    pool: str = "mean"
 
 
 @dataclass
@@ -50,11 +70,8 @@ class Session:
 
 
 @contextmanager
-def session(ckpt: str, layers: str, what: str, given: Mapping[str, Any]) -> Iterator[Session]:
-    """Yield the Session of a call; an interrupted one finds its features again, a finished one leaves none behind.
-
-    what: the command, whose features are its own.
-    """
+def session(options: SessionOptions) -> Iterator[Session]:
+    """Yield the Session of a call; an interrupted call reuses its features when repeated, a finished one keeps none."""
     import torch
     from tqdm import tqdm
 
@@ -63,38 +80,36 @@ def session(ckpt: str, layers: str, what: str, given: Mapping[str, Any]) -> Iter
     from repa_eval.features.capture import Capture
     from repa_eval.runtime.distributed import join
 
-    times = parse_floats(given["timesteps"], "--timesteps")
-    for t in times:
-        if not 0.0 <= t <= 1.0:
-            raise UserError(f"timestep {t} is outside [0, 1] (0 = data, 1 = noise)")
-    opened = open_checkpoint(ckpt, given)
-    numbers = block_numbers(layers, opened)
-    share = join(choose_device(given["device"]))
-    if given["no_cache"] and share.count > 1:
+    times, compute, cache = options.grid.times(), options.compute, options.cache
+    opened = open_checkpoint(options.checkpoint.ckpt, options.checkpoint)
+    numbers = block_numbers(options.grid.layers, opened)
+    share = join(choose_device(compute.device))
+    if cache.no_cache and share.count > 1:
         raise UserError("several processes exchange their features through the cache; leave --no-cache out")
-    folder = None if given["no_cache"] else given["cache"] or _own_folder(what, opened, given)
-    with tqdm(desc=what, unit="batch", disable=given["quiet"] or not share.first or None, leave=False) as bar:
+    folder = None if cache.no_cache else cache.folder or _own_folder(opened.path, options)
+    with tqdm(desc=options.command, unit="batch", disable=compute.quiet or not share.first or None, leave=False) as bar:
         capture = Capture(
             interpolant=from_dict(Interpolant(), opened.option("interpolant") or {}),
-            seed=given["seed"],
-            pool=given.get("pool", "mean"),
-            class_tokens=class_tokens_of(opened, share.device, given["teacher_name"]),
-            batch_size=given["batch_size"],
+            seed=compute.seed,
+            pool=options.pool,
+            class_tokens=class_tokens_of(opened, share.device, options.grid.teacher_name),
+            batch_size=compute.batch_size,
             cache=folder,
             share=share,
             progress=bar.update,
         )
-        model = opened.model.to(device=share.device, dtype=getattr(torch, given["dtype"]))
+        model = opened.model.to(device=share.device, dtype=getattr(torch, options.checkpoint.dtype))
         yield Session(opened, model, share.device, numbers, times, capture, run_columns(opened))
     share.wait()
-    if share.first and folder is not None and given["cache"] is None:
+    if share.first and folder is not None and cache.folder is None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _own_folder(what: str, opened: Any, given: Mapping[str, Any]) -> Path:
-    """Return the folder of this very call in the user's cache: the same for the same call, for no other."""
+def _own_folder(checkpoint: Path, options: SessionOptions) -> Path:
+    """Return the folder of this call in the user's cache: the same call finds it again, another call has another."""
     from repa_eval.features.store import default_folder
     from repa_eval.results import protocol_hash
 
-    said = {key: str(value) for key, value in given.items() if key not in ("quiet", "device")}
-    return default_folder() / f"{what}-{protocol_hash({**said, 'path': str(opened.path.resolve())})}"
+    chosen = {**asdict(options), "compute": {"seed": options.compute.seed, "batch_size": options.compute.batch_size}}
+    chosen["checkpoint"] = {**asdict(options.checkpoint), "ckpt": str(checkpoint.resolve())}
+    return default_folder() / f"{options.command}-{protocol_hash({key: str(value) for key, value in chosen.items()})}"

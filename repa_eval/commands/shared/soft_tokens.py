@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
-import click
-
+from repa_eval.console.option_groups import flag, option_group
 from repa_eval.errors import UserError
 
-F = TypeVar("F", bound=Callable[..., Any])
+
+@dataclass(frozen=True, kw_only=True)
+class TokenOptions:
+    """Soft tokens for a text-to-image model."""
+
+    tokens: str | None = flag(
+        "--tokens",
+        help="SoftREPA: soft tokens, as our file, a run's checkpoint or the folder of the published files",
+    )
+    token_strength: float = flag(
+        "--token-strength", type=float, default=1.0, help="SoftREPA: factor of the soft tokens; 0 = without them"
+    )
 
 
-def token_options(function: F) -> F:
-    """Add the options."""
-    function = click.option(
-        "--token-strength", type=float, default=1.0, show_default=True, help="of soft tokens; 0 = left out"
-    )(function)
-    return click.option(
-        "--tokens", help="soft tokens: our file, a run's checkpoint, or a folder of the published two files"
-    )(function)
+token_options = option_group("soft_tokens", TokenOptions)
 
 
 def with_tokens(opened: Any, tokens: str | None) -> Any:
@@ -33,5 +36,5 @@ def with_tokens(opened: Any, tokens: str | None) -> Any:
     if not isinstance(model, TextToImage):
         raise UserError(f"--tokens: {opened.path} holds {opened.model_name}, which takes no soft tokens")
     if model.dc_tokens is not None:
-        raise UserError(f"{opened.path} has soft tokens of its own: leave --tokens out, or name the plain model")
+        raise UserError(f"{opened.path} has its own soft tokens; leave --tokens out, or name the model without them")
     return attach(model, read_tokens(tokens), where=tokens)

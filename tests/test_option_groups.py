@@ -1,0 +1,73 @@
+"""Groups of options: one dataclass drives the command line, its help and its defaults."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, dataclass
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from repa_eval.console.app import CommandFolder
+from repa_eval.console.option_groups import flag, given, option_group
+from repa_eval.console.options import ComputeOptions, GridOptions, compute_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fruit:
+    """Options of a test."""
+
+    count: int = flag("--count", "-c", type=int, default=2, help="how many")
+    kinds: tuple[str, ...] = flag("--kind", multiple=True, help="which")
+    ripe: bool = flag("--ripe", is_flag=True, help="only ripe ones")
+    name: str | None = flag("--name", help="its name")
+
+
+def call(*words: str) -> Any:
+    received: list[Any] = []
+
+    @click.command()
+    @option_group("fruit", Fruit)
+    @click.option("--plain")
+    def command(fruit: Fruit, plain: str | None) -> None:
+        received.extend([fruit, plain, given("count")])
+
+    result = CliRunner().invoke(command, list(words), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return received or result.output
+
+
+def test_a_command_receives_one_object_a_group() -> None:
+    assert call() == [Fruit(), None, False]
+    words = ["-c", "5", "--kind", "fig", "--kind", "plum", "--ripe", "--plain", "x"]
+    assert call(*words) == [Fruit(count=5, kinds=("fig", "plum"), ripe=True), "x", True]
+
+
+def test_help_shows_defaults_where_there_are_some() -> None:
+    lines = {line.split()[0].rstrip(","): line for line in call("--help").splitlines() if line.strip().startswith("-")}
+    assert "[default: 2]" in lines["-c"]
+    assert not [line for name, line in lines.items() if name != "-c" and "default" in line]
+
+
+def test_a_group_can_be_built_without_a_command_line_and_is_frozen() -> None:
+    options: Any = ComputeOptions(seed=3)
+    assert (options.device, options.batch_size, options.quiet) == ("auto", 256, False)
+    with pytest.raises(FrozenInstanceError):
+        options.seed = 4
+    assert GridOptions().times() == [0.05, 0.1, 0.2, 0.3, 0.5]
+
+
+def test_two_options_of_one_name_are_refused() -> None:
+    with pytest.raises(AssertionError, match="ComputeOptions: two options of one name"):
+        compute_options(click.option("--seed")(lambda seed: None))
+
+
+def test_every_command_names_an_option_once() -> None:
+    folder = CommandFolder("x")
+    context = click.Context(folder)
+    for name in folder.list_commands(context):
+        command = folder.get_command(context, name)
+        assert command is not None
+        names = [parameter.name for parameter in command.params]
+        assert len(names) == len(set(names)), name

@@ -623,6 +623,15 @@ def test_what_cannot_be_judged_is_one_line(here: Path, words: str, code: int, te
     fails(repa_eval("fid", "--json", *words.split(), *extractor), code, text)
 
 
+def test_a_record_beside_samples_cannot_name_code(here: Path) -> None:
+    broken_files(here)
+    (here / "judge.py").write_text("open('ran', 'w').close()\nclass J: ...\n")
+    (here / "large" / "samples.json").write_text('{"extractor": "judge:J", "data": "digits"}')
+    shown = repa_eval("fid", "--samples", "large")
+    fails(shown, 2, "its record names the extractor 'judge:J', which is not registered; choose one with --extractor")
+    assert not (here / "ran").exists()
+
+
 def test_real_images_against_themselves(here: Path) -> None:
     images = digits("reference").images[:200]
     np.savez("real.npz", arr_0=images.transpose(0, 2, 3, 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -43,7 +43,7 @@ class DiffusionModel(nn.Module):
     @property
     def depth(self) -> int:
         """Number of blocks, the largest layer that can be tapped."""
-        return int(self.config.depth)
+        return depth_of(self.config)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -108,6 +108,12 @@ class DiffusionModel(nn.Module):
     def null_condition(self, count: int) -> Tensor:
         """Return what `forward` takes as y for `count` images of no class, on the model's device."""
         return torch.full((count,), self.null_label, device=next(self.parameters()).device)
+
+
+def depth_of(config: Any) -> int:
+    """Return the number of blocks of a network of this config; a U-Net's config counts them stage by stage."""
+    depth: int | Sequence[int] = config.depth
+    return depth if isinstance(depth, int) else sum(depth)
 
 
 def check_taps(taps: Collection[int], depth: int) -> None:

@@ -121,11 +121,6 @@ class UDiT(DiffusionModel):
         self.final_layer = MapFinalLayer(2 * width, config.in_channels * (2 if config.learn_sigma else 1))
         self._initialise()
 
-    @property
-    def depth(self) -> int:
-        """Number of blocks over all stages."""
-        return sum(self.config.depth)
-
     def stage(self, layer: int) -> int:
         """Return the number 0..4 of the stage that a layer belongs to; layer 0 belongs to the first."""
         check_taps((layer,), self.depth)

@@ -10,9 +10,10 @@ from click.testing import CliRunner
 
 from repa_eval import results
 from repa_eval.cli import main as repa_eval
-from repa_eval.commands import demo
+from repa_eval.commands import demo as demo_command
 from repa_eval.monitors import alignment
 from repa_eval.probes import splits
+from repa_eval.train import demo
 from repa_eval.train.cli import main as repa_train
 
 
@@ -45,19 +46,19 @@ def test_train_align_probe_sample_judge_report(tmp_path: Path) -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo as it is, with few images."""
-    monkeypatch.setattr(demo, "MIN_STEPS", 1)
+    monkeypatch.setattr(demo_command, "MIN_STEPS", 1)
     monkeypatch.setattr(alignment, "MAP_IMAGES", 40)
     monkeypatch.setattr(splits, "PROBE_TRAIN", 60)
     monkeypatch.setattr(splits, "PROBE_TEST", 30)
-    made = demo._recipe
+    made = demo.demo_recipe
 
-    def fewer(arm: str, seed: int, steps: int) -> object:
+    def fewer(model: str, seed: int, steps: int) -> object:
         from repa_eval.train.recipe import resolve
 
         changes = {"batch_size": 8, "num_samples": 32, "final_samples": 32, "evaluation.num_steps": 2}
-        return resolve(made(arm, seed, steps).to_dict(), {**changes, "final_num_steps": 2})
+        return resolve(made(model, seed, steps).to_dict(), {**changes, "final_num_steps": 2})
 
-    monkeypatch.setattr(demo, "_recipe", fewer)
+    monkeypatch.setattr(demo, "demo_recipe", fewer)
 
 
 @pytest.mark.usefixtures("small")
@@ -89,8 +90,8 @@ def test_arms_are_paired(tmp_path: Path) -> None:
     from repa_eval.train.loop import build
 
     states = {}
-    for arm in demo.ARMS:
-        recipe = demo._recipe(arm, 0, 20)
+    for arm in demo.MODELS:
+        recipe = demo.demo_recipe(arm, 0, 20)
         teachers = [load_teacher(name) for name in recipe.method.teachers()]
         _, objective = build(recipe, load_data("digits", "train"), teachers)
         states[arm] = objective.model.state_dict()

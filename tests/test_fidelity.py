@@ -21,9 +21,8 @@ from repa_eval.interfaces.images import Images
 from repa_eval.metrics.fid import frechet_distance
 from repa_eval.monitors import copies as copies_module
 from repa_eval.monitors.copies import Copies
-from repa_eval.monitors.real_level import Floor
-from repa_eval.monitors.sample_quality import Quality
-from repa_eval.monitors.shared.run import Subject
+from repa_eval.monitors.real_level import RealLevel
+from repa_eval.train.evaluated import evaluated_run
 
 
 class Judge(Extractor):
@@ -156,7 +155,7 @@ def test_worse_images_are_judged_worse() -> None:
 
 def test_the_floor_is_the_level_of_real_images(tmp_path: Path) -> None:
     recipe = tiny(split="train", num_samples=500, final_samples=1000)
-    floor = Floor(Subject(recipe, tmp_path / "mine"))
+    floor = RealLevel(evaluated_run(recipe, tmp_path / "mine"))
     assert list(floor(3, None)) == []  # once, at the end
     rows = list(floor(6, None))
     assert [(row.metric, row.n, row.step, row.run) for row in rows] == [
@@ -167,13 +166,13 @@ def test_the_floor_is_the_level_of_real_images(tmp_path: Path) -> None:
     assert all("real training images" in record["samples"] for record in results.records_of(rows).values())
     assert floor.done(6, rows)
     assert not floor.done(6, rows[:1])
-    only_regular = Floor(Subject(tiny(split="train", num_samples=500), tmp_path / "mine"))
+    only_regular = RealLevel(evaluated_run(tiny(split="train", num_samples=500), tmp_path / "mine"))
     assert [row.n for row in only_regular(6, None)] == [500]
 
 
 def test_copies_of_training_images_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny(split="train", num_samples=100, eval_every=2)
-    copies = Copies(Quality(Subject(recipe, tmp_path / "mine")))
+    copies = Copies(evaluated_run(recipe, tmp_path / "mine"))
     assert list(copies(3, None)) == []  # once, at the end
     assert copies.done(3, [])
     monkeypatch.setattr(copies_module, "draw", lambda _model, count, *_: digits("train").part(5000, 5000 + count))

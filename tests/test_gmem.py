@@ -23,11 +23,11 @@ from repa_eval.interfaces.teacher import Tokens, load_teacher
 from repa_eval.memory_bank.bank import FullBank, compressed
 from repa_eval.memory_bank.files import save_bank
 from repa_eval.monitors import alignment
-from repa_eval.monitors import suites as monitors
 from repa_eval.probes import splits
 from repa_eval.sampling.generate import SamplerSettings, generate, own_bank
 from repa_eval.sampling.interpolation import images_between, pairs_of
 from repa_eval.train import batches
+from repa_eval.train.evaluated import evaluated_run, monitors_of
 from repa_eval.train.recipe import read_recipe, resolve
 
 FORMS: dict[str, dict[str, Any]] = {"full": {}, "svd": {"bank_form": "svd", "latent_dim": 8}}
@@ -257,8 +257,8 @@ def test_samples_of_the_own_bank_are_those_of_the_same_bank_in_a_file(
 def test_a_checkpoint_without_its_bank(tmp_path: Path) -> None:
     recipe = tiny("gmem", bank_form="none", eval_every=3, num_samples=8, final_samples=8)
     out = tmp_path / "run"
-    assert not monitors.Subject(recipe, out).generates
-    assert monitors.of_recipe(monitors.Subject(recipe, out)) == []
+    assert not evaluated_run(recipe, out).generates
+    assert monitors_of(recipe, out) == []
     run(recipe, out)
     saved = torch.load(last(out), weights_only=True)
     assert not [name for name in saved["model"] if name.startswith("memory")]
@@ -297,7 +297,7 @@ def test_the_trainer_measures_what_the_sweep_would(tmp_path: Path, monkeypatch: 
     out = tmp_path / "run"
     settings = {"eval_every": 3, "evaluation.num_samples": 16, "evaluation.num_steps": 2, "final_samples": 0}
     recipe = tiny("gmem", **settings)
-    run(recipe, out, monitors=monitors.of_recipe(monitors.Subject(recipe, out)))
+    run(recipe, out, monitors=monitors_of(recipe, out))
     rows = [row for row in results.read(out) if row.metric == "fd_digits"]
     assert [row.step for row in rows] == [3, 6]
     record = results.read_protocols(out)[rows[0].protocol or ""]
@@ -332,7 +332,7 @@ def test_the_trainer_measures_what_the_sweep_would(tmp_path: Path, monkeypatch: 
 def test_it_is_measured_with_the_sampler_that_its_record_names(trained: tuple[str, Path]) -> None:
     _, out = trained
     model = checkpoints.load(last(out)).model
-    settings = monitors.Subject(tiny("gmem"), out).sampler(4)
+    settings = evaluated_run(tiny("gmem"), out).sampler(4)
     times: list[float] = []
     unwrap(model).register_forward_pre_hook(lambda _m, given: times.append(float(given[1][0])))
     list(generate(model, range(2), settings, batch_size=2))

@@ -15,7 +15,11 @@ from repa_eval.cli import main
 from repa_eval.errors import UserError
 from repa_eval.interfaces.teacher import Teacher, Tokens, load_teacher
 from repa_eval.monitors import alignment
-from repa_eval.monitors import suites as monitors
+from repa_eval.monitors.alignment import AlignmentMap
+from repa_eval.monitors.previews import Preview
+from repa_eval.monitors.probes import Probes
+from repa_eval.monitors.shared import suites
+from repa_eval.monitors.token_colours import TokenColours
 from repa_eval.probes import splits
 from repa_eval.sampling.generate import SamplerSettings, generate
 from repa_eval.train import state
@@ -200,10 +204,8 @@ def test_sweep_measures_it(trained: tuple[int, Path], monkeypatch: pytest.Monkey
     monkeypatch.setattr(alignment, "MAP_IMAGES", 20)
     monkeypatch.setattr(splits, "PROBE_TRAIN", 60)
     monkeypatch.setattr(splits, "PROBE_TEST", 30)
-    monkeypatch.setattr(monitors, "everything", lambda subject, _names, **_more: [
-        monitors.Preview(subject), monitors.Probes(subject, []), monitors.AlignmentMap(subject, ["digits-vit"]),
-        monitors.TokenPictures(subject, "digits-vit"),
-    ])  # fmt: skip
+    chosen = (Preview, Probes, AlignmentMap, TokenColours)
+    monkeypatch.setattr(suites, "all_monitors", lambda evaluated: [build(evaluated) for build in chosen])
     for expected in (True, False):
         done = CliRunner().invoke(main, ["sweep", str(trained[1]), "--device", "cpu", "--quiet", "--json"])
         assert done.exit_code == 0, done.output

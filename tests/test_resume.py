@@ -156,12 +156,12 @@ def test_the_line_after_ctrl_c_can_be_typed(
             os.kill(os.getpid(), signal.SIGINT)
         return []
 
-    monkeypatch.setattr("repa_eval.monitors.suites.of_recipe", lambda *_: [press])
+    monkeypatch.setattr("repa_eval.train.evaluated.monitors_of", lambda *_: [press])
     stopped = here(*words)
     assert (stopped.exit_code, stopped.stdout) == (130, "")
     _, command = stopped.stderr.split("continue with: repa-train ")
     assert ("--method" in command) == from_file
-    monkeypatch.setattr("repa_eval.monitors.suites.of_recipe", lambda *_: [])
+    monkeypatch.setattr("repa_eval.train.evaluated.monitors_of", lambda *_: [])
     done = here(*shlex.split(command))
     assert done.exit_code == 0, done.stderr
     assert sorted(path.name for path in Path("my run/checkpoints").iterdir()) == ["0000003.pt", "0000006.pt"]

@@ -12,12 +12,13 @@ from click.testing import CliRunner
 from helpers import CPU, digits, files_of, run, tiny, torchrun
 from repa_eval import results
 from repa_eval.cli import main as repa_eval
-from repa_eval.monitors import suites as monitors
-from repa_eval.monitors.sample_quality import Quality
-from repa_eval.monitors.shared.run import Subject
+from repa_eval.monitors.previews import Preview
+from repa_eval.monitors.sample_quality import SampleQuality
+from repa_eval.monitors.shared import suites
 from repa_eval.monitors.shared.samples import draw
 from repa_eval.sampling.generate import SamplerSettings
 from repa_eval.train import loop
+from repa_eval.train.evaluated import evaluated_run
 
 SMALL = {"max_steps": 6, "checkpoint_every": 2, "num_samples": 16, "num_steps": 2, "split": "train"}
 
@@ -27,9 +28,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run with the checkpoints 2, 4 and 6, of which only sample quality is measured."""
     run(tiny(**SMALL), tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        monitors, "everything", lambda subject, _, **more: [Quality(subject, **more), monitors.Preview(subject)]
-    )
+    monkeypatch.setattr(suites, "all_monitors", lambda run: [SampleQuality(run), Preview(run)])
     return tmp_path / "mine"
 
 
@@ -107,4 +106,4 @@ def test_a_sweep_of_two_processes_gives_the_same_rows(tmp_path: Path) -> None:
         tables.append({row.key(): (row.value, row.stderr) for row in results.read(out)})
         assert list(files_of(out / "samples")) == ["0000002.npz", "0000002.npz.json"]
     assert tables[0] == tables[1]
-    assert Subject(recipe, tmp_path / "1" / "mine").columns(2)["run"] == "mine"
+    assert evaluated_run(recipe, tmp_path / "1" / "mine").columns(2)["run"] == "mine"

@@ -33,10 +33,10 @@ from repa_eval import checkpoints, results
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.method import METHODS
-from repa_eval.monitors.suites import Subject, of_recipe
 from repa_eval.results import Row, make_row
 from repa_eval.train import batches, loop, state
 from repa_eval.train.cli import main
+from repa_eval.train.evaluated import monitors_of
 from repa_eval.train.optim import Average, Optim
 from repa_eval.train.recipe import Recipe
 
@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
     """A run of REPA with measurements, six steps long."""
     recipe = tiny("repa", eval_every=2, num_samples=40, num_steps=2)
     out = tmp_path_factory.mktemp("finished") / "run"
-    run(recipe, out, monitors=of_recipe(Subject(recipe, out)), labels={"control": False})
+    run(recipe, out, monitors=monitors_of(recipe, out), labels={"control": False})
     return recipe, out
 
 

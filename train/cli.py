@@ -132,12 +132,12 @@ def _resolve(recipe_name: str | None, method_name: str | None, words: tuple[str,
 
 def _train(recipe: Any, run: Path, resume: bool, device: str, quiet: bool, method_name: str | None) -> Path:
     """Train; after Ctrl-C say how to continue and leave with 130."""
-    from repa_eval.monitors import suites as monitors
+    from repa_eval.train.evaluated import monitors_of
     from repa_eval.train.loop import Interrupted, train
 
-    watchers = monitors.of_recipe(monitors.Subject(recipe, run, device))
+    monitors = monitors_of(recipe, run, device)
     try:
-        return train(recipe, run, monitors=watchers, resume=resume, device=device, progress=not quiet)
+        return train(recipe, run, monitors=monitors, resume=resume, device=device, progress=not quiet)
     except Interrupted as stop:
         words = ["repa-train", "--recipe", str(run / "recipe.yaml"), "--out", str(run), "--resume"]
         if method_name is not None and method_name.endswith(".py"):

@@ -1,4 +1,4 @@
-"""`repa-eval sweep`: every measure of every checkpoint of a run that has no rows yet."""
+"""`repa-eval sweep`: every monitor of every checkpoint of a run that has no rows yet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from repa_eval.runtime.device import choose_device
 
 @click.command(cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--watch", is_flag=True, help="go on until the trainer beside it has finished")
+@click.option("--watch", is_flag=True, help="go on until the trainer of the run has finished")
 @click.option("--every", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="seconds between looks")
 @click.option("--teacher", "teachers", default="", help="further teachers, joined by commas")
 @click.option("--method", "method_file", help="Python file of the method that was trained, if it is not installed")
@@ -52,58 +52,57 @@ def command(
     """
     from repa_eval.interfaces.method import METHODS
     from repa_eval.interfaces.teacher import split_names
+    from repa_eval.monitors.shared.missing import evaluate_missing
     from repa_eval.runtime.distributed import join
 
     if not (run / "checkpoints").is_dir():
         raise UserError(f"{run} is no run folder: it holds no checkpoints/")
     if method_file is not None:
         METHODS.load_file(method_file)
-    share = join(choose_device(device))
+    processes = join(choose_device(device))
     added: list[Any] = []
     while True:
         # asked before the look, so that the last checkpoint is not missed
-        finished = share.agree(_status(run) != "running")
-        for rows in _measure_missing(run, split_names(teachers), share, quiet, keep_samples):
+        finished = processes.agree(_status(run) != "running")
+        for rows in evaluate_missing(
+            _checkpoints(run, processes, split_names(teachers), keep_samples), _silent if quiet else _announce
+        ):
             added += rows
         if finished or not watch:
             break
         time.sleep(every)
     done = f"{len(added)} rows added; next: repa-eval report {run}"
-    if share.first:
+    if processes.first:
         deliver(added, RowsOptions(as_json=as_json), show=lambda _rows: done)
 
 
-def _measure_missing(run: Path, teachers: list[str], share: Any, quiet: bool, keep_samples: int) -> Iterator[list[Any]]:
-    """Yield the rows of every measure that was missing, written to the run's table as soon as they are there.
-
-    The first of several processes decides what is missing, and takes the measures that are not divided.
-    """
-    from repa_eval import checkpoints, results
-    from repa_eval.monitors import suites as monitors
+def _checkpoints(folder: Path, processes: Any, teachers: list[str], keep_samples: int) -> Iterator[Any]:
+    """Open and yield one checkpoint of a run folder after another; the first process decides which there are."""
+    from repa_eval import checkpoints
+    from repa_eval.monitors.shared.missing import EvaluatedCheckpoint
+    from repa_eval.train.evaluated import evaluated_run
     from repa_eval.train.recipe import resolve
 
-    measures: list[Any] = []
-    trained: Any = None  # the recipe that they are for: the stages of a run have recipes of their own
-    for path in share.agree(sorted((run / "checkpoints").glob("[0-9]*.pt"))):
+    for path in processes.agree(sorted((folder / "checkpoints").glob("[0-9]*.pt"))):
         opened = checkpoints.load(path)
-        if (recipe := resolve(opened.recipe)) != trained:
-            measurable(opened)
-            trained = recipe
-            measures = monitors.everything(
-                monitors.Subject(recipe, run, share.device), teachers, share=share, keep_samples=keep_samples
-            )
-        step = opened.step or 0
-        for measure in measures:
-            table = results.read(run) if results.table_path(run).is_file() else []
-            if share.agree(measure.done(step, table)) or not (share.first or measure.shared):
-                continue
-            if not quiet and share.first:
-                click.echo(f"step {step}: {type(measure).__name__}", err=True)
-            known = {row.key() for row in table}
-            new = [row for row in measure(step, opened.model.to(share.device)) if row.key() not in known]
-            if share.first:
-                results.append(run, new)
-                yield new
+        recipe, model = resolve(opened.recipe), measurable(opened)
+        run = evaluated_run(
+            recipe,
+            folder,
+            processes.device,
+            further_teachers=teachers,
+            keep_samples=keep_samples,
+            processes=processes,
+        )
+        yield EvaluatedCheckpoint(run, opened.step or 0, model)
+
+
+def _announce(step: int, monitor: object) -> None:
+    click.echo(f"step {step}: {type(monitor).__name__}", err=True)
+
+
+def _silent(step: int, monitor: object) -> None:
+    """Announce nothing."""
 
 
 def _status(run: Path) -> str | None:

@@ -8,37 +8,35 @@ from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.diffusion.timesteps import TIMESTEPS
 from repa_eval.evaluation.alignment import METRICS, Preparation, align
 from repa_eval.evaluation.alignment import protocol as alignment_record
-from repa_eval.features.hidden_states import model_record
 from repa_eval.interfaces.images import unseen_images
-from repa_eval.interfaces.monitor import Measure
-from repa_eval.interfaces.teacher import Teacher, load_teacher
+from repa_eval.interfaces.monitor import Monitor, monitor
 from repa_eval.monitors.shared.completeness import all_layers, is_complete
-from repa_eval.monitors.shared.run import Subject
+from repa_eval.monitors.shared.run import EvaluatedRun
 from repa_eval.results import Row
 
 MAP_IMAGES = 600
+MAP_METRICS = (*METRICS, "mutual_knn")
 
 
-class AlignmentMap(Measure):
-    """The whole layer x timestep map against each teacher."""
+@monitor("alignment", order=70, needs=("teachers",), in_training="never")
+class AlignmentMap(Monitor):
+    """Alignment of every layer at every timestep with each teacher."""
 
     def __init__(
         self,
-        subject: Subject,
-        teachers: Sequence[str],
+        run: EvaluatedRun,
         *,
         timesteps: Sequence[float] = TIMESTEPS,
-        metrics: Sequence[str] = METRICS,
-        num_images: int = MAP_IMAGES,
+        metrics: Sequence[str] = MAP_METRICS,
+        num_images: int | None = None,
     ) -> None:
-        self.subject, self.timesteps, self.metrics = subject, timesteps, metrics
-        self.images = unseen_images(subject.data, num_images)
-        self.teachers: list[Teacher] = [load_teacher(name).to(subject.device) for name in teachers]
+        self.run, self.timesteps, self.metrics = run, timesteps, metrics
+        self.images = unseen_images(run.data, num_images or MAP_IMAGES)
 
     def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
         """Return a row per teacher, timestep, layer and metric."""
         rows: list[Row] = []
-        for teacher in self.teachers:
+        for teacher in self.run.reference_teachers:
             rows += align(
                 model,
                 teacher,
@@ -46,17 +44,16 @@ class AlignmentMap(Measure):
                 layers=all_layers(model),
                 timesteps=self.timesteps,
                 metrics=self.metrics,
-                capture=self.subject.capture,
-                columns=self.subject.columns(step),
+                capture=self.run.capture,
+                columns=self.run.columns(step),
             )
         return rows
 
     def done(self, step: int, rows: Collection[Row]) -> bool:
         """Return whether the maps against all teachers are complete."""
-        capture = self.subject.capture
         records = [
-            alignment_record(teacher, self.images, capture, Preparation()) | model_record(self.subject.network)
-            for teacher in self.teachers
+            {**alignment_record(teacher, self.images, self.run.capture, Preparation()), **self.run.network.record}
+            for teacher in self.run.reference_teachers
         ]
-        layers = range(1, self.subject.recipe.architecture.depth + 1)
+        layers = range(1, self.run.network.depth + 1)
         return is_complete(step, rows, records, self.metrics, layers, self.timesteps)

@@ -6,23 +6,21 @@ from collections.abc import Collection, Iterable, Sequence
 
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.diffusion.timesteps import TIMESTEPS
-from repa_eval.features.hidden_states import model_record
-from repa_eval.interfaces.monitor import Measure
-from repa_eval.interfaces.teacher import load_teacher
+from repa_eval.interfaces.monitor import Monitor, monitor
 from repa_eval.monitors.shared.completeness import all_layers, is_complete
-from repa_eval.monitors.shared.run import Subject
+from repa_eval.monitors.shared.run import EvaluatedRun
 from repa_eval.probes import grid
 from repa_eval.probes.splits import probe_splits
 from repa_eval.results import Row
 
 
-class Probes(Measure):
-    """Linear and k-NN probes over layers and timesteps, and the teachers' own level."""
+@monitor("probes", order=60, in_training="never")
+class Probes(Monitor):
+    """Linear and k-NN probes of every layer at every timestep, and of the teachers."""
 
-    def __init__(self, subject: Subject, teachers: Sequence[str], *, timesteps: Sequence[float] = TIMESTEPS) -> None:
-        self.subject, self.timesteps = subject, timesteps
-        self.splits = probe_splits(subject.data)
-        self.teachers = [load_teacher(name).to(subject.device) for name in teachers]
+    def __init__(self, run: EvaluatedRun, *, timesteps: Sequence[float] = TIMESTEPS) -> None:
+        self.run, self.timesteps = run, timesteps
+        self.splits = probe_splits(run.data)
 
     def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
         """Return the rows of the model, and those of the teachers, which have no step."""
@@ -31,20 +29,20 @@ class Probes(Measure):
             self.splits,
             layers=all_layers(model),
             timesteps=self.timesteps,
-            capture=self.subject.capture,
-            columns=self.subject.columns(step),
+            capture=self.run.capture,
+            columns=self.run.columns(step),
         )
-        for teacher in self.teachers:
-            rows += grid.teacher_level(teacher, self.splits, columns={"run": self.subject.run.resolve().name})
+        for teacher in self.run.reference_teachers:
+            rows += grid.teacher_level(teacher, self.splits, columns={"run": self.run.name})
         return rows
 
     def done(self, step: int, rows: Collection[Row]) -> bool:
-        """Return whether the grid is complete and every teacher's level is known."""
-        layers = range(1, self.subject.recipe.architecture.depth + 1)
+        """Return whether the grid is complete and the table holds every teacher's accuracy."""
+        layers = range(1, self.run.network.depth + 1)
         for kind in grid.KINDS:
-            record = grid.protocol(self.splits, self.subject.interpolant, kind=kind, seed=0)
-            record |= model_record(self.subject.network)
+            record = grid.protocol(self.splits, self.run.interpolant, kind=kind, seed=0)
+            record |= self.run.network.record
             if not is_complete(step, rows, [record], [grid.NAMES[kind]], layers, self.timesteps):
                 return False
-        levels = [row for row in rows if row.metric == f"{grid.NAMES[grid.KINDS[-1]]}_teacher"]
-        return len(levels) >= len(self.teachers)
+        teacher_rows = [row for row in rows if row.metric == f"{grid.NAMES[grid.KINDS[-1]]}_teacher"]
+        return len(teacher_rows) >= len(self.run.teacher_names)

@@ -9,38 +9,44 @@ from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.evaluation.sample_quality import evaluate
 from repa_eval.interfaces.extractor import load_extractor
 from repa_eval.interfaces.images import load_data
-from repa_eval.interfaces.monitor import Measure
-from repa_eval.monitors.shared.run import Subject
+from repa_eval.interfaces.monitor import Monitor, monitor
+from repa_eval.monitors.shared.run import EvaluatedRun
 from repa_eval.results import Row
 
 
-class Floor(Measure):
-    """Once, after the last step: real training images against the reference, the level that samples can reach."""
+@monitor("real_level", order=20, needs=("samples",), in_training="never")
+class RealLevel(Monitor):
+    """The Frechet distance of real training images to the reference, once after the last step."""
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-        self.train, self.reference = (load_data(subject.data, split) for split in ("train", "reference"))
-        self.judge = load_extractor(subject.recipe.settings.evaluation.extractor).to(subject.device)
+    def __init__(self, run: EvaluatedRun) -> None:
+        self.run = run
+        self.train, self.reference = (load_data(run.data, split) for split in ("train", "reference"))
+        self.extractor = load_extractor(run.extractor).to(run.device)
 
     def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
-        """Return the rows, named `<metric>_floor`, without a step."""
-        if not self.subject.is_last(step):
+        """Return the rows, named `<metric>_floor`, without a step: one per number of samples."""
+        if not self.run.is_last(step):
             return []
         rows = []
         for count in self._counts():
-            # the reference is the head of the training images: take others
+            # the reference is the head of the training images: the images after it are used
             others = self.train.part(len(self.reference), len(self.reference) + count)
-            columns = {"run": self.subject.run.resolve().name}
             record = {"samples": "real training images outside the reference"}
-            measured = evaluate(others, self.reference, self.judge, metrics=("fd",), protocol=record, columns=columns)
+            measured = evaluate(
+                others,
+                self.reference,
+                self.extractor,
+                metrics=("fd",),
+                protocol=record,
+                columns={"run": self.run.name},
+            )
             rows += [dataclasses.replace(row, metric=f"{row.metric}_floor") for row in measured]
         return rows
 
     def done(self, step: int, rows: Collection[Row]) -> bool:
-        """Return whether the level was measured for every number of samples."""
-        known = {row.n for row in rows if row.metric.endswith("_floor")}
-        return not self.subject.is_last(step) or known >= set(self._counts())
+        """Return whether the table holds the level for every number of samples."""
+        present = {row.n for row in rows if row.metric.endswith("_floor")}
+        return not self.run.is_last(step) or present >= set(self._counts())
 
     def _counts(self) -> list[int]:
-        settings = self.subject.recipe.settings.evaluation
-        return [count for count in (settings.num_samples, settings.final_samples) if count]
+        return [samples.num_samples for samples in self.run.rounds(self.run.last_step)]

@@ -1,99 +1,146 @@
-"""The run that is measured, and what its measures have to know of it. Here training meets measuring."""
+"""The run that monitors evaluate, as plain values: monitors know neither its trainer nor its method."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from repa_eval.diffusion.conventions import REVERSED
 from repa_eval.diffusion.interpolant import Interpolant
-from repa_eval.diffusion.model import DiffusionModel
+from repa_eval.diffusion.model import Conditioning
 from repa_eval.features.capture import Capture, ClassTokens
-from repa_eval.interfaces.architecture import find_preset
-from repa_eval.interfaces.method import name_of
-from repa_eval.interfaces.teacher import class_tokens_by, load_teacher
+from repa_eval.interfaces.teacher import Teacher, class_tokens_by, load_teacher
+from repa_eval.runtime.distributed import ALONE, Share
 from repa_eval.sampling.settings import SamplerSettings
-from repa_eval.train.recipe import Recipe
 
 
-@dataclass(frozen=True)
-class Subject:
-    """The run that is measured: its recipe, its folder, and where to compute."""
+@dataclass(frozen=True, kw_only=True)
+class NetworkFacts:
+    """What monitors need to know of a network before they see it: the facts that DiffusionModel has under these names.
 
-    recipe: Recipe
-    run: Path
-    device: str = "cpu"
-    weights: str = "ema"
+    record: the protocol entries of the network (`model_record`).
+    """
 
-    def columns(self, step: int | None) -> dict[str, Any]:
-        """Return the columns that say which model a row speaks of."""
-        systems = self.recipe.method.systems
-        return {
-            "run": self.run.resolve().name,
-            "system": systems[0] if systems else None,
-            "method": name_of(self.recipe.method),
-            "step": step,
-            "weights": self.weights,
-            "train_seed": self.recipe.settings.seed,
-        }
-
-    @property
-    def network(self) -> type[DiffusionModel]:
-        """The class of the model that is trained."""
-        network: type[DiffusionModel] = find_preset(self.recipe.model)[0].build  # type: ignore[assignment]
-        return network
-
-    @functools.cached_property
-    def class_tokens(self) -> ClassTokens | None:
-        """What gives a model with a class token the clean one of an image: its first teacher; None for other models."""
-        if not self.network.has_class_token:
-            return None
-        name = self.recipe.method.teachers()[0]
-        return class_tokens_by(load_teacher(name, self.recipe.settings.teacher_weights).to(self.device))
-
-    @property
-    def capture(self) -> Capture:
-        """How features of the model are taken."""
-        return Capture(interpolant=self.interpolant, class_tokens=self.class_tokens)
-
-    @property
-    def generates(self) -> bool:
-        """Whether images can be generated from the model: not from a first stage's stub, nor without a memory bank."""
-        method = self.recipe.method
-        return method.samples and method.stages()[-1].samples
+    depth: int
+    native: str
+    conditioning: Conditioning
+    has_class_token: bool
+    record: Mapping[str, Any]
 
     @property
     def draws_snippets(self) -> bool:
-        """Whether the model is conditioned on snippets of a memory bank, and not on labels."""
-        return self.network.conditioning == "snippet"
+        """Whether samples are conditioned on snippets of a memory bank."""
+        return self.conditioning == "snippet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRound:
+    """A number of samples, and the ODE steps that each of them takes."""
+
+    num_samples: int
+    num_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedRun:
+    """The run that is evaluated, and where to compute.
+
+    folder: the run folder; its name is the column `run`. system, method, train_seed: columns of every row.
+    weights: "ema" or "online", those of the models that monitors are given.
+    data, split: what the model was trained on. last_step: the step at which training ends.
+    generates: whether images can be generated from the model. bank: its memory bank in words, for the protocol.
+    extractor: name of the network whose features sample quality is measured on.
+    regular: the samples drawn at every evaluation; final: those drawn in addition after the last step, if any.
+    keep_samples: the regular samples of that many of the newest steps stay in RUN/samples/.
+    teachers: names of the encoders that the run was trained with; teacher_weights: a file that replaces the weights of
+    the first one. further_teachers: names of encoders that it is compared with besides; they come first.
+    processes: those among which shared monitors divide their work.
+    """
+
+    folder: Path
+    system: str | None
+    method: str
+    train_seed: int
+    weights: str = "ema"
+    data: str
+    split: str
+    last_step: int
+    network: NetworkFacts
+    interpolant: Interpolant = Interpolant()
+    generates: bool = True
+    bank: str = ""
+    extractor: str
+    regular: SampleRound
+    final: SampleRound | None = None
+    keep_samples: int = 0
+    teachers: tuple[str, ...] = ()
+    teacher_weights: str | None = None
+    further_teachers: tuple[str, ...] = ()
+    device: str = "cpu"
+    processes: Share = ALONE
+
+    @property
+    def name(self) -> str:
+        """The name of the run in tables: that of its folder."""
+        return self.folder.resolve().name
+
+    def columns(self, step: int | None) -> dict[str, Any]:
+        """Return the columns of a row that name the model at a step."""
+        return {
+            "run": self.name,
+            "system": self.system,
+            "method": self.method,
+            "step": step,
+            "weights": self.weights,
+            "train_seed": self.train_seed,
+        }
+
+    def is_last(self, step: int) -> bool:
+        """Return whether training ends at this step."""
+        return step >= self.last_step
+
+    def picture(self, kind: str, step: int) -> Path:
+        """Return the file RUN/media/<kind>-<step>.png, which the report shows."""
+        return self.folder / "media" / f"{kind}-{step:07d}.png"
+
+    def rounds(self, step: int) -> list[SampleRound]:
+        """Return the rounds of samples that are drawn at a step: the regular one, after the last step the final one."""
+        return [self.regular, self.final] if self.final and self.is_last(step) else [self.regular]
 
     def sampler(self, num_steps: int, **more: Any) -> SamplerSettings:
-        """Return the settings of the one sampler that all runs are measured with: REPA's ODE by Euler steps.
+        """Return the settings of the sampler that all runs are evaluated with: REPA's ODE, by Euler steps.
 
-        A model in reversed time would by itself choose its published one, whose numbers stand in another table.
+        The published sampler of a model in reversed time is another one; its numbers belong to another table.
         """
         family = "repa" if self.network.native == REVERSED else ""
         return SamplerSettings(num_steps=num_steps, interpolant=self.interpolant, family=family, **more)
 
-    def made(self, sampler: SamplerSettings) -> dict[str, Any]:
+    def sample_record(self, sampler: SamplerSettings) -> dict[str, Any]:
         """Return the protocol entries of samples of the model."""
-        bank = f"the checkpoint's, {getattr(self.recipe.method, 'bank', 'full')}"
-        drawn = {"labels": "snippets", "bank": bank} if self.draws_snippets else {}
-        return {**sampler.record(), **drawn, "weights": self.weights, "dtype": "float32"}
+        condition = {"labels": "snippets", "bank": self.bank} if self.network.draws_snippets else {}
+        return {**sampler.record(), **condition, "weights": self.weights, "dtype": "float32"}
 
     @property
-    def interpolant(self) -> Interpolant:
-        """The path that the model was trained on."""
-        path: Interpolant = getattr(self.recipe.method, "interpolant", Interpolant())
-        return path
+    def capture(self) -> Capture:
+        """How hidden states of the model are taken."""
+        return Capture(interpolant=self.interpolant, class_tokens=self.class_tokens)
+
+    @functools.cached_property
+    def class_tokens(self) -> ClassTokens | None:
+        """The function from images to the clean class tokens that the model reads; None where it reads none."""
+        if not self.network.has_class_token:
+            return None
+        return class_tokens_by(load_teacher(self.teachers[0], self.teacher_weights).to(self.device))
+
+    @functools.cached_property
+    def reference_teachers(self) -> list[Teacher]:
+        """The teachers that hidden states are compared with, on the device: further ones, then the run's own."""
+        return [load_teacher(name).to(self.device) for name in self.teacher_names]
 
     @property
-    def data(self) -> str:
-        """The data that the model was trained on."""
-        return self.recipe.settings.data
-
-    def is_last(self, step: int) -> bool:
-        """Return whether this is the last step of the recipe."""
-        return step >= self.recipe.settings.max_steps
+    def teacher_names(self) -> list[str]:
+        """The names of `reference_teachers`."""
+        return list(dict.fromkeys([*self.further_teachers, *self.teachers]))

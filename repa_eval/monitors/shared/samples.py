@@ -10,12 +10,14 @@ from repa_eval.runtime.distributed import ALONE, Share
 from repa_eval.sampling.generate import SamplerSettings, generate
 
 
-def draw(model: DiffusionModel, count: int, sampler: SamplerSettings, share: Share = ALONE) -> Images:
-    """Return `count` samples of a model, held in memory; each process makes its share, and all of them get all."""
+def draw(model: DiffusionModel, count: int, sampler: SamplerSettings, processes: Share = ALONE) -> Images:
+    """Return `count` samples of a model, held in memory: each process makes its part, and every process gets all.
+
+    The labels of a model without classes are row numbers of its memory bank.
+    """
     size = min(count, 256)
-    parts = share.gather(list(generate(model, share.of(range(count), size), sampler, batch_size=size)))
-    parts.sort(key=lambda part: part[0][0])
-    images = torch.cat([images for _, images, _ in parts]).numpy()
-    labels = torch.cat([labels for _, _, labels in parts]).numpy()
-    # a model without classes is conditioned on snippets: its "labels" are their rows
+    batches = list(generate(model, processes.of(range(count), size), sampler, batch_size=size))
+    batches = sorted(processes.gather(batches), key=lambda batch: batch[0][0])
+    images = torch.cat([images for _, images, _ in batches]).numpy()
+    labels = torch.cat([labels for _, _, labels in batches]).numpy()
     return Images("samples", "all", images, labels, model.num_classes)

@@ -1,0 +1,36 @@
+"""Which of the registered monitors evaluate a run: all of them, or those that the trainer calls."""
+
+from __future__ import annotations
+
+from repa_eval.interfaces.monitor import MONITORS, AtSteps, Monitor, RegisteredMonitor
+from repa_eval.monitors.shared.run import EvaluatedRun
+
+
+def all_monitors(run: EvaluatedRun) -> list[Monitor]:
+    """Return every monitor that the run has the needs of, in their order."""
+    return [entry.build(run) for entry in _applicable(run)]
+
+
+def training_monitors(run: EvaluatedRun) -> list[Monitor]:
+    """Return the monitors that the trainer calls at its evaluations, in their order."""
+    monitors: list[Monitor] = []
+    for entry in _applicable(run):
+        if entry.in_training == "every":
+            monitors.append(entry.build(run))
+        elif entry.in_training == "last":
+            monitors.append(AtSteps(entry.build(run), {run.last_step}))
+    return monitors
+
+
+def _applicable(run: EvaluatedRun) -> list[RegisteredMonitor]:
+    entries = sorted(MONITORS.items(), key=lambda item: (item[1].order, item[0]))
+    return [entry for _, entry in entries if entry.needs <= _offers(run)]
+
+
+def _offers(run: EvaluatedRun) -> set[str]:
+    offers = {
+        "samples": run.generates,
+        "teachers": bool(run.teacher_names),
+        "memory bank": run.network.draws_snippets,
+    }
+    return {need for need, present in offers.items() if present}

@@ -41,7 +41,7 @@ def forms_of(run: Path, original: Teacher) -> Iterator[tuple[str, Encoder]]:
     trained = checkpoints.load(last)
     images = load_data(DATA, "train")
     chosen = permutation(len(images), "calibration")[: trained.option("calibration_images")]
-    sample = images.fetch(chosen.tolist())[0]
+    sample = images.pixels(chosen.tolist())
     config = config_of(original, sample[:1], trained.network.config)
     fresh = find_preset(trained.model_name)[0].build(config).eval()
     convert(fresh, original, sample)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ def test_the_map_against_its_forward_passes(benchmark: Any) -> None:
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.02)
     images, teacher = load_data("digits", "train").head(N), load_teacher("digits-vit")
-    x = to_signed(images.fetch(range(N))[0])
+    x = to_signed(images.pixels(range(N)))
 
     @torch.no_grad()
     def forwards() -> None:

@@ -12,6 +12,7 @@ from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.diffusion.model import DiffusionModel, check_taps
 from repa_eval.features.capture import Capture
 from repa_eval.features.hidden_states import hidden_features, model_record
+from repa_eval.features.model_input import model_input
 from repa_eval.features.teacher import teacher_features
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.probes import kinds as known_kinds
@@ -69,9 +70,11 @@ def probe(
     capture = capture or Capture()
     training = replace(training or Training(), seed=capture.seed)
     weights_hash = digest_module(model) if capture.cache is not None else ""
+    reads = model_input(splits.test, model.image_shape).record()
     records = {
         kind: protocol(splits, capture.interpolant, kind=kind, seed=capture.seed, training=training)
         | model_record(model)
+        | reads
         for kind in kinds
     }
     rows = []
@@ -165,9 +168,9 @@ def _scores(
             check_finite(values, layer, part)
     known = Known(
         [parts["train"] for parts in features.values()],
-        splits.train.labels,
+        splits.labels["train"],
         [parts["val"] for parts in features.values()],
-        splits.val.labels,
+        splits.labels["val"],
         splits.train.num_classes,
     )
     found: dict[str, dict[str, Score]] = {layer: {} for layer in features}
@@ -175,9 +178,9 @@ def _scores(
         kind = kind_of(name)
         for (layer, parts), fitted in zip(features.items(), kind.fit(known, training), strict=True):
             predicted = fitted.predict(parts["test"])
-            accuracy = float((predicted == splits.test.labels).mean())
+            accuracy = float((predicted == splits.labels["test"]).mean())
             note = fitted.remark
             if with_confusion:
-                note = as_note(confusion(splits.test.labels, predicted), chosen=fitted.chosen, remark=note)
+                note = as_note(confusion(splits.labels["test"], predicted), chosen=fitted.chosen, remark=note)
             found[layer][name] = Score(kind.metric, accuracy, note)
     return found

@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from repa_eval.features.model_input import ModelInput
 from repa_eval.interfaces.architecture import find_preset
+from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import Images, load_data
 from repa_eval.interfaces.method import METHODS, Batch
 from repa_eval.interfaces.teacher import Teacher, load_teacher
@@ -68,7 +70,7 @@ def run(recipe: Recipe, out: Path, **more: Any) -> Path:
     return loop.train(recipe, out, **{"device": "cpu", "progress": False, **more})
 
 
-def steps_of(recipe: Recipe) -> tuple[Recipe, loop.Objective, Images, list[Teacher]]:
+def steps_of(recipe: Recipe) -> tuple[Recipe, loop.Objective, Any, list[Teacher]]:
     """What the trainer builds before its first step."""
     images = load_data(recipe.settings.data, recipe.settings.split)
     teachers = [load_teacher(name) for name in recipe.method.teachers()]
@@ -77,12 +79,18 @@ def steps_of(recipe: Recipe) -> tuple[Recipe, loop.Objective, Images, list[Teach
 
 
 def batches_of(
-    recipe: Recipe, images: Images, teachers: Sequence[Teacher], *, step: int = 0, share: range | None = None
+    recipe: Recipe,
+    images: ImageSource,
+    teachers: Sequence[Teacher],
+    *,
+    step: int = 0,
+    share: range | None = None,
+    reads: ModelInput = batches.IMAGES,
 ) -> list[Batch]:
     """The batches of one step, as the trainer makes them: one per part of gradient accumulation."""
     share = share or range(recipe.settings.batch_size)
-    fetched = next(iter(batches.loader(images, recipe, step, share)))
-    return list(batches.parts(fetched, recipe, step, share, teachers, CPU))
+    fetched = next(iter(batches.loader(images, recipe, step, share, reads=reads)))
+    return list(batches.parts(fetched, recipe, step, share, teachers, CPU, reads=reads))
 
 
 def wake(module: torch.nn.Module, *, seed: int = 0, scale: float = 0.05) -> None:

@@ -90,7 +90,7 @@ def test_the_same_noise_at_every_time_and_for_every_model() -> None:
         assert taps == (1, 3)
         assert times.tolist() == [t] * 30
         assert labels.tolist() == [10] * 30  # the null label: the class must not leak
-        clean = to_signed(digits("test").head(30).fetch(range(30))[0])
+        clean = to_signed(digits("test").head(30).pixels(range(30)))
         noises.append((x - (1 - t) * clean) / t)
     for noise in noises[:2]:
         torch.testing.assert_close(noise, noises[2], rtol=0, atol=1e-5)
@@ -132,7 +132,7 @@ def test_features_are_means_over_tokens_of_the_averaged_model_in_eval_mode() -> 
 
 def test_teacher_features_are_those_of_clean_images() -> None:
     teacher, images = load_teacher("digits-vit"), digits("test").head(20)
-    expected = teacher(images.fetch(range(20))[0]).patches.mean(1).numpy()
+    expected = teacher(images.pixels(range(20))).patches.mean(1).numpy()
     for batch_size in (6, 20):
         np.testing.assert_allclose(
             teacher_features(teacher, images, capture=Capture(batch_size=batch_size)), expected, atol=1e-5

@@ -307,7 +307,7 @@ def test_conversions_lose_nothing(tmp_path: Path) -> None:
     indexed.putpalette([10, 20, 30, 40, 50, 60])
     indexed.putpixel((2, 1), 1)
     indexed.save(tmp_path / "a" / "3.png")
-    images = open_images(tmp_path / "a").fetch(range(4))[0].permute(0, 2, 3, 1).numpy()
+    images = open_images(tmp_path / "a").pixels(range(4)).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(images[0], np.asarray(picture(3))[..., :1].repeat(3, -1))
     assert np.array_equal(images[1], np.asarray(colour))
     assert np.array_equal(images[2], images[1])

@@ -207,7 +207,7 @@ def test_a_class_token_is_noised_at_the_same_t_and_left_out_of_the_mean() -> Non
     assert tokens.shape == (9, 16, 32)
     np.testing.assert_allclose(mean, tokens.mean(1), atol=1e-6)
     assert not np.allclose(cls, mean)
-    noise = (seen[0]["cls_token"] - 0.75 * clean(images.fetch(range(9))[0])) / 0.25
+    noise = (seen[0]["cls_token"] - 0.75 * clean(images.pixels(range(9)))) / 0.25
     assert abs(float(noise.mean())) < 0.1
     assert abs(float(noise.std()) - 1) < 0.1
     with pytest.raises(UserError, match="reads a class token beside the image"):
@@ -226,7 +226,7 @@ def test_pooling_by_a_class_token_that_is_not_there() -> None:
     with pytest.raises(UserError, match="pooling 'max': choose mean, cls, none"):
         Capture(pool="max")
     teacher, images = load_teacher("digits-vit"), digits("test").head(4)
-    expected = teacher(images.fetch(range(4))[0]).cls
+    expected = teacher(images.pixels(range(4))).cls
     assert expected is not None
     np.testing.assert_allclose(teacher_features(teacher, images, capture=Capture(pool="cls")), expected.numpy())
 
@@ -243,7 +243,7 @@ def vit() -> nn.Module:
 
 def test_features_of_a_timm_network() -> None:
     network, images = vit(), digits("test").head(7)
-    pixels = images.fetch(range(7))[0].float() / 255
+    pixels = images.pixels(range(7)).float() / 255
     found = foreign_features(
         network, images, layers=["blocks.0", "blocks.2"], call=lambda x, _: network(x.float() / 255), prefix_tokens=1,
         capture=Capture(batch_size=3),

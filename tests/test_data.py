@@ -17,7 +17,7 @@ from repa_eval.data import digits as embedded
 from repa_eval.data import hf
 from repa_eval.data.readers import image_files as files
 from repa_eval.errors import Failure, UserError
-from repa_eval.interfaces.images import Images, load_data, to_signed
+from repa_eval.interfaces.images import Images, in_memory, load_data, to_signed
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
@@ -111,7 +111,8 @@ def test_errors_of_digits() -> None:
 
 def test_fetch_head_part_digest() -> None:
     images = digits("val")
-    pixels, labels = images.fetch([3, 1, 3])
+    samples = images.fetch([3, 1, 3])
+    pixels, labels = samples.pixels, samples.labels
     assert pixels.shape == (3, 1, 8, 8)
     assert torch.equal(pixels[0], pixels[2])
     assert labels.tolist() == images.labels[[3, 1, 3]].tolist()
@@ -136,11 +137,11 @@ def test_any_dataset_with_images() -> None:
         features=datasets.Features({"img": datasets.Image(), "labels": datasets.ClassLabel(names=["a", "b", "c"])}),
     )
     images = hf.read(named, name="hf:mine", split="train")
-    assert np.array_equal(images.images, COLOUR.transpose(0, 3, 1, 2))
+    assert np.array_equal(in_memory(images).images, COLOUR.transpose(0, 3, 1, 2))
     assert (images.num_classes, images.class_names, images.labels.tolist()) == (3, ("a", "b", "c"), [0, 1, 2, 0, 1, 2])
     bare = datasets.Dataset.from_dict({"image": [Image.fromarray(pixels) for pixels in GREY]})
     images = hf.read(bare.cast_column("image", datasets.Image()), name="hf:mine", split="train")
-    assert np.array_equal(images.images, GREY[:, None])
+    assert np.array_equal(in_memory(images).images, GREY[:, None])
     assert images.num_classes == 1
 
 
@@ -180,7 +181,8 @@ def test_a_flat_folder(tmp_path: Path) -> None:
     (folder / ".hidden.png").touch()
     source = files.open_images(folder)
     assert len(source) == 6
-    pixels, labels = source.fetch([4, 0])
+    samples = source.fetch([4, 0])
+    pixels, labels = samples.pixels, samples.labels
     assert np.array_equal(pixels.numpy(), GREY[[4, 0], None])
     assert labels.tolist() == [0, 0]
 
@@ -188,13 +190,14 @@ def test_a_flat_folder(tmp_path: Path) -> None:
 def test_a_folder_per_class(tmp_path: Path) -> None:
     source = files.open_images(write_folder(tmp_path / "a", COLOUR, classes=2))
     assert source.class_names == ("class0", "class1")
-    pixels, labels = source.fetch(range(6))
+    samples = source.fetch(range(6))
+    pixels, labels = samples.pixels, samples.labels
     order = [0, 2, 4, 1, 3, 5]  # sorted by path
     assert np.array_equal(pixels.numpy(), COLOUR[order].transpose(0, 3, 1, 2))
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
     loaded = load_data(f"folder:{tmp_path / 'a'}", "train")
     assert (loaded.num_classes, loaded.class_names) == (2, ("class0", "class1"))
-    assert np.array_equal(loaded.images, pixels.numpy())
+    assert np.array_equal(loaded.pixels(range(6)).numpy(), pixels.numpy())
 
 
 def test_a_zip_is_the_same_as_its_folder(tmp_path: Path) -> None:
@@ -204,8 +207,8 @@ def test_a_zip_is_the_same_as_its_folder(tmp_path: Path) -> None:
             archive.write(file, file.relative_to(folder).as_posix())
     a, b = files.open_images(folder), files.open_images(tmp_path / "a.zip")
     assert a.digest() == b.digest()
-    assert torch.equal(a.fetch(range(6))[0], b.fetch(range(6))[0])
-    assert torch.equal(a.fetch(range(6))[1], b.fetch(range(6))[1])
+    assert torch.equal(a.pixels(range(6)), b.pixels(range(6)))
+    assert torch.equal(a.fetch(range(6)).labels, b.fetch(range(6)).labels)
 
 
 def test_the_digest_sees_names_and_bytes(tmp_path: Path) -> None:
@@ -220,7 +223,7 @@ def test_the_digest_sees_names_and_bytes(tmp_path: Path) -> None:
 def test_npz(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", arr_0=COLOUR, arr_1=np.array([0, 1, 2, 0, 1, 7]))
     images = files.open_images(tmp_path / "a.npz")
-    assert np.array_equal(images.images, COLOUR.transpose(0, 3, 1, 2))
+    assert np.array_equal(in_memory(images).images, COLOUR.transpose(0, 3, 1, 2))
     assert images.num_classes == 8
     np.savez(tmp_path / "b.npz", arr_0=COLOUR)
     assert files.open_images(tmp_path / "b.npz").labels.tolist() == [0] * 6

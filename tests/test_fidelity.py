@@ -83,7 +83,7 @@ def test_rows_and_protocol() -> None:
         "reference": "digits", "reference_hash": digits("val").digest(), "reference_n": 240, "num_samples": 360,
         "num_steps": 7,
     }  # fmt: skip
-    real, fake = (judge(digits(split).fetch(range(n))[0]).features for split, n in (("val", 240), ("test", 360)))
+    real, fake = (judge(digits(split).pixels(range(n))).features for split, n in (("val", 240), ("test", 360)))
     expected = frechet_distance(real.mean(0), np.cov(real.T), fake.mean(0), np.cov(fake.T))
     assert row.value == pytest.approx(expected, rel=1e-4)
 
@@ -236,7 +236,7 @@ def test_inception_features(inception_weights: Path) -> None:
     judge = load_extractor("inception", inception_weights)
     assert (judge.name, judge.has_logits) == ("inception", True)
     assert judge.digest == load_extractor("inception", inception_weights).digest
-    grey = digits("test").fetch(range(3))[0]
+    grey = digits("test").pixels(range(3))
     found = judge(grey)
     assert found.features.shape == (3, 2048)
     assert found.logits.shape == (3, 1008)

@@ -78,7 +78,7 @@ def take(network: nn.Module, layer: str = "block", **more: Any) -> np.ndarray:
     ],
 )
 def test_a_part_of_the_output(form: Any, part: Any) -> None:
-    expected = IMAGES.fetch(range(6))[0].float().flatten(1).mean(1, keepdim=True)
+    expected = IMAGES.pixels(range(6)).float().flatten(1).mean(1, keepdim=True)
     np.testing.assert_allclose(take(Net(Answers(form)), part=part), expected.numpy(), rtol=1e-6)
 
 
@@ -111,7 +111,7 @@ def test_a_swin_of_timm_is_read_channels_last() -> None:
     found = foreign_features(network, IMAGES, layers=["layers.0"], call=call)["layers.0"]
     with torch.no_grad():
         maps = network.eval().layers[0](
-            network.patch_embed(nn.functional.interpolate(IMAGES.fetch(range(6))[0].float(), size=16) / 255)
+            network.patch_embed(nn.functional.interpolate(IMAGES.pixels(range(6)).float(), size=16) / 255)
         )
     assert maps.shape == (6, 8, 8, 8)  # (B, H, W, C): all sides equal, so that only the declaration tells
     np.testing.assert_allclose(found, maps.mean((1, 2)).numpy(), rtol=1e-5)
@@ -211,7 +211,7 @@ def test_compiled_code_is_read_all_the_same() -> None:
 
     found = foreign_features(network, IMAGES, layers=["block.1"], call=call)["block.1"]
     with torch.no_grad():
-        np.testing.assert_allclose(found, network(IMAGES.fetch(range(6))[0].float()).numpy(), rtol=1e-5)
+        np.testing.assert_allclose(found, network(IMAGES.pixels(range(6)).float()).numpy(), rtol=1e-5)
 
 
 class Peft(nn.Module):

@@ -298,7 +298,7 @@ def test_what_the_shipped_networks_are_good_for() -> None:
 
 def test_teachers_are_frozen_and_scale_their_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("repa_eval.teachers.digits_vit.load_data", lambda *_: digits("train").head(2000))  # faster
-    images = digits("train").fetch(range(2000))[0]
+    images = digits("train").pixels(range(2000))
     teachers = {name: load_teacher(name) for name in ("digits-vit", "digits-vit-random")}
     for teacher in teachers.values():
         assert not teacher.training

@@ -21,7 +21,7 @@ from repa_eval.cli import main
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
 from repa_eval.features.capture import Capture
-from repa_eval.interfaces.images import Images
+from repa_eval.interfaces.images import Images, in_memory
 from repa_eval.interfaces.teacher import load_teacher
 from repa_eval.models.sit import SiT, SiTConfig
 from repa_eval.probes import batch_norm, encoder, grid, knn, linear
@@ -561,13 +561,13 @@ def test_features_that_are_not_finite_are_named(monkeypatch: pytest.MonkeyPatch,
 def test_shots_are_drawn_per_class_by_the_seed() -> None:
     given = splits()
     few, more, other = given.few(3, seed=1), given.few(5, seed=1), given.few(3, seed=2)
-    assert np.bincount(few.train.labels).tolist() == [3] * 10
+    assert np.bincount(few.train.all_labels()).tolist() == [3] * 10
     assert (few.val, few.test) == (given.val, given.test)
     assert few.record() == {
         **given.record(), "num_train": 30, "train_hash": few.train.digest(), "shots": 3, "shots_seed": 1
     }  # fmt: skip
     assert few.train.digest() == given.few(3, seed=1).train.digest() != other.train.digest()
-    pictures = [{image.tobytes() for image in each.train.images} for each in (few, more, given)]
+    pictures = [{image.tobytes() for image in in_memory(each.train).images} for each in (few, more, given)]
     assert pictures[0] < pictures[1] < pictures[2]
 
 

@@ -36,7 +36,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def clean_tokens(count: int = 200) -> torch.Tensor:
-    pixels, _ = digits("val").fetch(range(count))
+    pixels = digits("val").pixels(range(count))
     tokens = load_teacher("digits-vit")(pixels).cls
     assert tokens is not None
     return tokens

@@ -228,7 +228,8 @@ def test_an_npz_is_stored_and_reads_like_numpys(checkpoints: Path, here: Path) -
     assert held["arr_0"].shape == (7, 8, 8, 1)
     assert held["arr_0"].dtype == np.uint8
     assert held["arr_1"].tolist() == [4, 2, 4, 2, 4, 2, 4]
-    images, labels = open_images("a.npz").fetch(range(7))
+    samples = open_images("a.npz").fetch(range(7))
+    images, labels = samples.pixels, samples.labels
     np.savez("b.npz", arr_0=images.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
     assert Path("a.npz").read_bytes() == Path("b.npz").read_bytes()
 

@@ -116,7 +116,7 @@ def test_the_embedded_base() -> None:
 def test_the_base_knows_its_captions_but_not_well() -> None:
     # velocity errors at t = 0.6: the true caption beats the swapped one most of the time
     model, images = checkpoints.load(WEIGHTS / f"{EMBEDDED}.safetensors").model, load_data("digits-captions", "test")
-    pixels, labels = images.fetch(range(64))
+    pixels, labels = images.pixels(range(64)), torch.from_numpy(images.all_labels()[:64])
     swapped = 10 * (labels % 10) + labels // 10
     x, noise = pixels.float() / 127.5 - 1, torch.randn(64, 1, 8, 16, generator=torch.Generator().manual_seed(0))
     errors = [

@@ -9,17 +9,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
-from repa_eval.interfaces.images import Images, to_signed
+from repa_eval.features.model_input import ModelInput, model_input
+from repa_eval.interfaces.image_source import ImageSource, Samples
 from repa_eval.interfaces.method import Batch, Method
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.runtime import seeding
 from repa_eval.train.recipe import Recipe
 
-Fetched = tuple[Tensor, Tensor]  # images uint8 (B, C, H, W), labels (B,)
+IMAGES = ModelInput()
 
 
 def share_of(batch_size: int, accelerator: Accelerator, parts: int) -> range:
@@ -49,36 +51,66 @@ class Order(Sampler[list[int]]):
             yield indices
 
 
-class _WholeBatches(Dataset[Fetched]):
-    """A data set that is asked for all images of a batch at once."""
+class _WholeBatches(Dataset[Samples]):
+    """A data set that is asked for all samples of a batch at once."""
 
-    def __init__(self, images: Images) -> None:
-        self.images = images
+    def __init__(self, images: ImageSource, recipe: Recipe, reads: ModelInput) -> None:
+        self.images, self.kinds = images, kinds_of(images, recipe, reads)
+        images.require(*sorted(self.kinds))
 
-    def __getitems__(self, indices: list[int]) -> Fetched:
-        return self.images.fetch(indices)
+    def __getitems__(self, indices: list[int]) -> Samples:
+        return self.images.fetch(indices, self.kinds)
 
 
-def loader(images: Images, recipe: Recipe, start: int, share: range) -> DataLoader[Fetched]:
-    """Return the loader of this process's images from step `start` on."""
+def reads_of(images: ImageSource, model: nn.Module) -> ModelInput:
+    """Return how a network reads the data: a diffusion model latents or images, an encoder or a classifier images."""
+    return model_input(images, model.image_shape) if isinstance(model, DiffusionModel) else IMAGES
+
+
+def kinds_of(images: ImageSource, recipe: Recipe, reads: ModelInput) -> set[str]:
+    """Return the kinds of data of a batch: what the model reads, labels where there are any, and teachers' images."""
+    of_teachers = {"images"} if recipe.method.teachers() or "images" in recipe.method.needs else set()
+    return {reads.kind, *of_teachers, *({"labels"} & images.gives)}
+
+
+def loader(
+    images: ImageSource, recipe: Recipe, start: int, share: range, *, reads: ModelInput = IMAGES
+) -> DataLoader[Samples]:
+    """Return the loader of this process's samples from step `start` on; reads: how the model reads them."""
     order = Order(len(images), recipe, start, share)
     return DataLoader(
-        _WholeBatches(images), batch_sampler=order, num_workers=recipe.settings.num_workers, collate_fn=_as_it_is
+        _WholeBatches(images, recipe, reads),
+        batch_sampler=order,
+        num_workers=recipe.settings.num_workers,
+        collate_fn=_as_it_is,
     )
 
 
 def parts(
-    fetched: Fetched, recipe: Recipe, step: int, share: range, teachers: Sequence[Teacher], device: torch.device
+    fetched: Samples,
+    recipe: Recipe,
+    step: int,
+    share: range,
+    teachers: Sequence[Teacher],
+    device: torch.device,
+    *,
+    reads: ModelInput = IMAGES,
 ) -> Iterator[Batch]:
-    """Yield the batches of one step: as many as gradients are accumulated over, everything random put in."""
+    """Yield the batches of one step: as many as gradients are accumulated over, everything random put in.
+
+    reads: how the model reads the samples.
+    """
     count, seed = recipe.settings.gradient_accumulation, recipe.settings.seed
     size, stream = len(share) // count, f"train step {step}"
     shares = "whole batch" in recipe.method.needs
-    whole = _gathered(fetched[1].to(device)) if shares else torch.empty(0, dtype=torch.int64)
+    labels = torch.zeros(len(share), dtype=torch.int64) if fetched.labels is None else fetched.labels
+    whole = _gathered(labels.to(device)) if shares else torch.empty(0, dtype=torch.int64)
     for first in range(0, len(share), size):
-        images, labels = (tensor[first : first + size] for tensor in fetched)
-        batch = Batch(x=to_signed(images), y=labels, images=images, architecture=recipe.architecture)
-        positions = share[first : first + size]
+        positions, rows = share[first : first + size], slice(first, first + size)
+        samples = fetched[rows]
+        x = reads(samples, seeding.generators(seed, f"{stream} posterior", positions))
+        images = torch.empty(0, dtype=torch.uint8) if samples.images is None else samples.images
+        batch = Batch(x=x, y=labels[rows], images=images, architecture=recipe.architecture)
         batch.draws = recipe.method.draws(batch, seeding.generators(seed, stream, positions))
         if shares:
             batch.lead = recipe.method.draws(batch, seeding.generators(seed, stream, [0]))

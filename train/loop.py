@@ -24,7 +24,8 @@ from tqdm import tqdm
 from repa_eval.diffusion import conventions
 from repa_eval.errors import Failure
 from repa_eval.interfaces.architecture import find_preset
-from repa_eval.interfaces.images import Images, load_data
+from repa_eval.interfaces.image_source import ImageSource
+from repa_eval.interfaces.images import load_data
 from repa_eval.interfaces.method import Batch, Method, name_of
 from repa_eval.interfaces.teacher import Teacher, load_teacher
 from repa_eval.results import Row
@@ -111,10 +112,11 @@ def train(
             watched = monitors if stage.samples else ()
             if resumed and position.status != "done":
                 _measure(writer, watched, ema, step, settings)  # a run killed between a checkpoint and its measurement
-            for fetched in batches.loader(images, stage.recipe, step, share):
+            reads = batches.reads_of(images, accelerator.unwrap_model(wrapped).model)
+            for fetched in batches.loader(images, stage.recipe, step, share, reads=reads):
                 began = time.perf_counter()
                 asked = () if stage.recipe.method.stopped(objective.extras) else teachers
-                parts = batches.parts(fetched, stage.recipe, step, share, asked, accelerator.device)
+                parts = batches.parts(fetched, stage.recipe, step, share, asked, accelerator.device, reads=reads)
                 terms, norm = update(
                     accelerator, wrapped, parts, step, optimizer, ema, stage.recipe.settings, first=stage.first
                 )
@@ -160,7 +162,7 @@ def _teachers(recipe: Recipe, device: torch.device) -> list[Teacher]:
     return [load_teacher(name, file).to(device) for name, file in named if name]
 
 
-def build(recipe: Recipe, images: Images, teachers: Sequence[Teacher]) -> tuple[Recipe, Objective]:
+def build(recipe: Recipe, images: ImageSource, teachers: Sequence[Teacher]) -> tuple[Recipe, Objective]:
     """Return the recipe with its architecture resolved against data and teachers, and the fresh objective."""
     recipe = stages.fitted(recipe, images, teachers)
     architecture, _ = find_preset(recipe.model)

@@ -11,7 +11,7 @@ from torch import nn
 
 from repa_eval import checkpoints
 from repa_eval.errors import UserError
-from repa_eval.interfaces.images import Images
+from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.method import Method
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.train import state
@@ -35,7 +35,7 @@ class ResolvedStage:
         return self.recipe.settings.max_steps
 
 
-def resolve_stages(recipe: Recipe, images: Images, teachers: Sequence[Teacher]) -> list[ResolvedStage]:
+def resolve_stages(recipe: Recipe, images: ImageSource, teachers: Sequence[Teacher]) -> list[ResolvedStage]:
     """Return the stages of a run in order; the last one's recipe is the run's own, resolved."""
     resolved: list[ResolvedStage] = []
     for stage in recipe.method.stages():
@@ -51,9 +51,9 @@ def resolve_stages(recipe: Recipe, images: Images, teachers: Sequence[Teacher]) 
     return resolved
 
 
-def fitted(recipe: Recipe, images: Images, teachers: Sequence[Teacher]) -> Recipe:
+def fitted(recipe: Recipe, images: ImageSource, teachers: Sequence[Teacher]) -> Recipe:
     """Return the recipe with its architecture resolved against data, teachers and method."""
-    channels, height, width = images.shape
+    channels, height, width = images.model_shape
     names = {field.name for field in dataclasses.fields(recipe.architecture)}
     if height != width and "input_shape" not in names:
         raise UserError(f"data {images.name}: images of {height}x{width}; the models take square ones")
@@ -70,7 +70,7 @@ def fitted(recipe: Recipe, images: Images, teachers: Sequence[Teacher]) -> Recip
     return dataclasses.replace(recipe, architecture=config)
 
 
-def begin(stage: ResolvedStage, run: Path, model: nn.Module, images: Images, teachers: Sequence[Teacher]) -> None:
+def begin(stage: ResolvedStage, run: Path, model: nn.Module, images: ImageSource, teachers: Sequence[Teacher]) -> None:
     """Give a fresh model what it starts with: the weights of the stage before it or of a file, and its buffers."""
     method: Method = stage.recipe.method
     source = str(state.checkpoint_path(run, stage.first)) if stage.first else method.starts_from()

@@ -104,7 +104,7 @@ def command(
 
 def _measure(current: Session, grid: GridOptions, options: AlignOptions) -> list[Row]:
     """Return the rows of the checkpoint and, as a reference, of each teacher."""
-    from repa_eval.interfaces.images import load_data, unseen_split
+    from repa_eval.interfaces.images import held_out_split, load_data
     from repa_eval.interfaces.metric import SPATIAL
     from repa_eval.interfaces.teacher import load_teacher, split_names
 
@@ -112,7 +112,7 @@ def _measure(current: Session, grid: GridOptions, options: AlignOptions) -> list
     if not names:
         raise UserError(f"{current.opened.path} records no teacher: name one with --teacher, such as digits-vit")
     data_name = data_of(current.opened, grid.data_name)
-    images = load_data(data_name, options.split or unseen_split(data_name)).head(options.num_images)
+    images = load_data(data_name, options.split or held_out_split(data_name)).head(options.num_images)
     wanted = [metric.strip() for metric in options.metrics.split(",")]
     of_tokens = [name for name in wanted if name in SPATIAL.names()]
     of_images = [name for name in wanted if name not in of_tokens]

@@ -15,6 +15,9 @@ from repa_eval.console.options import LoadingOptions, json_option, loading_optio
 
 if TYPE_CHECKING:
     from repa_eval.checkpoints.shared.recognise import Checkpoint
+    from repa_eval.interfaces.images import Images
+
+CARD_IMAGES = 12_000  # images of a split that the numbers of a card are of
 
 
 @click.command(cls=Command)
@@ -74,17 +77,21 @@ def _facts(opened: Checkpoint) -> dict[str, float]:
     """Calibrate an encoder, and return what it or a classifier knows about the test images."""
     import torch
 
-    from repa_eval.interfaces.images import load_data, to_signed
+    from repa_eval.interfaces.images import in_memory, load_data, to_signed
     from repa_eval.models.encoders.cnn import CNN
     from repa_eval.models.encoders.conv_vit import ConvViT
     from repa_eval.probes.encoder import classifier_facts, encoder_facts
 
+    def images_of(split: str) -> Images:
+        source = load_data(opened.recipe["data"], split)
+        return in_memory(source.head(min(CARD_IMAGES, len(source))))
+
     if isinstance(opened.model, ConvViT):
-        pool = load_data(opened.recipe["data"], "train")
+        pool = images_of("train")
         opened.model.calibrate(to_signed(torch.from_numpy(pool.images)))
-        return encoder_facts(opened.model, pool, load_data(opened.recipe["data"], "test-large"))
+        return encoder_facts(opened.model, pool, images_of("test-large"))
     if isinstance(opened.model, CNN):
-        return classifier_facts(opened.model, load_data(opened.recipe["data"], "test-large"))
+        return classifier_facts(opened.model, images_of("test-large"))
     return {}
 
 

@@ -79,7 +79,7 @@ def _recipes() -> Entries:
 def _data() -> Entries:
     from repa_eval.interfaces.images import DATA
 
-    yield from ((name, _first(loader)) for name, loader in DATA.items())
+    yield from ((name, _first(layout.build)) for name, layout in DATA.items())
 
 
 _KINDS: dict[str, Callable[[], Entries]] = {

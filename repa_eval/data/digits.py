@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repa_eval.errors import UserError
-from repa_eval.interfaces.images import Images, data
+from repa_eval.interfaces.images import Images, data, in_memory
 from repa_eval.runtime.seeding import generator
 
 NUM_TRAIN, NUM_VAL, NUM_TEST = 1197, 240, 360
@@ -24,7 +24,7 @@ TEST_MAX = 12_000
 SPLITS = ("train", "reference", "val", "test", "trainval", "test-large")
 
 
-@data("digits")
+@data("digits", held_out="test-large")
 def load(rest: str, split: str) -> Images:
     """Return a split of the embedded digits; nothing follows the colon.
 
@@ -41,7 +41,7 @@ def load(rest: str, split: str) -> Images:
 def _load(split: str) -> Images:
     from repa_eval.data.hf import read
 
-    return read(as_dataset(split), name="digits", split=split)
+    return in_memory(read(as_dataset(split), name="digits", split=split))
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from repa_eval.errors import UserError
-from repa_eval.interfaces.images import Images, data, load_data
+from repa_eval.interfaces.images import Images, data, in_memory, load_data
 from repa_eval.runtime.seeding import generator
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -42,15 +42,15 @@ def _load(split: str) -> Images:
     pairs = torch.randint(len(pixels), (COUNTS[stream], 2), generator=gen).numpy()[: COUNTS[split]]
     images = np.concatenate([pixels[pairs[:, 0]], pixels[pairs[:, 1]]], axis=3)
     classes = 10 * labels[pairs[:, 0]] + labels[pairs[:, 1]]
-    return Images("digits-captions", split, images, classes, len(CAPTIONS), CAPTIONS)
+    return Images("digits-captions", split, images, classes, len(CAPTIONS), CAPTIONS, captioned=True)
 
 
 def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the untouched digits (N, 1, 8, 8) of a split and their classes (N,)."""
     if split not in ("train", "reference"):
-        plain = load_data("digits", split)
+        plain = in_memory(load_data("digits", split))
         return plain.images, plain.labels
     # the 1,437 of trainval are those of train, then those of val
-    both, val = load_data("digits", "trainval"), load_data("digits", "val")
+    both, val = (in_memory(load_data("digits", name)) for name in ("trainval", "val"))
     count = len(both) - len(val)
     return both.images[:count], both.labels[:count]

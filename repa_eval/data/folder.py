@@ -1,18 +1,24 @@
-"""`folder:PATH`: images in a folder, a zip or an npz, held in memory."""
+"""`folder:PATH`: images in a folder, a zip or an npz, read batch by batch."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from repa_eval.data.readers.image_files import open_images
 from repa_eval.data.readers.npz import StreamedImages
-from repa_eval.interfaces.images import Images, data
+from repa_eval.interfaces.image_source import ImageSource, Subset
+from repa_eval.interfaces.images import data
 
 
-@data("folder")
-def load(rest: str, split: str) -> Images:
-    """Return the images at `folder:PATH` in memory; every split is the whole folder."""
+def is_image_files(path: Path) -> bool:
+    """Return whether images may lie at a path: in a folder, a zip or an npz."""
+    return path.is_dir() or path.suffix.lower() in (".zip", ".npz")
+
+
+@data("folder", recognises=is_image_files, general=True)
+def load(rest: str, split: str) -> ImageSource:
+    """Return the images at `folder:PATH`, read batch by batch; every split is the whole folder."""
     source = open_images(rest)
     if isinstance(source, StreamedImages):
-        return Images(str(rest), "all", source.images, source.labels, source.num_classes)
-    images, labels = source.fetch(range(len(source)))
-    names = source.class_names
-    return Images(f"folder:{rest}", split, images.numpy(), labels.numpy(), len(names), names)
+        return source
+    return Subset(source, range(len(source)), name=f"folder:{rest}", split=split)

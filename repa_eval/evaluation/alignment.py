@@ -18,9 +18,10 @@ from repa_eval.features.capture import POOLINGS, Array, Capture
 from repa_eval.features.foreign import Call, foreign_features, foreign_record
 from repa_eval.features.hidden_states import hidden_features, model_record
 from repa_eval.features.hooks import Part
+from repa_eval.features.model_input import model_input
 from repa_eval.features.model_state import preserved
 from repa_eval.features.teacher import teacher_features
-from repa_eval.interfaces.images import Images
+from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.metric import ALIGNMENT
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.metrics.shared.checks import reason_of
@@ -62,7 +63,7 @@ RAW = Preparation(clamp=1.0, normalise=False)
 def align(
     model: DiffusionModel,
     teacher: Teacher,
-    images: Images,
+    images: ImageSource,
     *,
     layers: Sequence[int],
     timesteps: Sequence[float] = TIMESTEPS,
@@ -74,7 +75,8 @@ def align(
 ) -> list[Row]:
     """Return one row per timestep, layer and metric: all layers in one forward per timestep, the teacher's part once.
 
-    layers: block numbers, 1-based. images: the same for model and teacher. capture: noise, pooling, batch size, cache.
+    layers: block numbers, 1-based. images: read by the teacher, and by the model unless it reads the latents that the
+    source gives of them. capture: noise, pooling, batch size, cache.
     confidence: give every row a standard error, and add rows METRIC_torn: the level when pairs are torn apart.
     columns: further entries of every row (run, step, ...).
     """
@@ -83,10 +85,11 @@ def align(
     check_taps(layers, model.depth)
     _enough(images)
     capture = capture or Capture()
+    reads = model_input(images, model.image_shape)
     weights_hash = digest_module(model) if capture.cache is not None else ""
     target = preparation(teacher_features(teacher, images, capture=capture), f"teacher {teacher.name}")
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    record = protocol(teacher, images, capture, preparation, dtype=dtype) | model_record(model)
+    record = protocol(teacher, images, capture, preparation, dtype=dtype) | model_record(model) | reads.record()
     rows = []
     for t in timesteps:
         hidden = hidden_features(model, images, layers=layers, t=t, capture=capture, weights_hash=weights_hash)
@@ -106,7 +109,7 @@ class Monitor:
     """
 
     teacher: Teacher
-    images: Images
+    images: ImageSource
     layers: Sequence[int] | None = None
     timesteps: Sequence[float] = (0.1, 0.3)
     metrics: Sequence[str] = METRICS
@@ -135,7 +138,7 @@ class Monitor:
 def align_foreign(
     network: nn.Module,
     teacher: Teacher,
-    images: Images,
+    images: ImageSource,
     *,
     layers: Sequence[str],
     call: Call,
@@ -174,7 +177,7 @@ def align_foreign(
 def level(
     teacher: Teacher,
     others: Sequence[Teacher],
-    images: Images,
+    images: ImageSource,
     *,
     metrics: Sequence[str] = METRICS,
     preparation: Preparation = Preparation(),
@@ -224,7 +227,7 @@ def _cells(
 
 
 def protocol(
-    teacher: Teacher, images: Images, capture: Capture, preparation: Preparation, *, dtype: str = "float32"
+    teacher: Teacher, images: ImageSource, capture: Capture, preparation: Preparation, *, dtype: str = "float32"
 ) -> dict[str, Any]:
     """Return the record that stands beside alignment rows."""
     return {
@@ -245,6 +248,6 @@ def protocol(
     }
 
 
-def _enough(images: Images) -> None:
+def _enough(images: ImageSource) -> None:
     if len(images) < LEAST:
         raise UserError(f"{images.name}:{images.split} has {len(images)} images; alignment needs at least {LEAST}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from repa_eval.errors import UserError
-from repa_eval.interfaces.images import Images, load_data
+from repa_eval.interfaces.images import Images, in_memory, load_data
 
 SIDE = 8
 Array = np.ndarray[Any, Any]
@@ -56,7 +56,7 @@ def pair_judge() -> PairJudge:
     """
     from sklearn.svm import SVC
 
-    train, test = load_data("digits", "trainval"), load_data("digits", "test")
+    train, test = (in_memory(load_data("digits", split)) for split in ("trainval", "test"))
     classifier = SVC(C=10.0, gamma=0.08).fit(_flat(train), train.labels)
     content = hashlib.sha256(np.round(classifier.dual_coef_, 4).tobytes())
     content.update(classifier.support_.tobytes())

@@ -19,7 +19,7 @@ from repa_eval.config import option
 from repa_eval.diffusion.guidance import Guidance
 from repa_eval.errors import UserError
 from repa_eval.evaluation.caption_classifier import PairJudge, pair_judge
-from repa_eval.interfaces.images import Images, load_data, to_signed
+from repa_eval.interfaces.images import Images, in_memory, load_data, to_signed
 from repa_eval.metrics.fid import frechet_distance
 from repa_eval.models.text_to_image import TextToImage
 from repa_eval.results import Row, make_row
@@ -64,8 +64,8 @@ def examine(
     caption_digits, caption_both, fd_pixels: without guidance; guided_*: the same at every scale, for the curve.
     caption_rank1: at every timestep; caption_rank1_all: by the mean error. columns: entries of every row.
     """
-    judge, reference = pair_judge(), load_data(DATA, "reference")
-    test = load_data(DATA, "test")
+    judge, reference = pair_judge(), in_memory(load_data(DATA, "reference"))
+    test = in_memory(load_data(DATA, "test"))
     rows: list[Row] = []
     for suffix, strength in strengths.items():
         dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
@@ -151,8 +151,7 @@ def caption_errors(model: TextToImage, images: Images, plan: Examination) -> Arr
     like, count = next(model.parameters()), plan.num_candidates
     found = np.empty((len(plan.timesteps), len(images), count))
     for rows in _blocks(len(images), max(1, plan.batch_size // count)):
-        pixels, labels = images.fetch(rows)
-        x = to_signed(pixels)
+        x, labels = to_signed(images.pixels(rows)), images.labels[rows]
         noise = normal(generators(plan.seed, "caption noise", rows), x.shape[1:])
         places = zip(labels.tolist(), rows, strict=True)
         y = torch.stack([candidates(label, row, images.num_classes, plan) for label, row in places]).to(like.device)

@@ -10,7 +10,7 @@ from repa_eval.errors import UserError
 from repa_eval.evaluation.reference import reference_of
 from repa_eval.evaluation.sample_features import Workers, gather
 from repa_eval.interfaces.extractor import Extractor
-from repa_eval.interfaces.images import ImageSource
+from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.metrics.shared.kernels import normalise_rows
 from repa_eval.metrics.shared.manifold import nearest
 from repa_eval.sampling.sample_files import png
@@ -39,7 +39,7 @@ def nearest_picture(
     rows, names = [], []
     for place in np.argsort(distance[:, 0], kind="stable")[:PICTURED]:
         names.append(f"cosine {1.0 - distance[place, 0] ** 2 / 2.0:.3f}")  # of two vectors of length 1
-        one, near = fake.fetch([int(place)])[0], real.fetch(sorted(map(int, index[place])))[0]
+        one, near = fake.pixels([int(place)]), real.pixels(sorted(map(int, index[place])))
         near = near[np.argsort(np.argsort(index[place]))]
         channels = max(one.shape[1], near.shape[1])
         images = [part.expand(-1, channels, -1, -1).numpy() for part in (one, near)]

@@ -11,7 +11,7 @@ from repa_eval.data.readers.statistics import Statistics
 from repa_eval.errors import UserError
 from repa_eval.evaluation.sample_features import Gathered, Workers, gather
 from repa_eval.interfaces.extractor import Extractor
-from repa_eval.interfaces.images import Images, ImageSource
+from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.metrics.fid import Gaussian, gaussian_of
 
 KEEP = 8  # references whose features stay in memory
@@ -49,21 +49,19 @@ def reference_of(
 ) -> Real | None:
     """Return what a judge sees in the reference; None in every process but the first.
 
-    wanted: `keep` and `stream` of `gather`. What was seen of data held in memory is kept for the next call.
+    wanted: `keep` and `stream` of `gather`. What was seen of images is kept for the next call.
     """
     if isinstance(reference, Statistics):
         return _of_file(reference, judge, wanted, batch_size, workers)
-    key = (judge.digest, judge.resize, *sorted(wanted["keep"]), "/", *sorted(wanted["stream"]))
-    if isinstance(reference, Images):
-        key = (reference.digest(), *key)
-        if key in _kept:
-            return _kept[key]
+    kinds = (*sorted(wanted["keep"]), "/", *sorted(wanted["stream"]))
+    key = (reference.digest(), judge.digest, judge.resize, str(batch_size), *kinds)  # rounding depends on batches
+    if key in _kept:
+        return _kept[key]
     seen = gather(reference, judge, **wanted, batch_size=batch_size, workers=workers)
     real = None if seen is None else Real(seen)
-    if isinstance(reference, Images):
-        if len(_kept) >= KEEP:
-            _kept.clear()
-        _kept[key] = real
+    if len(_kept) >= KEEP:
+        _kept.clear()
+    _kept[key] = real
     return real
 
 

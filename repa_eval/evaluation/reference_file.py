@@ -67,7 +67,7 @@ def _warnings(seen: Gathered, extractor: Extractor, kept: int) -> list[str]:
 def _batches(source: Any, indices: Any, batch_size: int) -> Iterator[Any]:
     """Yield uint8 images (B, H, W, C) at `indices`."""
     for first in range(0, len(indices), batch_size):
-        yield source.fetch(indices[first : first + batch_size].tolist())[0].numpy().transpose(0, 2, 3, 1)
+        yield source.pixels(indices[first : first + batch_size].tolist()).numpy().transpose(0, 2, 3, 1)
 
 
 def _provenance(images: ReferenceImages, extractor: Extractor, n: int, kept: int) -> dict[str, Any]:

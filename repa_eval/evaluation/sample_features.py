@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repa_eval.errors import UserError
 from repa_eval.interfaces.extractor import Array, Extractor, Features
-from repa_eval.interfaces.images import ImageSource
+from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.metrics.shared.moments import Moments
 from repa_eval.metrics.shared.moments import moments as moments_of
 
@@ -138,12 +138,12 @@ def _read_ahead(source: ImageSource, batches: Iterable[list[int]]) -> Iterator[t
     with ThreadPoolExecutor(1) as reader:
         try:
             for batch in batches:
-                waiting.append((batch, reader.submit(source.fetch, batch)))
+                waiting.append((batch, reader.submit(source.pixels, batch)))
                 if len(waiting) > AHEAD:
                     indices, images = waiting.pop(0)
-                    yield indices, images.result()[0]
+                    yield indices, images.result()
             for indices, images in waiting:
-                yield indices, images.result()[0]
+                yield indices, images.result()
         finally:
             for _, images in waiting:
                 images.cancel()

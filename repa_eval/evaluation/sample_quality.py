@@ -14,7 +14,7 @@ from repa_eval.evaluation.evaluator_rules import PROTOCOLS, Protocol
 from repa_eval.evaluation.reference import Real, reference_of
 from repa_eval.evaluation.sample_features import Gathered, Workers, gather
 from repa_eval.interfaces.extractor import Extractor
-from repa_eval.interfaces.images import ImageSource
+from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.metric import SAMPLE, SampleMetric
 from repa_eval.metrics.fid import few
 from repa_eval.metrics.shared.checks import reason_of, undefined

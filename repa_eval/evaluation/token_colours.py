@@ -13,8 +13,9 @@ from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.evaluation.tiles import GAP, framed
 from repa_eval.features.capture import ClassTokens
-from repa_eval.features.hidden_states import noised
-from repa_eval.interfaces.images import Images
+from repa_eval.features.hidden_states import kinds_for, noised
+from repa_eval.features.model_input import model_input
+from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.sampling.sample_files import png
 
@@ -25,7 +26,7 @@ Array = np.ndarray[Any, Any]
 def token_colours(
     model: DiffusionModel,
     teacher: Teacher,
-    images: Images,
+    images: ImageSource,
     *,
     count: int,
     t: float,
@@ -38,14 +39,16 @@ def token_colours(
     `images`, each scaled to its 2nd..98th percentile: comparable within a row, not between rows. class_tokens: for a
     model that reads one, which is not among the pictures.
     """
-    pixels, _ = images.fetch(range(len(images)))
-    side = images.shape[-1]
+    reads = model_input(images, model.image_shape)
+    samples = images.fetch(range(len(images)), {"images", *kinds_for(model, reads)})
+    pixels, side = samples.pixels, images.shape[-1]
     device = next(model.parameters()).device
     layers = range(1, model.depth + 1)
     inputs = noised(
         model,
-        pixels,
+        samples,
         range(len(images)),
+        reads=reads,
         t=t,
         interpolant=interpolant,
         seed=0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 from repa_eval.diffusion.model import DiffusionModel, check_taps
 from repa_eval.errors import UserError
 from repa_eval.features.capture import Capture
-from repa_eval.features.hidden_states import model_record, noised
-from repa_eval.interfaces.images import Images
+from repa_eval.features.hidden_states import kinds_for, model_record, noised
+from repa_eval.features.model_input import model_input
+from repa_eval.interfaces.image_source import ImageSource, Samples, chunks
 from repa_eval.interfaces.metric import SPATIAL
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.metrics.shared.checks import reason_of
@@ -24,7 +25,7 @@ Means = dict[tuple[int | None, str], float]
 @torch.no_grad()
 def spatial(
     model: DiffusionModel,
-    images: Images,
+    images: ImageSource,
     *,
     layers: Sequence[int],
     timesteps: Sequence[float],
@@ -36,15 +37,17 @@ def spatial(
     check_taps(layers, model.depth)
     capture = capture or Capture()
     functions = _functions(metrics)
+    reads = model_input(images, model.image_shape)
     model.eval()
     rows = []
     for t in timesteps:
 
-        def tokens(pixels: Tensor, indices: Sequence[int], t: float = t) -> dict[int | None, Tensor]:
+        def tokens(samples: Samples, indices: Sequence[int], t: float = t) -> dict[int | None, Tensor]:
             inputs = noised(
                 model,
-                pixels,
+                samples,
                 indices,
+                reads=reads,
                 t=t,
                 interpolant=capture.interpolant,
                 seed=capture.seed,
@@ -54,9 +57,11 @@ def spatial(
             hidden = model(**inputs, taps=tuple(layers))[1]
             return {layer: hidden[layer][:, model.prefix_tokens :] for layer in layers}
 
-        record = _record(images, {"features": "hidden states", **model_record(model)}, capture)
+        record = _record(images, {"features": "hidden states", **model_record(model), **reads.record()}, capture)
         record |= {"label": "null", "t_convention": "t=1 noise", "path_type": capture.interpolant.path_type}
-        for (layer, name), value in _means(images, tokens, functions, capture.batch_size).items():
+        for (layer, name), value in _means(
+            images, kinds_for(model, reads), tokens, functions, capture.batch_size
+        ).items():
             cell = {"layer": layer, "timestep": float(t), "n": len(images), "seed": capture.seed, **(columns or {})}
             rows.append(make_row(metric=name, value=value, note=reason_of(value), protocol=record, **cell))
     return rows
@@ -65,7 +70,7 @@ def spatial(
 @torch.no_grad()
 def spatial_level(
     teacher: Teacher,
-    images: Images,
+    images: ImageSource,
     *,
     metrics: Sequence[str],
     capture: Capture | None = None,
@@ -75,11 +80,11 @@ def spatial_level(
     capture = capture or Capture()
     device = next(teacher.parameters()).device
 
-    def tokens(pixels: Tensor, indices: Sequence[int]) -> dict[int | None, Tensor]:
-        return {None: teacher(pixels.to(device)).patches}
+    def tokens(samples: Samples, indices: Sequence[int]) -> dict[int | None, Tensor]:
+        return {None: teacher(samples.pixels.to(device)).patches}
 
     record = _record(images, {"features": f"teacher {teacher.name}", "teacher_hash": teacher.digest}, capture)
-    found = _means(images, tokens, _functions(metrics), capture.batch_size)
+    found = _means(images, ("images",), tokens, _functions(metrics), capture.batch_size)
     return [
         make_row(
             metric=f"{name}_teacher",
@@ -102,15 +107,17 @@ def _functions(metrics: Sequence[str]) -> dict[str, Callable[..., float]]:
 
 
 def _means(
-    images: Images,
-    tokens: Callable[[Tensor, Sequence[int]], Mapping[Any, Tensor]],
+    images: ImageSource,
+    kinds: Sequence[str],
+    tokens: Callable[[Samples, Sequence[int]], Mapping[Any, Tensor]],
     functions: Mapping[str, Callable[..., float]],
     batch_size: int,
 ) -> Means:
     """Return the mean over all images of every metric of every layer; a NaN keeps its reason."""
     sums: Means = {}
-    for pixels, indices in _batches(images, batch_size):
-        for layer, values in tokens(pixels, indices).items():
+    images.require(*kinds)
+    for indices in chunks(len(images), batch_size):
+        for layer, values in tokens(images.fetch(indices, kinds), indices).items():
             array = values.float().cpu().numpy()
             for name, function in functions.items():
                 value = function(array)
@@ -119,13 +126,7 @@ def _means(
     return {key: total if total != total else total / len(images) for key, total in sums.items()}
 
 
-def _batches(images: Images, batch_size: int) -> Iterator[tuple[Tensor, range]]:
-    for first in range(0, len(images), batch_size):
-        indices = range(first, min(first + batch_size, len(images)))
-        yield images.fetch(indices)[0], indices
-
-
-def _record(images: Images, more: Mapping[str, Any], capture: Capture) -> dict[str, Any]:
+def _record(images: ImageSource, more: Mapping[str, Any], capture: Capture) -> dict[str, Any]:
     return {
         "kind": "spatial",
         "data": images.name,

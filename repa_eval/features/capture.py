@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
 from repa_eval.features.call_identity import call_identity
 from repa_eval.features.store import Entry
-from repa_eval.interfaces.images import ImageSource
+from repa_eval.interfaces.image_source import ImageSource, Samples
 from repa_eval.runtime.distributed import Share
 
 Array = np.ndarray[Any, Any]
@@ -57,17 +57,27 @@ class Capture:
         return (patches.mean(1) if self.pool == "mean" else patches).cpu()
 
 
-Forward = Callable[[Tensor, Sequence[int], Sequence[str]], Mapping[str, Tensor]]
+Forward = Callable[[Samples, Sequence[int], Sequence[str]], Mapping[str, Tensor]]
 
 
 def collect(
-    images: ImageSource, names: Mapping[str, object], forward: Forward, record: Mapping[str, Any], capture: Capture
+    images: ImageSource,
+    names: Mapping[str, object],
+    forward: Forward,
+    record: Mapping[str, Any],
+    capture: Capture,
+    *,
+    kinds: Collection[str] = ("images",),
 ) -> dict[str, Array]:
-    """Return the features of every name, batch by batch; what a cache holds already is not computed again."""
+    """Return the features of every name, batch by batch; what a cache holds already is not computed again.
+
+    kinds: the kinds of data that `forward` reads.
+    """
+    images.require(*kinds)
     if capture.cache is None:
         parts: dict[str, list[Array]] = {name: [] for name in names}
         for _, indices in _batches(len(images), capture.batch_size):
-            for name, values in forward(images.fetch(indices)[0], indices, list(names)).items():
+            for name, values in forward(images.fetch(indices, kinds), indices, list(names)).items():
                 parts[name].append(values.numpy())
             if capture.progress:
                 capture.progress()
@@ -76,7 +86,7 @@ def collect(
     for number, indices in _batches(len(images), capture.batch_size):
         lacking = entry.lacking(list(names), indices)
         if lacking and number % capture.share.count == capture.share.rank:
-            for name, values in forward(images.fetch(indices)[0], indices, lacking).items():
+            for name, values in forward(images.fetch(indices, kinds), indices, lacking).items():
                 entry.write(name, indices, values.numpy())
         if capture.progress:
             capture.progress()

@@ -14,7 +14,7 @@ from repa_eval.features.call_identity import call_identity
 from repa_eval.features.capture import Capture, collect
 from repa_eval.features.hooks import Part, captured
 from repa_eval.features.model_state import preserved
-from repa_eval.interfaces.images import ImageSource
+from repa_eval.interfaces.image_source import ImageSource, Samples
 from repa_eval.runtime.hashing import digest_module
 
 Array = np.ndarray[Any, Any]
@@ -49,7 +49,8 @@ def foreign_features(
     """
     capture = capture or Capture()
 
-    def forward(pixels: Tensor, indices: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+    def forward(samples: Samples, indices: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+        pixels = samples.pixels
         with captured(network, names, part=part) as found:
             call(pixels, indices)
         square = pixels.shape[-1] == pixels.shape[-2]

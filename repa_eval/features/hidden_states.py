@@ -14,7 +14,8 @@ from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
 from repa_eval.features.capture import Capture, ClassTokens, collect
-from repa_eval.interfaces.images import ImageSource, to_signed
+from repa_eval.features.model_input import ModelInput, model_input
+from repa_eval.interfaces.image_source import ImageSource, Samples
 from repa_eval.runtime.hashing import digest_module
 from repa_eval.runtime.seeding import generators, normal
 
@@ -45,12 +46,15 @@ def hidden_features(
         weights_hash = weights_hash or digest_module(model)
     model.eval()
 
-    def forward(pixels: Tensor, indices: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+    reads = model_input(images, model.image_shape)
+
+    def forward(samples: Samples, indices: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
         wanted = {name: int(name.removeprefix("layer")) for name in names}
         inputs = noised(
             model,
-            pixels,
+            samples,
             indices,
+            reads=reads,
             t=t,
             interpolant=capture.interpolant,
             seed=capture.seed,
@@ -67,40 +71,50 @@ def hidden_features(
         "path": to_dict(capture.interpolant),
         "dtype": str(next(model.parameters()).dtype),
         **model_record(model),
+        **reads.record(),
     }
-    found = collect(images, {f"layer{layer}": layer for layer in layers}, forward, record, capture)
-    return {layer: found[f"layer{layer}"] for layer in layers}
+    names = {f"layer{layer}": layer for layer in layers}
+    features = collect(images, names, forward, record, capture, kinds=kinds_for(model, reads))
+    return {layer: features[f"layer{layer}"] for layer in layers}
+
+
+def kinds_for(model: DiffusionModel, reads: ModelInput) -> tuple[str, ...]:
+    """Return the kinds of data that `noised` needs: images too, where a teacher gives the model its class token."""
+    return (reads.kind, "images") if model.has_class_token else (reads.kind,)
 
 
 def noised(
     model: DiffusionModel,
-    pixels: Tensor,
+    samples: Samples,
     indices: Sequence[int],
     *,
+    reads: ModelInput,
     t: float,
     interpolant: Interpolant,
     seed: int,
     stream: str,
     class_tokens: ClassTokens | None = None,
 ) -> dict[str, Tensor]:
-    """Return what the model is given for images uint8 (B, C, H, W): x (noised), t (B,), y (null), on its device.
+    """Return what the model is given for B samples: x (noised) (B, C, H, W), t (B,), y (null), on its device.
 
-    And cls_token (B, z), noised at the same t, where the model has one; UserError if `class_tokens` is missing then.
+    reads: how its clean input is made of the samples; noise and posterior depend on (seed, stream, index) alone. And
+    cls_token (B, z), noised at the same t, where the model has one; UserError if `class_tokens` is missing then.
     """
     like = next(model.parameters())
-    x = model.encode(to_signed(pixels))
-    noise = normal(generators(seed, stream, indices), x.shape[1:])
-    times = torch.full((len(x),), t)
+    x = reads(samples, generators(seed, f"{stream} posterior", indices))
+    x = model.encode(x) if reads.kind == "images" else x
     expected = model.image_shape
     if x.shape[1:] != expected:
         given, wanted = ("x".join(map(str, shape)) for shape in (x.shape[1:], expected))
         raise UserError(f"the images are {given} (channels x height x width); this model reads {wanted}")
+    noise = normal(generators(seed, stream, indices), x.shape[1:])
+    times = torch.full((len(x),), t)
     x_t = model.noised(x, noise, times, interpolant).to(like)
     inputs = {"x": x_t, "t": times.to(like.device), "y": model.null_condition(len(x))}
     if model.has_class_token:
         if class_tokens is None:
             raise UserError("this model reads a class token beside the image: name the teacher that it is from")
-        clean = model.class_token(class_tokens(pixels)).float().cpu()
+        clean = model.class_token(class_tokens(samples.pixels)).float().cpu()
         own = normal(generators(seed, f"{stream} class", indices), clean.shape[1:])
         inputs["cls_token"] = interpolant.mix(clean, own, times).to(like)
     return inputs

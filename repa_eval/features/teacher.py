@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repa_eval.errors import UserError
 from repa_eval.features.capture import Capture, collect
-from repa_eval.interfaces.images import ImageSource
+from repa_eval.interfaces.image_source import ImageSource, Samples
 from repa_eval.interfaces.teacher import Teacher
 
 Array = np.ndarray[Any, Any]
@@ -24,8 +24,8 @@ def teacher_features(teacher: Teacher, images: ImageSource, *, capture: Capture 
     device = next(teacher.parameters()).device
     capture = capture or Capture()
 
-    def forward(pixels: Tensor, indices: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
-        tokens = teacher(pixels.to(device))
+    def forward(samples: Samples, indices: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+        tokens = teacher(samples.pixels.to(device))
         if capture.pool == "cls":
             if tokens.cls is None:
                 raise UserError(f"teacher {teacher.name} has no class token; pool it by mean")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from repa_eval.errors import UserError, first_line
-from repa_eval.interfaces.images import ImageSource
+from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.registry import Registry
 from repa_eval.runtime.hashing import digest_module
 

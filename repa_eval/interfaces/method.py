@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from repa_eval.interfaces.images import ImageSource
+from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.registry import Registry
 

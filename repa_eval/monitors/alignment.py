@@ -8,7 +8,8 @@ from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.diffusion.timesteps import TIMESTEPS
 from repa_eval.evaluation.alignment import METRICS, Preparation, align
 from repa_eval.evaluation.alignment import protocol as alignment_record
-from repa_eval.interfaces.images import unseen_images
+from repa_eval.features.model_input import model_input
+from repa_eval.interfaces.images import held_out_images
 from repa_eval.interfaces.monitor import Monitor, monitor
 from repa_eval.monitors.shared.completeness import all_layers, is_complete
 from repa_eval.monitors.shared.run import EvaluatedRun
@@ -31,7 +32,7 @@ class AlignmentMap(Monitor):
         num_images: int | None = None,
     ) -> None:
         self.run, self.timesteps, self.metrics = run, timesteps, metrics
-        self.images = unseen_images(run.data, num_images or MAP_IMAGES)
+        self.images = held_out_images(run.data, num_images or MAP_IMAGES)
 
     def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
         """Return a row per teacher, timestep, layer and metric."""
@@ -51,8 +52,9 @@ class AlignmentMap(Monitor):
 
     def done(self, step: int, rows: Collection[Row]) -> bool:
         """Return whether the maps against all teachers are complete."""
+        facts = {**self.run.network.record, **model_input(self.images, self.images.model_shape).record()}
         records = [
-            {**alignment_record(teacher, self.images, self.run.capture, Preparation()), **self.run.network.record}
+            {**alignment_record(teacher, self.images, self.run.capture, Preparation()), **facts}
             for teacher in self.run.reference_teachers
         ]
         layers = range(1, self.run.network.depth + 1)

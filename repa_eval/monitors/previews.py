@@ -67,4 +67,4 @@ class Interpolations(PictureMonitor):
 
     def _train_images(self, rows: Iterable[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         """Return the training images (N, 1, C, H, W) of rows of the memory bank."""
-        return torch.stack([self.train.fetch([row])[0] for row in rows]).numpy()
+        return torch.stack([self.train.pixels([row]) for row in rows]).numpy()

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.diffusion.timesteps import TIMESTEPS
+from repa_eval.features.model_input import model_input
 from repa_eval.interfaces.monitor import Monitor, monitor
 from repa_eval.monitors.shared.completeness import all_layers, is_complete
 from repa_eval.monitors.shared.run import EvaluatedRun
@@ -39,9 +40,10 @@ class Probes(Monitor):
     def done(self, step: int, rows: Collection[Row]) -> bool:
         """Return whether the grid is complete and the table holds every teacher's accuracy."""
         layers = range(1, self.run.network.depth + 1)
+        reads = model_input(self.splits.test, self.splits.test.model_shape)
         for kind in grid.KINDS:
             record = grid.protocol(self.splits, self.run.interpolant, kind=kind, seed=0)
-            record |= self.run.network.record
+            record |= {**self.run.network.record, **reads.record()}
             if not is_complete(step, rows, [record], [grid.NAMES[kind]], layers, self.timesteps):
                 return False
         teacher_rows = [row for row in rows if row.metric == f"{grid.NAMES[grid.KINDS[-1]]}_teacher"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.evaluation.token_colours import token_colours
-from repa_eval.interfaces.images import unseen_images
+from repa_eval.interfaces.images import held_out_images
 from repa_eval.interfaces.monitor import monitor
 from repa_eval.monitors.shared.pictures import PictureMonitor, write_grid
 from repa_eval.monitors.shared.run import EvaluatedRun
@@ -26,7 +26,7 @@ class TokenColours(PictureMonitor):
 
     def __init__(self, run: EvaluatedRun, *, teacher: int = 0) -> None:
         super().__init__(run)
-        self.images = unseen_images(run.data, PCA_FIT)
+        self.images = held_out_images(run.data, PCA_FIT)
         self.teacher = run.reference_teachers[teacher]
 
     def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:

@@ -81,7 +81,7 @@ def make_images(images: Any, dest: Path, source: Source, work: Work, *, vae: str
     share.wait()
     if share.first:
         for kind in kinds:
-            listing = [[_member(kind, index), label] for index, label in enumerate(images.labels.tolist())]
+            listing = [[_member(kind, index), label] for index, label in enumerate(images.all_labels().tolist())]
             write_atomic(dest / kind / LIST, json.dumps({"labels": listing}))
     return {"folder": str(dest), "made": made, "record": record} if share.first else None
 
@@ -132,7 +132,7 @@ def _fill(kind: str, images: Any, dest: Path, work: Work, encoder: Encoder | Non
             # the whole block, as ever: what is beside an image in its batch cannot depend on what was there already
             whole = range(block * size, min((block + 1) * size, len(images)))
             wanted = [index for index in mine if index // size == block]
-            for index, data in zip(whole, coded(images.fetch(whole)[0]), strict=True):
+            for index, data in zip(whole, coded(images.pixels(whole)), strict=True):
                 if index in wanted:
                     with disk_space(dest):
                         write_atomic(dest / kind / _member(kind, index), data)

@@ -16,7 +16,8 @@ from repa_eval.errors import UserError
 from repa_eval.evaluation.alignment import METRICS, Preparation
 from repa_eval.features.capture import Capture
 from repa_eval.features.foreign import foreign_features
-from repa_eval.interfaces.images import Images, load_data, unseen_split
+from repa_eval.interfaces.image_source import ImageSource
+from repa_eval.interfaces.images import Images, held_out_split, load_data
 from repa_eval.interfaces.metric import ALIGNMENT
 from repa_eval.interfaces.teacher import Teacher, load_teacher, split_names
 from repa_eval.models.encoders.repa_vit import RePaViT
@@ -60,10 +61,10 @@ def original_of(opened: Any) -> Teacher | None:
     return load_teacher(names[0], opened.recipe.get("teacher_weights")) if names else None
 
 
-def images_of(config: Any, data_name: str | None, count: int) -> Images:
+def images_of(config: Any, data_name: str | None, count: int) -> ImageSource:
     """Return real images that training never saw: of the data, else crops of the two photographs of scikit-learn."""
     if data_name is not None:
-        found = load_data(data_name, unseen_split(data_name))
+        found = load_data(data_name, held_out_split(data_name))
         return found.head(min(count, len(found)))
     if config.in_channels != 3:
         raise UserError(f"the encoder reads {config.in_channels} channels: name real images with --data")
@@ -94,13 +95,12 @@ def _answer(network: Encoder, x: Tensor, part: str) -> Tensor:
     return network(x)[0] if part == "tokens" else network.logits(x)
 
 
-def equality(pair: Pair, images: Images, *, seed: int, columns: Mapping[str, Any]) -> list[Row]:
+def equality(pair: Pair, images: ImageSource, *, seed: int, columns: Mapping[str, Any]) -> list[Row]:
     """Return merge_difference_random (on normal noise) and merge_difference_real (on the images)."""
     config, generator = pair.network.config, torch.Generator().manual_seed(seed)
     noise = torch.randn(16, config.in_channels, config.input_size, config.input_size, generator=generator)
-    real = torch.cat(
-        [pixels_of(config)(torch.from_numpy(part)) for part in np.array_split(images.images, 8) if len(part)]
-    )
+    parts = (rows.tolist() for rows in np.array_split(np.arange(len(images)), 8) if len(rows))
+    real = torch.cat([pixels_of(config)(images.pixels(rows)) for rows in parts])
     record = {**pair.record(), "data": images.name, "split": images.split}
     rows = []
     for name, x in (("random", noise), ("real", real)):
@@ -216,7 +216,7 @@ def _count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def likeness(pair: Pair, images: Images, *, batch_size: int, columns: Mapping[str, Any]) -> list[Row]:
+def likeness(pair: Pair, images: ImageSource, *, batch_size: int, columns: Mapping[str, Any]) -> list[Row]:
     """Return METRIC_merged per block: the merged encoder's tokens against the original's of the same block."""
     assert pair.original is not None
     merged = EncoderTeacher("merged", pair.merged)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from repa_eval.errors import Failure, UserError, first_line
-from repa_eval.interfaces.images import load_data, to_signed
+from repa_eval.interfaces.images import in_memory, load_data, to_signed
 from repa_eval.interfaces.teacher import Teacher, Tokens, teacher
 from repa_eval.models.encoders.conv_vit import ConvViT, ConvViTConfig
 from repa_eval.runtime.hashing import digest_module
@@ -77,5 +77,5 @@ def _random_network() -> ConvViT:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         network = ConvViT(ConvViTConfig())
-    network.calibrate(to_signed(torch.from_numpy(load_data("digits", "train").images)))
+    network.calibrate(to_signed(torch.from_numpy(in_memory(load_data("digits", "train")).images)))
     return network

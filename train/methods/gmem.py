@@ -18,7 +18,7 @@ from repa_eval.config import option
 from repa_eval.diffusion.conventions import as_project_convention
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
-from repa_eval.interfaces.images import ImageSource
+from repa_eval.interfaces.image_source import ImageSource, chunks
 from repa_eval.interfaces.method import Batch, Method, Stage, method
 from repa_eval.interfaces.teacher import Teacher, split_names
 from repa_eval.memory_bank.bank import Bank, FullBank, compressed
@@ -95,9 +95,8 @@ class GMem(Method):
             return
         device = next(teachers[0].parameters()).device
         found = []
-        for first in range(0, len(images), AT_ONCE):
-            pixels, _ = images.fetch(range(first, min(first + AT_ONCE, len(images))))
-            tokens = teachers[0](pixels.to(device))
+        for rows in chunks(len(images), AT_ONCE):
+            tokens = teachers[0](images.pixels(rows).to(device))
             found.append(self._snippets(tokens.cls, tokens.patches).float().cpu())
         bank: Bank = FullBank(torch.cat(found))
         bank = compressed(bank, self.latent_dim) if self.bank_form == "svd" else bank

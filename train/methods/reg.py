@@ -13,7 +13,7 @@ from torch import Tensor
 from repa_eval.config import option
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
-from repa_eval.interfaces.images import ImageSource
+from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.method import Batch, Method, method
 from repa_eval.interfaces.teacher import Teacher, split_names
 from repa_eval.runtime.seeding import normal
@@ -76,7 +76,7 @@ class REG(Method):
         device = next(teachers[0].parameters()).device
         tokens = []
         for first in range(0, count, AT_ONCE):
-            pixels, _ = images.fetch(chosen[first : first + AT_ONCE])
+            pixels = images.pixels(chosen[first : first + AT_ONCE])
             tokens.append(self._present(teachers[0](pixels.to(device)).cls).double().cpu())
         mean, matrix = components(torch.cat(tokens), self.cls_dim)
         model.cls_mean.copy_(mean)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from repa_eval.config import option
 from repa_eval.errors import UserError
-from repa_eval.interfaces.images import ImageSource
+from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.method import Batch, Method, method
 from repa_eval.interfaces.teacher import Teacher, split_names
 from repa_eval.runtime.seeding import permutation, uniform
@@ -52,12 +52,12 @@ class RePaViT(Method):
             raise UserError(f"idle_ratio {config.idle_ratio}: it is a share, 0 to 1")
         if not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path {self.drop_path}: it is a share, at least 0 and below 1")
-        return config_of(teachers[0], images.fetch([0])[0], config)
+        return config_of(teachers[0], images.pixels([0]), config)
 
     def prepare(self, model: nn.Module, images: ImageSource, teachers: Sequence[Teacher]) -> None:
         """Convert the teacher on some training images."""
         chosen = permutation(len(images), "calibration")[: self.calibration_images]
-        convert(model, teachers[0], images.fetch(chosen.tolist())[0])  # type: ignore[arg-type]
+        convert(model, teachers[0], images.pixels(chosen.tolist()))  # type: ignore[arg-type]
 
     def trainable(self, model: nn.Module, modules: nn.ModuleDict) -> Iterable[nn.Parameter]:
         """Yield the parameters of everything but a stem that keeps the teacher's statistics."""

@@ -6,10 +6,11 @@ computing.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,11 +18,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from repa_eval.data.readers import decode
 from repa_eval.data.readers.npz import StreamedImages
+from repa_eval.data.readers.opened import PerProcess
 from repa_eval.errors import Failure, UserError, first_line
+from repa_eval.interfaces.image_source import DEFAULT_KINDS, ImageSource, Samples, chunks
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 OURS = "samples.json"  # lies in a folder of our samples, whose file names are indices
@@ -31,37 +33,43 @@ BOMB_BYTES, BOMB_RATIO = 1 << 25, 100
 T = TypeVar("T")
 
 
-class ImageFiles:
+class ImageFiles(ImageSource):
     """A folder or zip of images of one size, sorted by path; a folder per class gives the labels.
 
     resize: every image is cropped and resized to this side (see `centre_crop`); None: all must have one size.
     """
 
+    split = "all"
+
     def __init__(self, path: Path, *, resize: int | None = None) -> None:
         self.name, self.path, self.resize = str(path), path, resize
-        self._zip = _open_zip(path) if path.is_file() else None
+        self._zip = PerProcess(functools.partial(_open_zip, path)) if path.is_file() else None
         self.members = self._list()
         if not self.members:
             raise UserError(f"{path}: no images (looked for {', '.join(sorted(SUFFIXES))})")
         _refuse_equal_places(self.name, self.members, ours=self._zip is None and (path / OURS).is_file())
-        self.grey, self.shape = self._survey()
+        self.grey, self.image_shape = self._survey()
         parents = [Path(member).parent.as_posix() for member in self.members]
         self.class_names = tuple(sorted(set(parents)))
+        self.num_classes = len(self.class_names)
         places = {name: place for place, name in enumerate(self.class_names)}
         self.labels = np.array([places[parent] for parent in parents])
 
     def __len__(self) -> int:
         return len(self.members)
 
-    def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return (images uint8 (B, C, H, W), labels int64 (B,)) at `indices`."""
-        found = self._each(self._pixels, indices)
-        for index, result in zip(indices, found, strict=True):
+    def fetch(self, indices: Sequence[int], kinds: Collection[str] = DEFAULT_KINDS) -> Samples:
+        """Return images and labels at `indices`."""
+        labels = torch.from_numpy(self.labels[list(indices)])
+        if "images" not in kinds:
+            return Samples(labels=labels)
+        decoded = self._each(self._pixels, indices)
+        for index, result in zip(indices, decoded, strict=True):
             if isinstance(result, decode.Unusable):
-                raise self._refusal(index, result, self._each(self._pixels, range(len(self))))
-        arrays: list[Any] = found
+                raise self._refusal(index, result, self._count_unusable(self._pixels))
+        arrays: list[Any] = decoded
         stacked = np.stack(arrays).transpose(0, 3, 1, 2)
-        return torch.from_numpy(np.ascontiguousarray(stacked)), torch.from_numpy(self.labels[list(indices)])
+        return Samples(images=torch.from_numpy(np.ascontiguousarray(stacked)), labels=labels)
 
     def digest(self) -> str:
         """Return a hash of the files' names and bytes, and of the resizing if there is any."""
@@ -79,7 +87,7 @@ class ImageFiles:
 
     def _list(self) -> list[str]:
         if self._zip is not None:
-            infos = [info for info in self._zip.infolist() if not info.is_dir()]
+            infos = [info for info in self._zip().infolist() if not info.is_dir()]
             _refuse_hostile(self.name, infos)
             names = [info.filename for info in infos]
         else:
@@ -88,11 +96,11 @@ class ImageFiles:
 
     def _survey(self) -> tuple[bool, tuple[int, int, int]]:
         """Return whether all images are grey, and (C, H, W); UserError or Failure that counts what is wrong."""
-        found = self._each(self._header, range(len(self)))
-        headers = [head for head in found if isinstance(head, decode.Header)]
-        if len(headers) < len(found):
-            index = next(i for i, head in enumerate(found) if not isinstance(head, decode.Header))
-            raise self._refusal(index, found[index], found)
+        results = self._each(self._header, range(len(self)))
+        headers = [head for head in results if isinstance(head, decode.Header)]
+        if len(headers) < len(results):
+            index = next(i for i, head in enumerate(results) if not isinstance(head, decode.Header))
+            raise self._refusal(index, results[index], len(results) - len(headers))
         sizes = [(head.height, head.width) for head in headers]
         odd = [index for index, size in enumerate(sizes) if size != sizes[0]]
         if odd and self.resize is None:
@@ -105,12 +113,16 @@ class ImageFiles:
         height, width = sizes[0] if self.resize is None else (self.resize, self.resize)
         return grey, (1 if grey else 3, height, width)
 
-    def _refusal(self, index: int, why: Any, found: Sequence[Any]) -> UserError:
-        """Return the error for an image; found: what came of all of them, for the count."""
-        count = sum(isinstance(result, decode.Unusable) for result in found)
+    def _refusal(self, index: int, why: Any, count: int) -> UserError:
+        """Return the error for an image; count: how many of all images cannot be used."""
         many = f"; {count} of {len(self)} images cannot be used" if len(self) > 1 else ""
         kind = Failure if why.damaged else UserError
         return kind(f"{self.name}: {self.members[index]} {why}{many}")
+
+    def _count_unusable(self, function: Callable[[int], Any]) -> int:
+        """Return for how many images `function` answers Unusable, looking at a few of them at a time."""
+        results = (result for rows in chunks(len(self), 8 * THREADS) for result in self._each(function, rows))
+        return sum(isinstance(result, decode.Unusable) for result in results)
 
     def _each(self, function: Callable[[int], T], indices: Sequence[int]) -> list[T]:
         if len(indices) < THREADS or THREADS == 1:
@@ -132,7 +144,7 @@ class ImageFiles:
 
     def _read(self, member: str) -> bytes:
         try:
-            return self._zip.read(member) if self._zip is not None else (self.path / member).read_bytes()
+            return self._zip().read(member) if self._zip is not None else (self.path / member).read_bytes()
         except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
             raise decode.Unusable(f"is not a readable image ({first_line(error)})", damaged=True) from error
 

@@ -5,11 +5,14 @@ Nothing is unpickled: an array of Python objects is refused by its header.
 
 from __future__ import annotations
 
-import hashlib
+import functools
+import shutil
 import struct
+import tempfile
 import threading
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -20,11 +23,12 @@ from PIL import Image
 from torch import Tensor
 
 from repa_eval.data.readers.decode import centre_crop
+from repa_eval.data.readers.opened import PerProcess
 from repa_eval.errors import Failure, UserError, first_line
+from repa_eval.interfaces.image_source import DEFAULT_KINDS, Array, ImageSource, Samples, content_digest
 
-Array = np.ndarray[Any, Any]
 MAX_ROW = 1 << 30  # bytes of one image
-CHUNK = 256  # images at a time where all of them are read
+COPIED = 1 << 24  # bytes unpacked at once
 
 
 class Member:
@@ -32,13 +36,13 @@ class Member:
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
-        self._lock, self._place, self._stream = threading.Lock(), 0, None  # type: tuple[Any, int, IO[bytes] | None]
+        self._open: PerProcess[_Stream] = PerProcess(functools.partial(_Stream, path, f"{name}.npy"))
         try:
-            self._archive = zipfile.ZipFile(path)
-            info = self._archive.getinfo(f"{name}.npy")
-            with self._archive.open(info) as stream:
-                self.shape, fortran, self.dtype = _read_header(stream)
-                begin = stream.tell()
+            with zipfile.ZipFile(path) as archive:
+                info = archive.getinfo(f"{name}.npy")
+                with archive.open(info) as stream:
+                    self.shape, fortran, self.dtype = _read_header(stream)
+                    begin = stream.tell()
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, struct.error, NotImplementedError) as error:
             raise Failure(f"{path} cannot be read: {first_line(error)}") from error
         if self.dtype.hasobject:
@@ -53,36 +57,56 @@ class Member:
         return int(self.shape[0])
 
     def rows(self, first: int, stop: int) -> Array:
-        """Return the rows first..stop-1; quick where they follow those read before, or are stored uncompressed."""
+        """Return the rows first..stop-1."""
         count = (stop - first) * self._row
-        with self._lock:
-            try:
-                stream = self._at(self._begin + first * self._row)
-                data = stream.read(count)
-            except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
-                raise Failure(f"{self.path} cannot be read: {first_line(error)}") from error
+        try:
+            data = self._open().read(self._begin + first * self._row, count, begin=self._begin)
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, ValueError) as error:
+            raise Failure(f"{self.path} cannot be read: {first_line(error)}") from error
         if len(data) != count:
             raise Failure(f"{self.path} cannot be read: {self.name} ends after {first + len(data) // self._row} rows")
         return np.frombuffer(data, dtype=self.dtype).reshape(stop - first, *self.shape[1:])
 
-    def _at(self, place: int) -> IO[bytes]:
-        """Return the member's stream at a place; zipfile seeks in stored members and reads on in compressed ones."""
-        if self._stream is None:
-            self._stream = self._archive.open(f"{self.name}.npy")
-        self._stream.seek(place)
-        return self._stream
+
+class _Stream:
+    """The bytes of one member of a zip, at any place.
+
+    A compressed member can be read forwards only. Passes from its beginning to its end are read like this; the first
+    step back to another place unpacks it into a temporary file, which vanishes with the process.
+    """
+
+    def __init__(self, path: Path, member: str) -> None:
+        self._lock, self._archive, self._member = threading.Lock(), zipfile.ZipFile(path), member
+        self._compressed = self._archive.getinfo(member).compress_type != zipfile.ZIP_STORED
+        self._stream: IO[bytes] = self._archive.open(member)
+
+    def read(self, place: int, count: int, *, begin: int) -> bytes:
+        """Return `count` bytes from `place` on; begin: where the data begins."""
+        with self._lock:
+            if self._compressed and begin < place < self._stream.tell():
+                self._unpack()
+            self._stream.seek(place)
+            return self._stream.read(count)
+
+    def _unpack(self) -> None:
+        unpacked: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as the process reads from it)
+        with self._archive.open(self._member) as packed:
+            shutil.copyfileobj(packed, unpacked, COPIED)
+        self._stream, self._compressed = unpacked, False
 
 
-class StreamedImages:
-    """The images `arr_0` uint8 (N, H, W, C) and labels `arr_1` of an npz, one batch in memory at a time."""
+class StreamedImages(ImageSource):
+    """The images `arr_0` uint8 (N, H, W, C) and labels `arr_1` of an npz, one batch in memory at a time.
+
+    Its digest is that of the same images held in memory. resize: every image is cropped and resized to this side.
+    """
 
     split = "all"
 
     def __init__(self, path: Path, *, resize: int | None = None) -> None:
         self.name, self.path, self.resize = str(path), path, resize
         names = array_names(path)
-        self._pixels = Member(path, "arr_0") if "arr_0" in names else None
-        held = self._pixels
+        held = Member(path, "arr_0") if "arr_0" in names else None
         if held is None or len(held.shape) != 4 or held.dtype != np.uint8 or held.shape[3] not in (1, 3):
             raise UserError(f"{path}: expected arr_0 of uint8 (N, H, W, C){_instead(held, names)}")
         if not len(held):
@@ -91,27 +115,27 @@ class StreamedImages:
         self.labels = _labels(path, len(held)) if "arr_1" in names else np.zeros(len(held), dtype=np.int64)
         self.num_classes = int(self.labels.max(initial=0)) + 1
         height, width, channels = held.shape[1:]
-        self.shape = (channels, resize or height, resize or width)
+        self.image_shape = (channels, resize or height, resize or width)
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return (images uint8 (B, C, H, W), labels int64 (B,)) at `indices`."""
+    def fetch(self, indices: Sequence[int], kinds: Collection[str] = DEFAULT_KINDS) -> Samples:
+        """Return images and labels at `indices`."""
         rows = np.asarray(indices, dtype=np.int64)
-        if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
-            found = self._held.rows(int(rows[0]), int(rows[-1]) + 1)
-        else:
-            found = np.concatenate([self._held.rows(int(row), int(row) + 1) for row in rows])
-        if self.resize is not None:
-            found = np.stack([_resized(image, self.resize) for image in found])
-        return torch.from_numpy(found.transpose(0, 3, 1, 2).copy()), torch.from_numpy(self.labels[rows])
+        labels = torch.from_numpy(self.labels[rows])
+        return Samples(images=self._images(rows) if "images" in kinds else None, labels=labels)
 
-    @property
-    def images(self) -> Array:
-        """All images (N, C, H, W), in memory."""
-        found: Array = self.fetch(range(len(self)))[0].numpy()
-        return found
+    def _images(self, rows: Array) -> Tensor:
+        if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+            pixels = self._held.rows(int(rows[0]), int(rows[-1]) + 1)
+        else:
+            pixels = np.empty((len(rows), *self._held.shape[1:]), dtype=np.uint8)
+            for place in np.argsort(rows, kind="stable"):  # forwards through the file
+                pixels[place] = self._held.rows(int(rows[place]), int(rows[place]) + 1)[0]
+        if self.resize is not None:
+            pixels = np.stack([_resized(image, self.resize) for image in pixels])
+        return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
     def digest(self) -> str:
         """Return the digest that the same images have when they are held in memory."""
@@ -119,11 +143,7 @@ class StreamedImages:
 
     @cached_property
     def _digest(self) -> str:
-        content = hashlib.sha256(repr((len(self), *self.shape)).encode())
-        for first in range(0, len(self), CHUNK):
-            content.update(self.fetch(range(first, min(first + CHUNK, len(self))))[0].numpy().tobytes())
-        content.update(np.ascontiguousarray(self.labels).tobytes())
-        return content.hexdigest()[:12]
+        return content_digest(self)
 
 
 def array_names(path: Path) -> list[str]:

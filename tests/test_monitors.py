@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from helpers import run, tiny
 from repa_eval import results
 from repa_eval.cli import main as repa_eval
 from repa_eval.errors import UserError
 from repa_eval.interfaces.monitor import MONITORS, AtSteps, Monitor, monitor
+from repa_eval.interfaces.teacher import load_teacher
 from repa_eval.monitors.previews import Preview
 from repa_eval.monitors.shared import suites
 from repa_eval.monitors.shared.run import EvaluatedRun
@@ -132,6 +134,17 @@ def test_the_facts_of_a_run(tmp_path: Path) -> None:
     assert run.picture("pca", 12) == tmp_path / "mine" / "media" / "pca-0000012.png"
     assert evaluated_run(tiny("reg"), tmp_path).network.has_class_token
     assert not evaluated_run(tiny("repa"), tmp_path).network.has_class_token
+
+
+def test_a_run_is_compared_with_the_weights_that_it_was_trained_with(tmp_path: Path) -> None:
+    other = load_teacher("digits-vit-random")
+    file = tmp_path / "other.safetensors"
+    save_file(other.network.state_dict(), file)
+    recipe = tiny("repa", teacher_weights=str(file))
+    first, second = evaluated_run(recipe, tmp_path, further_teachers=["digits-vit-random"]).reference_teachers
+    assert (first.name, second.name, second.digest) == ("digits-vit-random", "digits-vit", other.digest)
+    [shipped] = evaluated_run(tiny(), tmp_path, further_teachers=["digits-vit"]).reference_teachers
+    assert shipped.digest == load_teacher("digits-vit").digest != other.digest
 
 
 def test_blocks_of_a_unet_are_counted_over_its_stages(tmp_path: Path) -> None:

@@ -133,14 +133,19 @@ class EvaluatedRun:
         """The function from images to the clean class tokens that the model reads; None where it reads none."""
         if not self.network.has_class_token:
             return None
-        return class_tokens_by(load_teacher(self.teachers[0], self.teacher_weights).to(self.device))
+        return class_tokens_by(self._load_teacher(self.teachers[0]))
 
     @functools.cached_property
     def reference_teachers(self) -> list[Teacher]:
         """The teachers that hidden states are compared with, on the device: further ones, then the run's own."""
-        return [load_teacher(name).to(self.device) for name in self.teacher_names]
+        return [self._load_teacher(name) for name in self.teacher_names]
 
     @property
     def teacher_names(self) -> list[str]:
         """The names of `reference_teachers`."""
         return list(dict.fromkeys([*self.further_teachers, *self.teachers]))
+
+    def _load_teacher(self, name: str) -> Teacher:
+        """Return a teacher on the device: the run's first one with the weights that the run was trained with."""
+        weights = self.teacher_weights if name in self.teachers[:1] else None
+        return load_teacher(name, weights).to(self.device)

@@ -94,6 +94,12 @@ def circles(arrows: Collection[tuple[str, str]]) -> list[str]:
     return sorted(node for node in after if node in reached(node))
 
 
+def test_contributing_shows_the_floors() -> None:
+    rows = [f"| {floor} | {', '.join(f'`{unit}`' for unit in units)} |" for floor, units in FLOORS.items()]
+    table = "\n".join(["| floor | what stands on it |", "|---|---|", *rows])
+    assert table in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), table
+
+
 def test_every_module_has_a_floor() -> None:
     assert [module for module in MODULES if not unit_of(module)] == [""]
 

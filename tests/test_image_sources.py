@@ -15,6 +15,7 @@ from PIL import Image
 
 from helpers import batches_of, digits, run, steps_of, tiny
 from repa_eval import checkpoints
+from repa_eval.commands.shared.named_images import open_named
 from repa_eval.data import hf
 from repa_eval.data.readers.image_files import ImageFiles, open_images
 from repa_eval.errors import UserError
@@ -284,6 +285,9 @@ def test_a_layout_declares_its_held_out_split_and_its_paths(layouts: None, tmp_p
     assert decorated is builder
     assert held_out_split("mine:x") == held_out_split(str(tmp_path / "set")) == "validation"
     assert load_data(str(tmp_path / "set"), "train").name == f"mine:{tmp_path / 'set'}"  # before the general `folder`
+    assert open_named(str(tmp_path / "set"), split="train").split == "train"
+    with pytest.raises(UserError, match="only image files can be resized"):
+        open_named(str(tmp_path / "set"), split="train", resize=8)
     data("other", recognises=lambda path: (path / "parts").is_dir())(builder)
     with pytest.raises(UserError, match=r"fits several data layouts: write mine:.*set or other:.*set"):
         load_data(str(tmp_path / "set"), "train")

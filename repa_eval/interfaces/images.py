@@ -171,22 +171,29 @@ def find_layout(spec: str) -> tuple[Layout, str]:
     kind, _, rest = spec.partition(":")
     if kind in DATA.names():
         return DATA.get(kind), rest
-    path = Path(spec)
-    if not path.exists():
+    if not Path(spec).exists():
         error = unknown("data", kind, DATA.names())
         raise UserError(f"{error}; or name a path that exists: a folder of images, a .zip or a .npz")
+    layout = layout_at(spec)
+    if layout is None:
+        raise UserError(f"{spec}: not a known data layout ({', '.join(DATA.names())}); write KIND:{spec} to force one")
+    return layout, spec
+
+
+def layout_at(path: str) -> Layout | None:
+    """Return the layout of what lies at a path, None if no layout recognises it; UserError if several do."""
     for general in (False, True):
         claims = {
             name: layout
             for name, layout in DATA.items()
-            if layout.general is general and layout.recognises is not None and layout.recognises(path)
+            if layout.general is general and layout.recognises is not None and layout.recognises(Path(path))
         }
         if len(claims) > 1:
-            forms = " or ".join(f"{name}:{spec}" for name in claims)
-            raise UserError(f"{spec} fits several data layouts: write {forms}")
+            forms = " or ".join(f"{name}:{path}" for name in claims)
+            raise UserError(f"{path} fits several data layouts: write {forms}")
         if claims:
-            return next(iter(claims.values())), spec
-    raise UserError(f"{spec}: not a known data layout ({', '.join(DATA.names())}); write KIND:{spec} to force one")
+            return next(iter(claims.values()))
+    return None
 
 
 # --- pixels

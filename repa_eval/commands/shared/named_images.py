@@ -14,10 +14,15 @@ def open_named(name: str, *, split: str, resize: int | None = None, what: str = 
     resize: the side in pixels to which image files are cropped; what: stands before the name in the error.
     """
     from repa_eval.data.readers.image_files import open_images
-    from repa_eval.interfaces.images import load_data
+    from repa_eval.interfaces.images import layout_at, load_data
 
     if Path(name).exists():
-        return open_images(name, resize=resize)
+        layout = layout_at(name)
+        if layout is None or layout.general:
+            return open_images(name, resize=resize)
+        if resize is not None:
+            raise UserError(f"{name} is a data set with images of its own size; only image files can be resized")
+        return layout.build(name, split)
     check_name(name, what)
     return load_data(name, split)
 

@@ -27,7 +27,7 @@ from repa_eval.runtime.hashing import digest_module
 __all__ = ["KINDS", "NAMES", "Splits", "probe", "protocol", "teacher_level"]
 
 Array = np.ndarray[Any, Any]
-KINDS = ("linear", "knn")  # those that are measured where nobody says which
+KINDS: tuple[str, ...] = ("linear", "knn")  # those that are measured where nobody says which
 NAMES = {name: kind.metric for name, kind in known_kinds.KINDS.items()}
 
 

@@ -14,14 +14,19 @@ import yaml
 from repa_eval.errors import UserError, unknown
 
 D = TypeVar("D")
+T = TypeVar("T")
 
 
-def option(default: Any, *, help: str, choices: Iterable[str] | None = None, least: float | None = None) -> Any:
-    """Return a dataclass field with a help text and, where only some values make sense, their list or the least one."""
+def option(default: T, *, help: str, choices: Iterable[str] | None = None, least: float | None = None) -> T:
+    """Return a dataclass field with a help text and, where only some values make sense, their list or the least one.
+
+    To a type checker it is the default, as dataclasses.field() is, so that the field's own type is checked against it.
+    """
     metadata = {"help": help, "choices": tuple(choices) if choices is not None else None, "least": least}
     if isinstance(default, (list, dict)):
         raise TypeError("a default must be immutable: use a tuple")
-    return dataclasses.field(default=default, metadata=metadata)
+    field: Any = dataclasses.field(default=default, metadata=metadata)
+    return field  # type: ignore[no-any-return]
 
 
 def from_dict(base: D, values: Mapping[str, Any], *, where: str = "") -> D:

@@ -23,8 +23,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
     5: ("metrics", "models", "data", "features", "sampling", "console", "reports"),
     6: ("extractors", "checkpoints", "evaluation", "probes", "preparation"),
     7: ("teachers", "monitors"),
-    8: ("reparameterisation", "train"),
-    9: ("commands", "cli", "train.cli", "api"),
+    8: ("reparameterisation", "train", "api"),
+    9: ("commands", "cli", "train.cli", "align"),
 }
 FLOOR_OF = {unit: floor for floor, units in FLOORS.items() for unit in units}
 LOOSE = 7  # modules directly in repa_eval/

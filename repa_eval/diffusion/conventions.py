@@ -33,6 +33,7 @@ class Converted(DiffusionModel):
         self.conditioning = network.conditioning
         self.has_class_token = network.has_class_token
         self.times = network.times
+        self.decodes = network.decodes
 
     @property
     def depth(self) -> int:
@@ -81,6 +82,18 @@ class Converted(DiffusionModel):
     def null_condition(self, count: int) -> Tensor:
         """Return the network's own "no class"."""
         return self.network.null_condition(count)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return what the network makes of images."""
+        return self.network.encode(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the images that the network makes of latents."""
+        return self.network.decode(latents)
+
+    def record(self) -> dict[str, Any]:
+        """Return the network's own protocol entries."""
+        return self.network.record()
 
 
 class ReversedTime(Converted):

@@ -28,6 +28,7 @@ class DiffusionModel(nn.Module):
     answers both velocities.
     times: 1; or 2 for a model of the mean velocity between t and a second time: `forward` takes `r` (B,), by default t.
     averaged_buffers: last parts of the names of buffers that an average of the weights also averages.
+    decodes: whether `decode` makes images of latents, so that no VAE needs to be named.
     """
 
     config: Any
@@ -39,6 +40,7 @@ class DiffusionModel(nn.Module):
     has_class_token: bool = False
     times: Literal[1, 2] = 1
     averaged_buffers: frozenset[str] = frozenset()
+    decodes: bool = False
 
     @property
     def depth(self) -> int:

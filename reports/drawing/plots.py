@@ -8,7 +8,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import seaborn
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from repa_eval.errors import UserError
 from repa_eval.reports.drawing.figures import COLOURS
@@ -32,14 +34,28 @@ def save_maps(rows: Sequence[Row], file: Path) -> None:
     for frame, ax in zip(maps, axes[0], strict=True):
         (step,) = frame.values
         grid = [[float("nan") if value is None else value for value in line] for line in frame.values[step]]
-        names = [f"{t:g}" for t in frame.timesteps]
-        seaborn.heatmap(grid, ax=ax, annot=True, fmt=".2f", cmap=COLOURS, xticklabels=names, yticklabels=frame.layers)
-        ax.invert_yaxis()
-        ax.tick_params(length=0, rotation=0)
         teacher = records.get(frame.group.protocol or "", {}).get("teacher", "")
-        ax.set_title(f"{frame.group.metric}{f' with {teacher}' if teacher else ''}, step {step}")
-        ax.set(xlabel="timestep t (1 = noise)", ylabel="block")
+        title = f"{frame.group.metric}{f' with {teacher}' if teacher else ''}, step {step}"
+        draw_map(grid, ax, layers=frame.layers, timesteps=frame.timesteps, title=title)
     _save(figure, file, kind)
+
+
+def draw_map(
+    values: ArrayLike, ax: Axes | None = None, *, layers: Sequence[int], timesteps: Sequence[float], title: str
+) -> Axes:
+    """Draw values (layers, timesteps) as an annotated map, layers upwards, NaN left white; return the Axes.
+
+    ax: where to draw; None for a new figure.
+    """
+    if ax is None:
+        _, ax = plt.subplots(figsize=(0.9 + 0.74 * max(len(timesteps), 2), 1.6 + 0.42 * len(layers)))
+    names = [f"{t:g}" for t in timesteps]
+    seaborn.heatmap(values, ax=ax, annot=True, fmt=".2f", cmap=COLOURS, xticklabels=names, yticklabels=layers)
+    ax.invert_yaxis()
+    ax.tick_params(length=0, rotation=0)
+    ax.set_title(title)
+    ax.set(xlabel="timestep t (1 = noise)", ylabel="block")
+    return ax
 
 
 def save_captions(rows: Sequence[Row], records: Records, file: Path) -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from repa_eval.checkpoints.shared import behaviour, networks
 from repa_eval.checkpoints.shared.systems import READINGS, readings_of
@@ -48,16 +48,26 @@ class Checkpoint:
     layout: str
     systems: tuple[str, ...]
     model_name: str
-    models: tuple[Any, ...]  # nn.Modules with `config`, in the project's convention
+    models: tuple[nn.Module, ...]  # in the project's convention
     weights: str
     step: int | None
     recipe: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)  # for `inspect`, where the network's own config does not say
 
     @cached_property
-    def model(self) -> Any:
+    def model(self) -> nn.Module:
         """The model in the project's one convention; where two are possible, its answers decide (behaviour.py)."""
         return self.models[0] if len(self.models) == 1 else behaviour.likeliest(self.models)
+
+    @property
+    def diffusion_model(self) -> DiffusionModel:
+        """The model, where it is a diffusion model; UserError where it is a vision encoder or a file of tokens."""
+        if isinstance(self.model, DiffusionModel):
+            return self.model
+        hint = "; name it as --teacher" if isinstance(self.model, Encoder) else ""
+        raise UserError(
+            f"{self.path} holds {self.model_name}, which is no diffusion model: it has no blocks to measure{hint}"
+        )
 
     @property
     def network(self) -> Any:
@@ -73,6 +83,17 @@ class Checkpoint:
     def option(self, key: str) -> Any:
         """Return a recorded option of the method, or None."""
         return self.recipe.get("options", {}).get(key)
+
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of a row that say which checkpoint it is of."""
+        return {
+            "run": self.run,
+            "system": self.systems[0] if self.systems else None,
+            "method": self.recipe.get("method"),
+            "step": self.step,
+            "weights": self.weights,
+            "train_seed": self.recipe.get("seed"),
+        }
 
     def info(self) -> dict[str, Any]:
         """Return what `inspect` shows (product.md 7); what does not apply is None."""
@@ -92,7 +113,7 @@ class Checkpoint:
             **({"depth": network.depth} if diffusion else {}),
             "class_token": isinstance(network, DiffusionModel | Encoder) and network.has_class_token,
             "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "convention": " or ".join(model.native for model in self.models) if diffusion else None,
+            "convention": " or ".join(str(model.native) for model in self.models) if diffusion else None,
             "teacher": self.option("enc_type"),
             "encoder_depth": self.option("encoder_depth"),
             **({} if memory is None else {"memory_bank": memory.describe()}),

@@ -19,15 +19,7 @@ def open_checkpoint(ckpt: str, loading: LoadingOptions) -> Any:
 
 def measurable(opened: Any) -> Any:
     """Return the opened checkpoint's model; UserError unless it is a diffusion model of the family."""
-    from repa_eval.diffusion.model import DiffusionModel
-    from repa_eval.models.shared.encoder import Encoder
-
-    if not isinstance(opened.model, DiffusionModel):
-        hint = "; name it as --teacher" if isinstance(opened.model, Encoder) else ""
-        raise UserError(
-            f"{opened.path} holds {opened.model_name}, which is no diffusion model: it has no blocks to measure{hint}"
-        )
-    return opened.model
+    return opened.diffusion_model
 
 
 def data_of(opened: Any, given: str | None) -> str:
@@ -65,11 +57,5 @@ def block_numbers(text: str, opened: Any) -> list[int]:
 
 def run_columns(opened: Any) -> dict[str, Any]:
     """Return the columns that say which checkpoint a row speaks of."""
-    return {
-        "run": opened.run,
-        "system": opened.systems[0] if opened.systems else None,
-        "method": opened.recipe.get("method"),
-        "step": opened.step,
-        "weights": opened.weights,
-        "train_seed": opened.recipe.get("seed"),
-    }
+    columns: dict[str, Any] = opened.columns()
+    return columns

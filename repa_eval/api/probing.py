@@ -1,0 +1,68 @@
+"""What a linear or k-NN probe reads out of hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from repa_eval.api.alignment import capture_of, times_of
+from repa_eval.api.opening import Model, Teachers, device_of, lent, open_model, open_teachers
+from repa_eval.api.results import LayerMap
+from repa_eval.diffusion.layers import Layers, layer_numbers
+from repa_eval.errors import UserError
+from repa_eval.evaluation.alignment import TIMESTEPS
+from repa_eval.features.capture import Capture
+from repa_eval.probes import grid
+from repa_eval.probes.batch_norm import Training
+from repa_eval.probes.splits import Splits, probe_splits
+
+
+def probe(
+    model: Model,
+    images: Splits | str | None = None,
+    *,
+    teacher: Teachers | None = None,
+    layers: Layers = "all",
+    timesteps: float | Iterable[float] = TIMESTEPS,
+    kinds: str | Iterable[str] = grid.KINDS,
+    training: Training | None = None,
+    shots: int | None = None,
+    capture: Capture | None = None,
+    columns: Mapping[str, Any] | None = None,
+    device: str | None = None,
+) -> LayerMap:
+    """Measure how well probes read the class out of a diffusion model's hidden states.
+
+    model, layers, timesteps: as for `align`. images: the name of a data set, or its three labelled parts as
+    repa_eval.probes.splits.Splits(train, val, test); None for what the checkpoint was trained on. teacher: whose own
+    accuracy is added as METRIC_teacher, a reference level without a layer; None for none. kinds: of linear (ridge),
+    knn, linear-bn (the REPA paper's; training: how) and logistic. shots: fit on so many images of each class.
+    """
+    opened = open_model(model, device)
+    numbers = layer_numbers(layers, opened.model.depth, aligned=opened.recorded("encoder_depth"))
+    splits = _splits(images, opened.data)
+    how = capture or capture_of(opened, teacher)
+    splits = splits if shots is None else splits.few(shots, seed=how.seed)
+    where = opened.device or str(device_of(opened.model))
+    fit: dict[str, Any] = {
+        "kinds": list(dict.fromkeys(kinds.split(",") if isinstance(kinds, str) else kinds)),
+        "training": training or Training(device=where),
+        "capture": how,
+    }
+    teachers = [] if teacher is None else open_teachers(teacher, opened, where)
+    own = {**opened.columns, **(columns or {})}
+    with lent(opened.model, *teachers, device=opened.device):
+        rows = grid.probe(opened.model, splits, layers=numbers, timesteps=times_of(timesteps), columns=own, **fit)
+        for one in teachers:
+            level_columns = {"run": own["run"]} if "run" in own else {}
+            rows += grid.teacher_level(one, splits, columns=level_columns, **fit)
+    return LayerMap(tuple(rows))
+
+
+def _splits(images: Splits | str | None, data: str | None) -> Splits:
+    if isinstance(images, Splits):
+        return images
+    name = images or data
+    if not name:
+        raise UserError("the model does not say what it was trained on: name the images, such as images='digits'")
+    return probe_splits(name)

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,11 +33,12 @@ from helpers import (
 from repa_eval import checkpoints, results
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import Failure, UserError
-from repa_eval.interfaces.method import METHODS
+from repa_eval.interfaces.method import METHODS, Batch
 from repa_eval.results import Row, make_row
 from repa_eval.train import batches, loop, state
 from repa_eval.train.cli import main
 from repa_eval.train.evaluated import monitors_of
+from repa_eval.train.methods.vanilla import Vanilla
 from repa_eval.train.optim import Average, Optim
 from repa_eval.train.recipe import Recipe
 
@@ -422,6 +424,46 @@ def test_a_method_of_the_users_own_trains(tmp_path: Path, monkeypatch: pytest.Mo
     assert done.stdout.strip().splitlines()[-1].startswith("repa-eval ")
 
 
+class Grouped(Vanilla):
+    """The first block learns at a rate of its own; after each step, its bias is set to the step's number."""
+
+    def parameter_groups(self, model: nn.Module, modules: nn.ModuleDict) -> list[dict[str, Any]]:
+        first = list(model.blocks[0].parameters())
+        rest = [p for p in self.trainable(model, modules) if all(p is not one for one in first)]
+        return [{"params": rest}, {"params": first, "lr": 5e-3, "weight_decay": 0.1}]
+
+    def after_step(self, model: Any, modules: nn.ModuleDict, batch: Batch, step: int) -> None:
+        assert len(batch.y) == 8
+        model.blocks[0].mlp.fc1.bias.fill_(step)
+
+
+def test_groups_have_rates_of_their_own_and_a_hook_runs_after_each_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS._objects, "vanilla", Grouped)
+    recipe = tiny(learning_rate=1e-3, warmup_steps=4)
+    for out in ("whole", "again"):
+        run(recipe, tmp_path / out)
+    saved = state.load_checkpoint(tmp_path / "whole" / "checkpoints" / "0000003.pt")
+    rest, first = saved["opt"]["param_groups"]
+    assert (rest["lr"], rest["weight_decay"]) == (pytest.approx(0.75e-3), 0.0)
+    assert (first["lr"], first["weight_decay"]) == (pytest.approx(0.75 * 5e-3), 0.1)  # the schedule multiplies it
+    assert set(saved["model"]["blocks.0.mlp.fc1.bias"].tolist()) == {2.0}
+    assert set(saved["ema"]["blocks.0.mlp.fc1.bias"].tolist()) != {2.0}  # the average was updated before
+    last = tmp_path / "again" / "checkpoints" / "0000006.pt"
+    last.unlink()
+    run(recipe, tmp_path / "again", resume=True)
+    assert last.read_bytes() == (tmp_path / "whole" / "checkpoints" / "0000006.pt").read_bytes()
+
+
+def test_settings_that_a_group_cannot_have_are_refused() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    with pytest.raises(UserError, match="unknown key of a parameter group 'learning_rate'"):
+        Optim().build([{"params": [weight], "learning_rate": 1.0}])
+    with pytest.raises(UserError, match="optim: some parameters appear in more than one parameter group"):
+        Optim().build([{"params": [weight]}, {"params": [weight]}])
+
+
 @pytest.mark.usefixtures("own_methods")
 def test_a_file_that_is_no_method(tmp_path: Path) -> None:
     (tmp_path / "none.py").write_text("x = 1\n")
@@ -445,6 +487,7 @@ COMMAND = """
 import atexit
 
 from repa_eval.train.cli import main
+from repa_eval.train.methods.vanilla import Vanilla
 
 atexit.register(print, "the interpreter is taken down")
 main()
@@ -453,7 +496,11 @@ main()
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("repa", {}), ("haste", {"early_stop_point": 3})],  # after its stop HASTE has parameters without a gradient
+    [
+        ("repa", {}),
+        ("haste", {"early_stop_point": 3}),  # after its stop there are parameters without a gradient
+        ("urepa", {"manifold_pairs": "batch"}),  # a term of all pairs of the batch: both processes gather
+    ],
 )
 def test_two_processes_give_the_curve_of_one(tmp_path: Path, name: str, more: dict[str, object]) -> None:
     (tmp_path / "command.py").write_text(COMMAND)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -16,10 +17,11 @@ from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
 from repa_eval.features.model_input import ModelInput, model_input
 from repa_eval.interfaces.image_source import ImageSource, Samples
-from repa_eval.interfaces.method import Batch, Method
+from repa_eval.interfaces.method import Batch, Method, same
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.runtime import seeding
 from repa_eval.train.recipe import Recipe
+from repa_eval.train.whole_batch import gather_of, gather_rows
 
 IMAGES = ModelInput()
 
@@ -104,13 +106,14 @@ def parts(
     size, stream = len(share) // count, f"train step {step}"
     shares = "whole batch" in recipe.method.needs
     labels = torch.zeros(len(share), dtype=torch.int64) if fetched.labels is None else fetched.labels
-    whole = _gathered(labels.to(device)) if shares else torch.empty(0, dtype=torch.int64)
+    whole = gather_rows(labels.to(device)) if shares else torch.empty(0, dtype=torch.int64)
     for first in range(0, len(share), size):
         positions, rows = share[first : first + size], slice(first, first + size)
         samples = fetched[rows]
         x = reads(samples, seeding.generators(seed, f"{stream} posterior", positions))
         images = torch.empty(0, dtype=torch.uint8) if samples.images is None else samples.images
         batch = Batch(x=x, y=labels[rows], images=images, architecture=recipe.architecture)
+        batch.gather = gather_of(recipe.method, count)
         batch.draws = recipe.method.draws(batch, seeding.generators(seed, stream, positions))
         if shares:
             batch.lead = recipe.method.draws(batch, seeding.generators(seed, stream, [0]))
@@ -118,14 +121,23 @@ def parts(
         yield _move(batch, recipe.method, step, teachers, device)
 
 
-def _gathered(labels: Tensor) -> Tensor:
-    """Return the labels (N,) of the whole batch from those of this process, in the order of the processes."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return labels
-    parts = [torch.empty_like(labels) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(parts, labels)
-    return torch.cat(parts)
+def first_batch(
+    count: int,
+    images: ImageSource,
+    recipe: Recipe,
+    step: int,
+    teachers: Sequence[Teacher],
+    device: torch.device,
+    *,
+    reads: ModelInput = IMAGES,
+) -> Batch:
+    """Return the first `count` samples as a whole batch of their own, which one process computes at once."""
+    settings = dataclasses.replace(recipe.settings, batch_size=count, gradient_accumulation=1)
+    recipe = dataclasses.replace(recipe, settings=settings)
+    fetched = images.fetch(range(count), kinds_of(images, recipe, reads))
+    [batch] = parts(fetched, recipe, step, range(count), teachers, device, reads=reads)
+    batch.whole, batch.gather = batch.y, same
+    return batch
 
 
 @torch.no_grad()

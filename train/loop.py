@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from repa_eval.diffusion import conventions
 from repa_eval.errors import Failure
+from repa_eval.features.model_input import ModelInput
 from repa_eval.interfaces.architecture import find_preset
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import load_data
@@ -30,7 +31,7 @@ from repa_eval.interfaces.method import Batch, Method, name_of
 from repa_eval.interfaces.teacher import Teacher, load_teacher
 from repa_eval.results import Row
 from repa_eval.runtime import seeding
-from repa_eval.train import batches, resumption, stages, state
+from repa_eval.train import batches, resumption, stages, state, whole_batch
 from repa_eval.train.recipe import Recipe, Settings
 from repa_eval.train.writer import Writer, environment
 
@@ -97,10 +98,13 @@ def train(
     with lock, bar, _interruptible() as interrupted:
         for stage in position.remaining:
             _, objective = build(stage.recipe, images, teachers)
-            optimizer = settings.optim.build(stage.recipe.method.trainable(objective.model, objective.extras))
+            optimizer = settings.optim.build(stage.recipe.method.parameter_groups(objective.model, objective.extras))
             resumed = position.resumes(stage)
             if not resumed:
                 stages.begin(stage, run, objective.model, images, teachers)
+            reads = batches.reads_of(images, objective.model)
+            if accelerator.num_processes * settings.gradient_accumulation > 1:
+                _refuse_coupled_terms(objective, stage, step, images, reads, teachers, accelerator.device)
             ema = state.average_of(objective.model)
             if resumed:
                 position.restore(objective, ema, optimizer)
@@ -112,7 +116,6 @@ def train(
             watched = monitors if stage.samples else ()
             if resumed and position.status != "done":
                 _measure(writer, watched, ema, step, settings)  # a run killed between a checkpoint and its measurement
-            reads = batches.reads_of(images, accelerator.unwrap_model(wrapped).model)
             for fetched in batches.loader(images, stage.recipe, step, share, reads=reads):
                 began = time.perf_counter()
                 asked = () if stage.recipe.method.stopped(objective.extras) else teachers
@@ -169,7 +172,7 @@ def build(recipe: Recipe, images: ImageSource, teachers: Sequence[Teacher]) -> t
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.derive(recipe.settings.seed, "weights"))
         model = architecture.build(recipe.architecture)
-        extras = recipe.method.modules(model)
+        extras = recipe.method.modules(model, teachers)
     return recipe, Objective(model, extras, recipe.method)
 
 
@@ -191,8 +194,7 @@ def update(
     """
     wrapped.train()
     terms: dict[str, Tensor] = {}
-    for group in optimizer.param_groups:
-        group["lr"] = settings.optim.rate(step - first, settings.max_steps - first)
+    settings.optim.set_rates(optimizer, step - first, settings.max_steps - first)
     for batch in parts:
         batch.ema = ema
         with accelerator.autocast():
@@ -203,11 +205,34 @@ def update(
     norm = accelerator.clip_grad_norm_(parameters, settings.optim.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    model = accelerator.unwrap_model(wrapped).model
-    state.update_average(ema, model, settings.ema.decay(step - first, settings.max_steps - first))
+    bare: Objective = accelerator.unwrap_model(wrapped)
+    state.update_average(ema, bare.model, settings.ema.decay(step - first, settings.max_steps - first))
+    with torch.no_grad():
+        bare.method.after_step(bare.model, bare.extras, batch, step)
     if accelerator.num_processes > 1:
         terms = accelerator.reduce(terms, reduction="mean")
     return terms, norm
+
+
+def _refuse_coupled_terms(
+    objective: Objective,
+    stage: stages.ResolvedStage,
+    step: int,
+    images: ImageSource,
+    reads: ModelInput,
+    teachers: Sequence[Teacher],
+    device: torch.device,
+) -> None:
+    """UserError if several processes or parts would train another loss than one; looked at as the stage begins."""
+    count = min(whole_batch.IMAGES, len(images)) // 2 * 2
+    if not count:
+        return
+    looked_at = {
+        number: batches.first_batch(count, images, stage.recipe, number, teachers, device, reads=reads)
+        for number in sorted({step, max(step, stage.last - 1)})
+    }
+    parts = stage.recipe.settings.gradient_accumulation
+    whole_batch.refuse_coupled_terms(objective.model, objective.extras, objective.method, looked_at, num_parts=parts)
 
 
 def _accelerator(settings: Settings, device: str) -> Accelerator:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from repa_eval.config import option
-from repa_eval.errors import UserError, first_line
+from repa_eval.errors import UserError, first_line, unknown
+
+GROUP_KEYS = ("params", "lr", "weight_decay", "betas", "eps")
+PEAK = "peak_lr"  # entry of a group with a learning rate of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +30,12 @@ class Optim:
     weight_decay: float = option(0.0, help="AdamW's weight decay", least=0)
     max_grad_norm: float = option(1.0, help="gradients are clipped to this global norm", least=0)
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
-        """Return AdamW over `parameters`."""
-        chosen = list(parameters)
+    def build(self, parameters: Iterable[nn.Parameter | Mapping[str, Any]]) -> torch.optim.AdamW:
+        """Return AdamW over parameters, or over groups of them with settings of their own (`parameter_groups`).
+
+        UserError for a setting that a group cannot have, and for a parameter in two groups.
+        """
+        chosen: list[Any] = [_group(entry) if isinstance(entry, Mapping) else entry for entry in parameters]
         try:
             return torch.optim.AdamW(
                 chosen,
@@ -41,14 +48,28 @@ class Optim:
         except ValueError as error:
             raise UserError(f"optim: {first_line(error)}") from error
 
-    def rate(self, step: int, max_steps: int) -> float:
-        """Return the learning rate of update number `step`, counted from 0."""
+    def rate(self, step: int, max_steps: int, *, peak: float | None = None) -> float:
+        """Return the learning rate of update number `step`, counted from 0. peak: by default `learning_rate`."""
+        peak = self.learning_rate if peak is None else peak
         if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
+            return peak * (step + 1) / self.warmup_steps
         if self.schedule == "constant":
-            return self.learning_rate
+            return peak
         done = (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+    def set_rates(self, optimizer: torch.optim.Optimizer, step: int, max_steps: int) -> None:
+        """Give every group of an optimiser its learning rate of update number `step`."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate(step, max_steps, peak=group.get(PEAK))
+
+
+def _group(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a group as torch takes it; its own learning rate is kept as the peak of its schedule."""
+    for key in entry:
+        if key not in GROUP_KEYS:
+            raise unknown("key of a parameter group", key, GROUP_KEYS)
+    return {**entry, PEAK: entry["lr"]} if "lr" in entry else dict(entry)
 
 
 @dataclass(frozen=True, kw_only=True)

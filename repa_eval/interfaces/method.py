@@ -20,6 +20,11 @@ from repa_eval.registry import Registry
 C = TypeVar("C", bound=type["Method"])
 
 
+def same(rows: Tensor) -> Tensor:
+    """Return the rows: those of a batch that one process computes at once are the whole batch's."""
+    return rows
+
+
 @dataclass
 class Batch:
     """What a method gets to compute its losses from.
@@ -33,6 +38,9 @@ class Batch:
     lead: the draws (1, ...) of the first image of the whole batch, which lies over all processes and parts: what all of
     them share. whole: the labels of that batch (N,), where `needs` names "whole batch"; first: the place of x[0] in it.
     modules: the trainable extras made by `modules()`.   ema: the averaged model, for methods that learn from it.
+    gather: from rows of these images (B, ...) to those of the whole batch (N, ...), in its order over all processes and
+    with gradients; the identity where one process computes the batch at once. A term that compares images reads the
+    others through it; several processes refuse one that does not.
     """
 
     x: Tensor
@@ -48,6 +56,7 @@ class Batch:
     first: int = 0
     modules: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     ema: nn.Module | None = None
+    gather: Callable[[Tensor], Tensor] = same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +107,8 @@ class Method(ABC):
         """Return the number of the block whose output is aligned with a teacher, if one is."""
         return None
 
-    def modules(self, model: Any) -> nn.ModuleDict:
-        """Return the trainable extras beside the model; they are saved with the checkpoint."""
+    def modules(self, model: Any, teachers: Sequence[Teacher]) -> nn.ModuleDict:
+        """Return the trainable modules besides the model, saved with the checkpoint. teachers: of `teachers()`."""
         return nn.ModuleDict()
 
     def starts_from(self) -> str | None:
@@ -125,6 +134,13 @@ class Method(ABC):
         """Yield the parameters to optimise."""
         yield from (p for p in (*model.parameters(), *modules.parameters()) if p.requires_grad)
 
+    def parameter_groups(self, model: nn.Module, modules: nn.ModuleDict) -> Sequence[dict[str, Any]]:
+        """Return the optimiser's groups: each has `params`, and may have `lr`, `weight_decay`, `betas` and `eps`.
+
+        What a group does not name is the recipe's. The recipe's schedule multiplies a group's own `lr` too.
+        """
+        return [{"params": list(self.trainable(model, modules))}]
+
     @abstractmethod
     def draws(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Return every random tensor of a step, row i from generator i; nothing random happens elsewhere."""
@@ -132,6 +148,12 @@ class Method(ABC):
     @abstractmethod
     def losses(self, model: Any, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return named, weighted terms, a scalar or one value per sample; the sum of their means is optimised."""
+
+    def after_step(self, model: Any, modules: nn.ModuleDict, batch: Batch, step: int) -> None:  # noqa: B027
+        """Change buffers or weights after update number `step`, without gradients; the average is updated by then.
+
+        batch: the last part that the losses were computed on.
+        """
 
 
 METHODS: Registry[type[Method]] = Registry("method", "repa_eval.train.methods", group="repa_eval.methods")

@@ -18,7 +18,7 @@ from repa_eval.config import option
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
 from repa_eval.interfaces.method import Batch, Method, method
-from repa_eval.interfaces.teacher import split_names
+from repa_eval.interfaces.teacher import Teacher, split_names
 from repa_eval.train.attention_loss import attention_losses, fit_features, fit_logits
 from repa_eval.train.gradient_cosine import gradient_cosine, gradient_of
 from repa_eval.train.losses import cosine_alignment, denoising_draws, velocity_loss
@@ -102,7 +102,7 @@ class Haste(Method):
         """Return encoder_depth."""
         return self.encoder_depth
 
-    def modules(self, model: Any) -> nn.ModuleDict:
+    def modules(self, model: Any, teachers: Sequence[Teacher]) -> nn.ModuleDict:
         """Return the memory of the trigger, if there is one."""
         return nn.ModuleDict({"trigger": Trigger()} if self.trigger else {})
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from repa_eval.config import option
 from repa_eval.interfaces.method import Batch, Method, method
+from repa_eval.interfaces.teacher import Teacher
 from repa_eval.runtime.seeding import uniform
 from repa_eval.train.augmentation import BACKGROUND, view, view_draws
 
@@ -37,7 +38,7 @@ class SSL(Method):
     head_size: int = option(192, help="hidden width of SimCLR's head")
     embed_size: int = option(64, help="width of SimCLR's embedding")
 
-    def modules(self, model: Any) -> nn.ModuleDict:
+    def modules(self, model: Any, teachers: Sequence[Teacher]) -> nn.ModuleDict:
         """Return SimCLR's head and the predictor of masked tokens."""
         width = model.config.hidden_size
         head = nn.Sequential(nn.Linear(width, self.head_size), nn.ReLU(), nn.Linear(self.head_size, self.embed_size))

@@ -20,8 +20,8 @@ from repa_eval.diffusion.conventions import EPSILON
 from repa_eval.diffusion.ddpm_schedule import TRAIN_STEPS
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
-from repa_eval.interfaces.method import Batch, Method, method
-from repa_eval.interfaces.teacher import split_names
+from repa_eval.interfaces.method import Batch, Method, method, same
+from repa_eval.interfaces.teacher import Teacher, split_names
 from repa_eval.models.shared.layers import TimestepEmbedder, modulate, projector, xavier, zero
 from repa_eval.models.sit_down import upsample_tokens
 from repa_eval.models.udit import UDiTConfig
@@ -86,7 +86,7 @@ class Urepa(Method):
         """Return encoder_depth."""
         return self.encoder_depth
 
-    def modules(self, model: Any) -> nn.ModuleDict:
+    def modules(self, model: Any, teachers: Sequence[Teacher]) -> nn.ModuleDict:
         """Return the projectors of a model that has none of its own, and what makes projections time-aware."""
         extras, config = nn.ModuleDict(), model.config
         if not model.projectors:
@@ -120,7 +120,8 @@ class Urepa(Method):
         coeff = self.proj_coeff * SCHEDULES[self.coeff_schedule](t)  # (B,)
         if self.manifold_pairs != "intra":
             coeff = coeff.mean()  # of equal numbers: the manifold loss is one of the whole batch
-        pairs = zip(batch.teachers, projected, strict=True)
+        gather = same if self.manifold_pairs == "intra" else batch.gather
+        pairs = [(gather(y), gather(h)) for y, h in zip(batch.teachers, projected, strict=True)]
         manifold = torch.stack([manifold_loss(y, h, pairs=self.manifold_pairs) for y, h in pairs]).mean(0)
         return {
             **terms,

@@ -18,6 +18,7 @@ from helpers import batches_of, finish, launch, run, steps_of, tiny, tiny_base, 
 from repa_eval import checkpoints
 from repa_eval.errors import UserError
 from repa_eval.evaluation.caption_classifier import pair_judge
+from repa_eval.interfaces.architecture import architectures_for
 from repa_eval.interfaces.images import load_data
 from repa_eval.interfaces.method import METHODS, Batch
 from repa_eval.models.mmdit import MMDiT, MMDiTConfig
@@ -431,4 +432,4 @@ def test_mmdit_is_trained_and_gets_tokens(tmp_path: Path) -> None:
     assert isinstance(opened.network.base_model, MMDiT)
     assert digest_module(opened.network.base_model) == digest_module(checkpoints.load(base).network.base_model)
     assert MMDiTConfig(depth=1, input_size=16)
-    assert METHODS.get("softrepa").architectures == {"SD3", "MMDiT-text"}
+    assert set(architectures_for(METHODS.get("softrepa").requires)) == {"SD3", "MMDiT-text"}

@@ -270,6 +270,7 @@ def _record(recipe: Recipe, run: Path, labels: Mapping[str, Any] | None) -> dict
         "systems": list(recipe.method.systems),
         "teacher": ",".join(recipe.method.teachers()) or None,
         "aligned_layer": recipe.method.aligned_layer(),
+        "aligned_until": recipe.method.aligned_until(),
         "max_steps": recipe.settings.max_steps,
         "seed": recipe.settings.seed,
         "train_seed": recipe.settings.seed,

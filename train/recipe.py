@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,7 +13,7 @@ import yaml
 
 from repa_eval.config import from_dict, full_key, nest, option, to_dict
 from repa_eval.errors import UserError, first_line, unknown
-from repa_eval.interfaces.architecture import find_preset
+from repa_eval.interfaces.architecture import architectures_for, find_preset
 from repa_eval.interfaces.method import METHODS, Method, name_of
 from repa_eval.train.optim import Average, Optim
 
@@ -67,6 +68,11 @@ class Recipe:
         tree = {"options": to_dict(self.method), "architecture": to_dict(self.architecture)}
         return {**head, **to_dict(self.settings), **tree}
 
+    def defaults(self) -> Recipe:
+        """Return the recipe of this method and model in which nothing is set."""
+        method, architecture = type(self.method)(), type(self.architecture)()
+        return dataclasses.replace(self, settings=Settings(), method=method, architecture=architecture)
+
 
 def builtin_recipes() -> dict[str, Path]:
     """Return name -> file of the recipes that ship with the package; `imagenet/repa` lies in a folder of its own."""
@@ -103,8 +109,8 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None)
     method_name, method_changed = _choose("method", "repa", tree, overrides)
     model_name, model_changed = _choose("model", "SiT-XL/2", tree, overrides)
     method, (architecture_class, config) = METHODS.get(method_name)(), find_preset(model_name)
-    if architecture_class.name not in method.architectures:
-        trained = ", ".join(sorted(method.architectures))
+    if architecture_class.name not in (fitting := architectures_for(method.requires)):
+        trained = ", ".join(fitting) or f"models with {', '.join(sorted(method.requires))}"
         raise UserError(f"method {method_name} does not train {model_name} ({architecture_class.name}), only {trained}")
     if method_changed:
         options = {key: value for key, value in options.items() if key in to_dict(method)}

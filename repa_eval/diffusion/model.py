@@ -27,6 +27,7 @@ class DiffusionModel(nn.Module):
     has_class_token: `forward` takes `cls_token` (B, z), a teacher's class token that is denoised with the latent, and
     answers both velocities.
     times: 1; or 2 for a model of the mean velocity between t and a second time: `forward` takes `r` (B,), by default t.
+    one_grid: the hidden states of all layers have one number of tokens and one width; a U-Net's have not.
     averaged_buffers: last parts of the names of buffers that an average of the weights also averages.
     decodes: whether `decode` makes images of latents, so that no VAE needs to be named.
     """
@@ -39,6 +40,7 @@ class DiffusionModel(nn.Module):
     conditioning: Conditioning = "class"
     has_class_token: bool = False
     times: Literal[1, 2] = 1
+    one_grid: bool = True
     averaged_buffers: frozenset[str] = frozenset()
     decodes: bool = False
 
@@ -46,6 +48,10 @@ class DiffusionModel(nn.Module):
     def depth(self) -> int:
         """Number of blocks, the largest layer that can be tapped."""
         return depth_of(self.config)
+
+    def width(self, layer: int) -> int:
+        """Return the width D of a layer's hidden states (B, N, D)."""
+        return int(self.config.hidden_size)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -78,7 +78,8 @@ class Method(ABC):
     systems: ClassVar[tuple[str, ...]] = ()  # what its checkpoints are; the first is the name in tables
     paper: ClassVar[str] = ""  # arXiv number
     needs: ClassVar[frozenset[str]] = frozenset({"labels"})  # of "labels", "captions", "ema", "whole batch"
-    architectures: ClassVar[frozenset[str]] = frozenset({"SiT", "SiT-ERW"})  # the networks that it can train
+    # abilities of the networks that it can train (interfaces/architecture.py), among them all that they must be given
+    requires: ClassVar[frozenset[str]] = frozenset({"velocity", "class labels", "taps", "one grid"})
     samples: ClassVar[bool] = True  # whether images can be generated from its model
     finish: ClassVar[str] = "repa-eval convert {checkpoint} --to converted/{run}"  # where none can: what comes next
     start_weights: ClassVar[str] = "online"  # of what it starts from: the trained weights (ERW's trainer), or "ema"
@@ -105,6 +106,10 @@ class Method(ABC):
 
     def aligned_layer(self) -> int | None:
         """Return the number of the block whose output is aligned with a teacher, if one is."""
+        return None
+
+    def aligned_until(self) -> int | None:
+        """Return the step from which on nothing is aligned, counted from 0; None if alignment lasts to the end."""
         return None
 
     def modules(self, model: Any, teachers: Sequence[Teacher]) -> nn.ModuleDict:

@@ -90,6 +90,8 @@ def read_sit_down(shapes: Shapes) -> dict[str, Any] | None:
 class SiTDown(DiffusionModel):
     """Blocks are numbered through all stages; the projectors read MIDDLE tokens. A fresh one outputs exactly 0."""
 
+    one_grid = False
+
     def __init__(self, config: SiTDownConfig) -> None:
         super().__init__()
         _check(config)

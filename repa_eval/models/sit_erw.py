@@ -50,7 +50,7 @@ def read_sit_rope(shapes: Shapes) -> dict[str, Any] | None:
     return {**fields, "use_rope": table is not None, "warmup": warmup}
 
 
-@model("SiT-ERW", defaults=SiTRopeConfig(), presets=PRESETS, read=read_sit_rope)
+@model("SiT-ERW", defaults=SiTRopeConfig(), presets=PRESETS, read=read_sit_rope, abilities={"stub"})
 class SiTRope(PatchTransformer):
     """SiT whose queries and keys turn with the place of their token; a fresh one outputs exactly 0, a stub None."""
 

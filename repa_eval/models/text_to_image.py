@@ -153,6 +153,7 @@ class TextToImage(SoftTokens, DiffusionModel):
             "pooled_size": 64, "positions": 16,
         },
     },
+    abilities=("captions", "soft tokens"),
 )  # fmt: skip
 class SD3(TextToImage):
     """Stable Diffusion 3's transformer as diffusers builds it. (Its package is asked for when one is built.)"""
@@ -174,6 +175,7 @@ class SD3(TextToImage):
             "input_size": 16, "in_channels": 1, "depth": 4, "hidden_size": 64, "num_heads": 4, "qk_norm": "rms",
         },
     },
+    abilities=("captions", "soft tokens"),
 )  # fmt: skip
 class MMDiTText(TextToImage):
     """REPA's text-to-image transformer on captions; needs no further package."""

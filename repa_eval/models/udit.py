@@ -100,6 +100,7 @@ class UDiT(DiffusionModel):
     """
 
     native = EPSILON
+    one_grid = False
 
     def __init__(self, config: UDiTConfig) -> None:
         super().__init__()

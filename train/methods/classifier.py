@@ -21,7 +21,7 @@ class Classifier(Method):
     """Cross-entropy on noised views; its features judge samples and are never aligned to."""
 
     systems = ("digits-judge",)
-    architectures = frozenset({"CNN"})
+    requires = frozenset({"class logits"})
     samples = False
 
     brightness: float = option(0.2, help="largest change of brightness of a view")

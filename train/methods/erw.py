@@ -18,9 +18,10 @@ from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
 from repa_eval.interfaces.method import Batch, Method, Stage, method
-from repa_eval.interfaces.teacher import split_names
 from repa_eval.models.sit_erw import transfer
 from repa_eval.runtime.seeding import uniform
+from repa_eval.train.alignment import check_layer, named_teachers
+from repa_eval.train.alignment_schedule import AlignmentSchedule
 from repa_eval.train.losses import cosine_alignment, denoising_draws, drop_labels, sample_cosines, velocity_loss
 
 PUBLISHED_START = ((1152, 6.0), (1024, 3.0), (0, 1.0))  # least width of the tokens (XL, L, else) -> weight
@@ -33,7 +34,7 @@ class ERW(Method):
 
     systems = ("ERW",)
     paper = "2504.10188"
-    architectures = frozenset({"SiT-ERW"})
+    requires = frozenset({"velocity", "class labels", "taps", "one grid", "stub"})
 
     stage: str = option("both", help="what is trained: both in turn, or one alone", choices=("both", "warmup", "full"))
     enc_type: str = option("dinov2-vit-b", help="teachers, joined by commas")
@@ -52,15 +53,13 @@ class ERW(Method):
         0.0, help="weight of the alignment as stage 2 begins; 0: the published 6 (XL), 3 (L), 1", least=0
     )
     half_life: int = option(50_000, help="steps in which that weight halves", least=1)
+    alignment: AlignmentSchedule = AlignmentSchedule()
     interpolant: Interpolant = Interpolant()
     cfg_prob: float = option(0.1, help="probability of dropping the label in training")
 
     def teachers(self) -> list[str]:
         """Return the names in enc_type."""
-        names = split_names(self.enc_type)
-        if not names:
-            raise UserError("enc_type names no teacher; to train without one use the method vanilla")
-        return names
+        return named_teachers(self.enc_type)
 
     def stages(self) -> Sequence[Stage]:
         """Return stage 1, whose stub generates nothing, and stage 2; or the one that `stage` names."""
@@ -80,8 +79,7 @@ class ERW(Method):
             return dataclasses.replace(config, warmup=True, use_rope=False, depth=self.l2r_depth, **common)
         if config.warmup:
             raise UserError("this recipe holds the architecture of stage 1; take that of the whole run")
-        if not 1 <= self.encoder_depth <= config.depth:
-            raise UserError(f"encoder_depth {self.encoder_depth}: this model has blocks 1..{config.depth}")
+        check_layer("encoder_depth", self.encoder_depth, config.depth)
         if self.placement + self.l2r_depth > config.depth:
             raise UserError(
                 f"placement {self.placement} and l2r_depth {self.l2r_depth}: this model has {config.depth} blocks"
@@ -91,6 +89,14 @@ class ERW(Method):
     def aligned_layer(self) -> int:
         """Return encoder_depth."""
         return self.encoder_depth
+
+    def aligned_until(self) -> int | None:
+        """Return the end of the alignment in stage 2."""
+        return None if self.stage == "warmup" else self.alignment.end
+
+    def active(self, step: int) -> bool:
+        """Return whether the teachers are needed: in stage 1, and while the alignment of stage 2 goes on."""
+        return self.stage == "warmup" or self.alignment.active(step)
 
     def starts_from(self) -> str | None:
         """Return start_from."""
@@ -109,13 +115,17 @@ class ERW(Method):
         return denoising_draws(batch, generators, self.interpolant)
 
     def losses(self, model: Any, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Return the weighted alignment in stage 1, the velocity loss per sample beside it in stage 2."""
+        """Return the weighted alignment, in stage 2 after the velocity loss per sample."""
         if self.stage == "warmup":
             return {"proj_loss": self.proj_coeff * self._warmup(model, batch)}
-        loss, hidden = velocity_loss(model, batch, self.interpolant, cfg_prob=self.cfg_prob, taps=(self.encoder_depth,))
+        taps = (self.encoder_depth,) if self.active(step) else ()
+        loss, hidden = velocity_loss(model, batch, self.interpolant, cfg_prob=self.cfg_prob, taps=taps)
+        if not taps:
+            return {"denoising_loss": loss}
         projected = [head(hidden[self.encoder_depth]) for head in model.projectors]
         start = self.start_coeff or published_start(model.config.hidden_size)
         weight = fading(start, step, warmup=self.stage1_steps if self.stage == "both" else 0, half_life=self.half_life)
+        weight *= self.alignment.share(step)
         return {"denoising_loss": loss, "proj_loss": weight * cosine_alignment(batch.teachers, projected)}
 
     def _warmup(self, model: Any, batch: Batch) -> Tensor:

@@ -20,9 +20,11 @@ from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
 from repa_eval.interfaces.image_source import ImageSource, chunks
 from repa_eval.interfaces.method import Batch, Method, Stage, method
-from repa_eval.interfaces.teacher import Teacher, split_names
+from repa_eval.interfaces.teacher import Teacher
 from repa_eval.memory_bank.bank import Bank, FullBank, compressed
 from repa_eval.runtime.seeding import normal, uniform
+from repa_eval.train.alignment import check_layer, named_teachers, project
+from repa_eval.train.alignment_schedule import AlignmentSchedule
 from repa_eval.train.losses import cosine_alignment
 
 AT_ONCE = 256  # images that a teacher sees at once while the bank is built
@@ -36,12 +38,13 @@ class GMem(Method):
     systems = ("GMem",)
     paper = "2412.08781"
     needs = frozenset()  # no labels anywhere
-    architectures = frozenset({"LightningDiT"})
+    requires = frozenset({"snippets", "taps", "one grid"})
 
     enc_type: str = option("dinov2-vit-b", help="teachers, joined by commas; the snippets are the first one's")
     encoder_depth: int = option(4, help="block whose output is aligned, 1-based")
     proj_coeff: float = option(0.5, help="weight of the alignment")
     cosine_coeff: float = option(1.0, help="weight of the cosine between velocities, over channels; 0 = none")
+    alignment: AlignmentSchedule = AlignmentSchedule()
     interpolant: Interpolant = Interpolant(weighting="lognormal")
     snippet: str = option(
         "cls", help="what of the teacher: its class token, or the mean of its patches", choices=("cls", "mean")
@@ -55,10 +58,7 @@ class GMem(Method):
 
     def teachers(self) -> list[str]:
         """Return the names in enc_type."""
-        names = split_names(self.enc_type)
-        if not names:
-            raise UserError("enc_type names no teacher; GMem takes its snippets from one")
-        return names
+        return named_teachers(self.enc_type, hint="GMem takes its snippets from one")
 
     @property
     def bank(self) -> str:
@@ -71,8 +71,7 @@ class GMem(Method):
 
     def architecture(self, config: Any, widths: Sequence[int]) -> Any:
         """Return the config for snippets of the first teacher, one projector per teacher, and the bank's form."""
-        if not 1 <= self.encoder_depth <= config.depth:
-            raise UserError(f"encoder_depth {self.encoder_depth}: this model has blocks 1..{config.depth}")
+        check_layer("encoder_depth", self.encoder_depth, config.depth)
         dims = self.latent_dim if self.bank_form == "svd" else 0
         if dims > widths[0]:
             raise UserError(f"latent_dim {dims}: snippets of {self.teachers()[0]} have {widths[0]} entries")
@@ -87,6 +86,10 @@ class GMem(Method):
     def aligned_layer(self) -> int:
         """Return encoder_depth."""
         return self.encoder_depth
+
+    def aligned_until(self) -> int | None:
+        """Return the end of the alignment."""
+        return self.alignment.end
 
     @torch.no_grad()
     def prepare(self, model: Any, images: ImageSource, teachers: Sequence[Teacher]) -> None:
@@ -126,12 +129,15 @@ class GMem(Method):
         answer, hidden = as_project_convention(model)(x_t, t, snippets, keep=keep, taps=(self.encoder_depth,))
         predicted, target = answer.float(), self.interpolant.velocity(batch.x, noise, t)
         cosine = F.cosine_similarity(predicted, target, dim=1)  # (B, H, W)
-        projected = [head(hidden[self.encoder_depth]) for head in model.projectors]
-        return {
+        terms = {
             "denoising_loss": (predicted - target).square().flatten(1).mean(1),
             "cosine_loss": self.cosine_coeff * (1 - cosine).flatten(1).mean(1),
-            "proj_loss": self.proj_coeff * cosine_alignment(batch.teachers, projected),
         }
+        if not self.alignment.active(step):
+            return terms
+        projected = project(model, batch.modules, hidden[self.encoder_depth])
+        coeff = self.proj_coeff * self.alignment.share(step)
+        return {**terms, "proj_loss": coeff * cosine_alignment(batch.teachers, projected)}
 
     def _snippets(self, cls: Tensor | None, patches: Tensor) -> Tensor:
         """Return raw snippets (B, D)."""

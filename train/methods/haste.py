@@ -6,7 +6,6 @@ Layers are numbered from 1, as everywhere here: the published code's 4..7 and 8.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,9 @@ from repa_eval.config import option
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
 from repa_eval.interfaces.method import Batch, Method, method
-from repa_eval.interfaces.teacher import Teacher, split_names
+from repa_eval.interfaces.teacher import Teacher
+from repa_eval.train.alignment import check_layer, configured, named_teachers, projectors_for, projectors_of
+from repa_eval.train.alignment_schedule import share_left
 from repa_eval.train.attention_loss import attention_losses, fit_features, fit_logits
 from repa_eval.train.gradient_cosine import gradient_cosine, gradient_of
 from repa_eval.train.losses import cosine_alignment, denoising_draws, velocity_loss
@@ -37,7 +38,7 @@ class Haste(Method):
 
     systems = ("HASTE",)
     paper = "2505.16792"
-    architectures = frozenset({"SiT"})
+    requires = frozenset({"velocity", "class labels", "taps", "one grid", "attention logits"})
 
     enc_type: str = option("dinov2-vit-b", help="teachers, joined by commas; the first one's attention is distilled")
     encoder_depth: int = option(8, help="block whose output is aligned, 1-based")
@@ -62,10 +63,7 @@ class Haste(Method):
 
     def teachers(self) -> list[str]:
         """Return the names in enc_type."""
-        names = split_names(self.enc_type)
-        if not names:
-            raise UserError("enc_type names no teacher; to train without one use the method vanilla")
-        return names
+        return named_teachers(self.enc_type)
 
     def pairs(self) -> list[tuple[int, int]]:
         """Return the (student's layer, first teacher's layer) whose attention is compared."""
@@ -94,17 +92,23 @@ class Haste(Method):
         named["trigger_block"] = [self.trigger_block or self.encoder_depth]
         for name, layers in named.items():
             for layer in layers:
-                if not 1 <= layer <= config.depth:
-                    raise UserError(f"{name} {layer}: this model has blocks 1..{config.depth}")
-        return dataclasses.replace(config, class_dropout_prob=self.cfg_prob, z_dims=tuple(widths))
+                check_layer(name, layer, getattr(config, "depth", None))
+        return configured(config, class_dropout_prob=self.cfg_prob, z_dims=tuple(widths))
 
     def aligned_layer(self) -> int:
         """Return encoder_depth."""
         return self.encoder_depth
 
+    def aligned_until(self) -> int:
+        """Return early_stop_point; the trigger may stop the alignment before."""
+        return self.early_stop_point
+
     def modules(self, model: Any, teachers: Sequence[Teacher]) -> nn.ModuleDict:
-        """Return the memory of the trigger, if there is one."""
-        return nn.ModuleDict({"trigger": Trigger()} if self.trigger else {})
+        """Return the memory of the trigger, if there is one, and the projectors of a model that has none of its own."""
+        extras = projectors_for(model, teachers, self.encoder_depth)
+        if self.trigger:
+            extras["trigger"] = Trigger()
+        return extras
 
     def active(self, step: int) -> bool:
         """Return whether the fixed stop lies ahead."""
@@ -136,7 +140,8 @@ class Haste(Method):
         """Return the weighted alignment and the weighted distillation, of what a forward pass has put into `hidden`."""
         tokens = hidden[self.encoder_depth]
         features = [fit_features(tokens, len(y[0]), resize=self.resize) for y in batch.teachers]
-        projected = [head(h) for head, h in zip(model.projectors, features, strict=True)]
+        heads = projectors_of(model, batch.modules)
+        projected = [head(h) for head, h in zip(heads, features, strict=True)]
         terms = {"proj_loss": self.proj_coeff * cosine_alignment(batch.teachers, projected)}
         if pairs := self.pairs():
             theirs = [batch.attention[0][layer] for _, layer in pairs]
@@ -148,11 +153,7 @@ class Haste(Method):
 
     def share(self, step: int) -> float:
         """Return the share in [0, 1] of their weights that the terms have at a step before the stop."""
-        ahead = self.early_stop_point - step
-        if ahead >= self.fade_steps:
-            return 1.0
-        left = ahead / self.fade_steps
-        return left if self.fade == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+        return share_left(self.early_stop_point - step, self.fade_steps, self.fade)
 
     def cosines(self, model: Any, batch: Batch, times: Tensor, noise: Tensor) -> Tensor:
         """Return, for each of times (T,) with noise (T, B, C, H, W), three cosines (T, 3) (appendix A.2).

@@ -15,8 +15,10 @@ from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.method import Batch, Method, method
-from repa_eval.interfaces.teacher import Teacher, split_names
+from repa_eval.interfaces.teacher import Teacher
 from repa_eval.runtime.seeding import normal
+from repa_eval.train.alignment import check_layer, named_teachers, project
+from repa_eval.train.alignment_schedule import AlignmentSchedule
 from repa_eval.train.losses import cosine_alignment, denoising_draws, drop_labels
 
 FITTED_ON, AT_ONCE = 4096, 256  # training images of the components; images per pass of the teacher
@@ -29,7 +31,7 @@ class REG(Method):
 
     systems = ("REG",)
     paper = "2507.01467"
-    architectures = frozenset({"SiT-REG"})
+    requires = frozenset({"velocity", "class labels", "taps", "one grid", "class token"})
 
     enc_type: str = option("dinov2-vit-b", help="teachers, joined by commas; the class token is the first one's")
     encoder_depth: int = option(8, help="block whose output is aligned, 1-based")
@@ -38,20 +40,17 @@ class REG(Method):
     cls_dim: int = option(
         0, help="0: the whole class token; else that many z-scored principal components of it (ours)", least=0
     )
+    alignment: AlignmentSchedule = AlignmentSchedule()
     interpolant: Interpolant = Interpolant()
     cfg_prob: float = option(0.1, help="probability of dropping the label in training")
 
     def teachers(self) -> list[str]:
         """Return the names in enc_type."""
-        names = split_names(self.enc_type)
-        if not names:
-            raise UserError("enc_type names no teacher, whose class token this method needs")
-        return names
+        return named_teachers(self.enc_type, hint="this method needs the class token of one")
 
     def architecture(self, config: Any, widths: Sequence[int]) -> Any:
         """Return the config with the class token's width, and one projector per teacher."""
-        if not 1 <= self.encoder_depth <= config.depth:
-            raise UserError(f"encoder_depth {self.encoder_depth}: this model has blocks 1..{config.depth}")
+        check_layer("encoder_depth", self.encoder_depth, config.depth)
         if self.cls_dim > widths[0]:
             raise UserError(f"cls_dim {self.cls_dim}: the class token of {self.teachers()[0]} has {widths[0]} numbers")
         return dataclasses.replace(
@@ -65,6 +64,10 @@ class REG(Method):
     def aligned_layer(self) -> int:
         """Return encoder_depth."""
         return self.encoder_depth
+
+    def aligned_until(self) -> int | None:
+        """Return the end of the alignment."""
+        return self.alignment.end
 
     @torch.no_grad()
     def prepare(self, model: Any, images: ImageSource, teachers: Sequence[Teacher]) -> None:
@@ -104,13 +107,16 @@ class REG(Method):
         error = answer.velocity.float() - self.interpolant.velocity(batch.x, noise, t)
         # each sample's own target: for the cosine path the published code broadcasts (B, 1, 1, 1) x (B, z)
         class_error = answer.class_velocity.float() - self.interpolant.velocity(token, class_noise, t)
-        targets = [torch.cat([a[:, None], b], dim=1) for a, b in zip(whole, batch.teachers, strict=True)]
-        projected = [head(hidden[self.encoder_depth]) for head in model.projectors]
-        return {
+        terms = {
             "denoising_loss": error.square().flatten(1).mean(1),
             "cls_loss": self.cls_coeff * class_error.square().mean(1),
-            "proj_loss": self.proj_coeff * cosine_alignment(targets, projected),
         }
+        if not self.alignment.active(step):
+            return terms
+        targets = [torch.cat([a[:, None], b], dim=1) for a, b in zip(whole, batch.teachers, strict=True)]
+        projected = project(model, batch.modules, hidden[self.encoder_depth])
+        coeff = self.proj_coeff * self.alignment.share(step)
+        return {**terms, "proj_loss": coeff * cosine_alignment(targets, projected)}
 
     def _present(self, token: Tensor | None) -> Tensor:
         if token is None:

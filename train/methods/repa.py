@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repa_eval.config import option
 from repa_eval.diffusion.interpolant import Interpolant
-from repa_eval.errors import UserError
 from repa_eval.interfaces.method import Batch, Method, method
-from repa_eval.interfaces.teacher import split_names
+from repa_eval.interfaces.teacher import Teacher
+from repa_eval.train.alignment import (
+    OWN,
+    check_layer,
+    configured,
+    named_teachers,
+    project,
+    projectors_for,
+    spatially_normalised,
+)
+from repa_eval.train.alignment_schedule import AlignmentSchedule
 from repa_eval.train.losses import cosine_alignment, denoising_draws, token_contrast, velocity_loss
 
 
@@ -33,35 +41,55 @@ class Repa(Method):
         "cosine", help="nt-xent: our own choice of negatives, for the code has none", choices=("cosine", "nt-xent")
     )
     proj_temperature: float = option(0.1, help="of nt-xent's softmax", least=1e-6)
+    projector: str = option(OWN, help="heads to the teachers' tokens: mlp (REPA), conv (iREPA), or a plug-in's")
+    spatial_norm: float = option(
+        0.0, help="iREPA: share of the image's mean token that is taken from the teacher's tokens; 0 = off", least=0
+    )
+    alignment: AlignmentSchedule = AlignmentSchedule()
     interpolant: Interpolant = Interpolant()
     cfg_prob: float = option(0.1, help="probability of dropping the label in training")
 
     def teachers(self) -> list[str]:
         """Return the names in enc_type."""
-        names = split_names(self.enc_type)
-        if not names:
-            raise UserError("enc_type names no teacher; to train without one use the method vanilla")
-        return names
+        return named_teachers(self.enc_type)
 
     def architecture(self, config: Any, widths: Sequence[int]) -> Any:
-        """Return the config with one projector per teacher."""
-        if not 1 <= self.encoder_depth <= config.depth:
-            raise UserError(f"encoder_depth {self.encoder_depth}: this model has blocks 1..{config.depth}")
-        return dataclasses.replace(config, class_dropout_prob=self.cfg_prob, z_dims=tuple(widths))
+        """Return the config with one projector per teacher, where the model brings its own."""
+        check_layer("encoder_depth", self.encoder_depth, getattr(config, "depth", None))
+        own = tuple(widths) if self.projector == OWN else ()
+        return configured(config, class_dropout_prob=self.cfg_prob, z_dims=own)
+
+    def modules(self, model: Any, teachers: Sequence[Teacher]) -> nn.ModuleDict:
+        """Return the projectors of a model that has none of its own."""
+        return projectors_for(model, teachers, self.encoder_depth, self.projector)
 
     def aligned_layer(self) -> int:
         """Return encoder_depth."""
         return self.encoder_depth
+
+    def aligned_until(self) -> int | None:
+        """Return the end of the alignment."""
+        return self.alignment.end
+
+    def active(self, step: int) -> bool:
+        """Return whether the alignment goes on."""
+        return self.alignment.active(step)
 
     def draws(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Return time, noise and label drops."""
         return denoising_draws(batch, generators, self.interpolant)
 
     def losses(self, model: Any, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Return the velocity loss per sample and the weighted alignment."""
-        loss, hidden = velocity_loss(model, batch, self.interpolant, cfg_prob=self.cfg_prob, taps=(self.encoder_depth,))
-        projected = [head(hidden[self.encoder_depth]) for head in model.projectors]
-        return {"denoising_loss": loss, "proj_loss": self.proj_coeff * self._alignment(batch.teachers, projected)}
+        """Return the velocity loss per sample and, while it lasts, the weighted alignment."""
+        taps = (self.encoder_depth,) if self.active(step) else ()
+        loss, hidden = velocity_loss(model, batch, self.interpolant, cfg_prob=self.cfg_prob, taps=taps)
+        if not taps:
+            return {"denoising_loss": loss}
+        patches = hidden[self.encoder_depth][:, model.prefix_tokens :]  # (B, N, D)
+        projected = project(model, batch.modules, patches)
+        targets = [spatially_normalised(tokens, self.spatial_norm) for tokens in batch.teachers]
+        coeff = self.proj_coeff * self.alignment.share(step)
+        return {"denoising_loss": loss, "proj_loss": coeff * self._alignment(targets, projected)}
 
     def _alignment(self, targets: Sequence[Tensor], projected: Sequence[Tensor]) -> Tensor:
         if self.proj_loss == "cosine":

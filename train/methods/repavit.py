@@ -29,7 +29,7 @@ class RePaViT(Method):
     systems = ("RePaViT",)
     paper = "2505.21847"
     needs = frozenset()
-    architectures = frozenset({"RePaViT", "RePaConvViT"})
+    requires = frozenset({"idle channels"})
     samples = False
     finish = "repa-eval reparam {checkpoint} --out merged/{run}.pt"
 

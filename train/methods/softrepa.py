@@ -37,7 +37,7 @@ class SoftREPA(Method):
     systems = ("SoftREPA",)
     paper = "2503.08250"
     needs = frozenset({"captions", "whole batch"})
-    architectures = frozenset({"SD3", "MMDiT-text"})
+    requires = frozenset({"velocity", "text", "captions", "soft tokens"})
     start_weights = "ema"
 
     base: str = option(EMBEDDED, help="checkpoint of the frozen model; default: the embedded one")

@@ -28,7 +28,7 @@ class SSL(Method):
     systems = ("digits-vit",)
     paper = "2002.05709"
     needs = frozenset({"ema"})
-    architectures = frozenset({"ConvViT"})
+    requires = frozenset({"patch tokens"})
     samples = False
 
     temperature: float = option(0.2, help="of SimCLR's softmax")

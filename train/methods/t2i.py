@@ -25,7 +25,7 @@ class TextToImageTraining(Method):
     systems = ("SD3",)
     paper = "2403.03206"
     needs = frozenset({"captions"})
-    architectures = frozenset({"SD3", "MMDiT-text"})
+    requires = frozenset({"velocity", "text", "captions"})
 
     word_noise: float = option(
         0.0, help="probability that a word is the one that another caption has at its place", least=0

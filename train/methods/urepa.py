@@ -21,10 +21,12 @@ from repa_eval.diffusion.ddpm_schedule import TRAIN_STEPS
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
 from repa_eval.interfaces.method import Batch, Method, method, same
-from repa_eval.interfaces.teacher import Teacher, split_names
-from repa_eval.models.shared.layers import TimestepEmbedder, modulate, projector, xavier, zero
+from repa_eval.interfaces.teacher import Teacher
+from repa_eval.models.shared.layers import TimestepEmbedder, modulate, zero
 from repa_eval.models.sit_down import upsample_tokens
 from repa_eval.models.udit import UDiTConfig
+from repa_eval.train.alignment import named_teachers, project, projectors_for
+from repa_eval.train.alignment_schedule import AlignmentSchedule
 from repa_eval.train.losses import ddpm_steps, denoising_draws, noise_loss, sample_cosines, velocity_loss
 
 # lambda(t) over lambda of the paper's table 12; t = 1 is noise
@@ -43,7 +45,7 @@ class Urepa(Method):
 
     systems = ("U-REPA",)
     paper = "2503.18414"
-    architectures = frozenset({"SiT-down", "U-DiT"})
+    requires = frozenset({"class labels", "taps", "several grids"})
 
     enc_type: str = option("dinov2-vit-b", help="teachers, joined by commas")
     encoder_depth: int = option(18, help="block whose output is aligned, 1-based through all stages")
@@ -58,15 +60,13 @@ class Urepa(Method):
         "constant", help="ablation: proj_coeff as a function of t, the paper's table 12", choices=SCHEDULES
     )
     time_aware: bool = option(False, help="ablation: t scales and shifts the projections, the paper's table 11")
+    alignment: AlignmentSchedule = AlignmentSchedule()
     interpolant: Interpolant = Interpolant()
     cfg_prob: float = option(0.1, help="probability of dropping the label in training")
 
     def teachers(self) -> list[str]:
         """Return the names in enc_type."""
-        names = split_names(self.enc_type)
-        if not names:
-            raise UserError("enc_type names no teacher; to train without one use the method vanilla")
-        return names
+        return named_teachers(self.enc_type)
 
     def architecture(self, config: Any, widths: Sequence[int]) -> Any:
         """Return the config with one projector per teacher."""
@@ -86,18 +86,19 @@ class Urepa(Method):
         """Return encoder_depth."""
         return self.encoder_depth
 
+    def aligned_until(self) -> int | None:
+        """Return the end of the alignment."""
+        return self.alignment.end
+
+    def active(self, step: int) -> bool:
+        """Return whether the alignment goes on."""
+        return self.alignment.active(step)
+
     def modules(self, model: Any, teachers: Sequence[Teacher]) -> nn.ModuleDict:
         """Return the projectors of a model that has none of its own, and what makes projections time-aware."""
-        extras, config = nn.ModuleDict(), model.config
-        if not model.projectors:
-            width = model.width(self.encoder_depth)
-            heads = nn.ModuleList(projector(width, config.projector_dim, z) for z in config.z_dims)
-            for layer in heads.modules():
-                if isinstance(layer, nn.Linear):
-                    xavier(layer)
-            extras["projectors"] = heads
+        extras = projectors_for(model, teachers, self.encoder_depth)
         if self.time_aware:
-            extras["time"] = nn.ModuleList(TimeScale(config.hidden_size, z) for z in config.z_dims)
+            extras["time"] = nn.ModuleList(TimeScale(model.config.hidden_size, teacher.width) for teacher in teachers)
         return extras
 
     def draws(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
@@ -105,8 +106,9 @@ class Urepa(Method):
         return denoising_draws(batch, generators, self.interpolant)
 
     def losses(self, model: Any, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Return the denoising loss per sample and the weighted terms of the alignment."""
-        common: dict[str, Any] = {"cfg_prob": self.cfg_prob, "taps": (self.encoder_depth,)}
+        """Return the denoising loss per sample and, while it lasts, the weighted terms of the alignment."""
+        taps = (self.encoder_depth,) if self.active(step) else ()
+        common: dict[str, Any] = {"cfg_prob": self.cfg_prob, "taps": taps}
         if model.native == EPSILON:
             found, hidden = noise_loss(model, batch, **common)
             terms = {"denoising_loss": found["mse"], "vb_loss": found["vb"]}
@@ -116,8 +118,10 @@ class Urepa(Method):
             loss, hidden = velocity_loss(model, batch, self.interpolant, **common)
             terms = {"denoising_loss": loss}
             told = t = self.interpolant.times(batch.draws["time"].flatten())
+        if not taps:
+            return terms
         projected = self.projections(model, batch, hidden[self.encoder_depth], told)
-        coeff = self.proj_coeff * SCHEDULES[self.coeff_schedule](t)  # (B,)
+        coeff = self.proj_coeff * self.alignment.share(step) * SCHEDULES[self.coeff_schedule](t)  # (B,)
         if self.manifold_pairs != "intra":
             coeff = coeff.mean()  # of equal numbers: the manifold loss is one of the whole batch
         gather = same if self.manifold_pairs == "intra" else batch.gather
@@ -134,8 +138,7 @@ class Urepa(Method):
 
         told (B,): the time as the network is told it.
         """
-        heads: Any = model.projectors or batch.modules["projectors"]
-        projected = [head(tokens) for head in heads]
+        projected = project(model, batch.modules, tokens)
         if self.time_aware:
             scales: Any = batch.modules["time"]
             projected = [scale(h, told) for scale, h in zip(scales, projected, strict=True)]

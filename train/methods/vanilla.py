@@ -23,7 +23,7 @@ class Vanilla(Method):
 
     systems = ("SiT",)
     paper = "2401.08740"
-    architectures = frozenset({"SiT", "SiT-ERW", "SiT-down"})
+    requires = frozenset({"velocity", "class labels"})
 
     interpolant: Interpolant = Interpolant()
     cfg_prob: float = option(0.1, help="probability of dropping the label in training")

@@ -22,7 +22,7 @@ class CNNConfig:
     feature_size: int = option(64, help="width of the features that statistics are taken of", least=1)
 
 
-@model("CNN", defaults=CNNConfig(), presets={"CNN-digits": {}})
+@model("CNN", defaults=CNNConfig(), presets={"CNN-digits": {}}, abilities={"class logits"})
 class CNN(nn.Module):
     """Three 3x3 convolutions (32, 64, 64 channels, strides 1, 2, 2) with batch norm, a feature layer, a classifier."""
 

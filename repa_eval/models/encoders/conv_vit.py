@@ -66,7 +66,7 @@ def embedded(grid: Tensor, cls_token: Tensor) -> Tensor:
     return torch.cat([cls_token.expand(len(patches), -1, -1), patches], dim=1)
 
 
-@model("ConvViT", defaults=ConvViTConfig(), presets={"ConvViT-digits": {}})
+@model("ConvViT", defaults=ConvViTConfig(), presets={"ConvViT-digits": {}}, abilities={"patch tokens"})
 class ConvViT(nn.Module):
     """Convolutional stem (stride 2), class token, sin-cos positions, blocks, final norm; z-scored features on request.
 

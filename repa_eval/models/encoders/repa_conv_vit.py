@@ -30,7 +30,7 @@ class RePaConvViTConfig(IdleConfig):
     pixels: PixelConfig = PixelConfig(rule="signed")
 
 
-@model("RePaConvViT", defaults=RePaConvViTConfig(), presets={"RePaConvViT-digits": {}})
+@model("RePaConvViT", defaults=RePaConvViTConfig(), presets={"RePaConvViT-digits": {}}, abilities={"idle channels"})
 class RePaConvViT(BlockEncoder):
     """ConvViT's stem, class token, positions, final norm and feature statistics around RePaViT's blocks.
 

@@ -123,6 +123,7 @@ def read(shapes: Shapes) -> dict[str, Any] | None:
     },
     read=read,
     recorded=("idle_ratio", "channel_idle", "heuristic"),
+    abilities={"idle channels"},
 )
 class RePaViT(BlockEncoder):
     """Patches, class token, learned positions, blocks, norm, head on the class token."""

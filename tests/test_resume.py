@@ -319,6 +319,23 @@ def test_a_run_with_other_settings_is_refused(short: tuple[Recipe, Path], tmp_pa
     assert files_of(tmp_path / "run") == before
 
 
+def test_an_option_that_an_older_run_does_not_record_is_at_its_default(
+    short: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    recipe, expected = short
+    shutil.copytree(expected, tmp_path / "run")
+    last = state.checkpoint_path(tmp_path / "run", 5)
+    last.unlink()
+    before = state.checkpoint_path(tmp_path / "run", 4)
+    saved = state.load_checkpoint(before)
+    del saved["recipe"]["options"]["alignment"], saved["recipe"]["options"]["projector"]
+    state.save_checkpoint(before, saved)
+    with pytest.raises(UserError, match=r"other settings: options\.alignment\.align_until"):
+        run(resolve(recipe.to_dict(), {"align_until": 3}), tmp_path / "run", resume=True)
+    assert run(recipe, tmp_path / "run", resume=True) == last
+    assert last.read_bytes() == state.checkpoint_path(expected, 5).read_bytes()
+
+
 @pytest.mark.parametrize("key", ["seed", "learning_rate"])
 def test_other_settings_are_refused_before_the_first_checkpoint(
     short: tuple[Recipe, Path], tmp_path: Path, key: str

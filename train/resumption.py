@@ -94,8 +94,11 @@ def position_of(run: Path, stages: Sequence[ResolvedStage], checkpoint: Path | N
 
 
 def refuse_other_settings(path: Path, recorded: Mapping[str, Any], recipe: Recipe) -> None:
-    """UserError if a run would go on with settings that make it another run."""
-    before, now = flatten(recorded), flatten(recipe.to_dict())
+    """UserError if a run would go on with settings that make it another run.
+
+    An option that is not recorded, since the run is older, had the value that is its default now.
+    """
+    before, now = {**flatten(recipe.defaults().to_dict()), **flatten(recorded)}, flatten(recipe.to_dict())
     changed = sorted(key for key in {*before, *now} - FREE_ON_RESUME if before.get(key) != now.get(key))
     if changed := [key for key in changed if not key.startswith("evaluation.")]:
         raise UserError(f"{path} was trained with other settings: {', '.join(changed)}; choose another --out")

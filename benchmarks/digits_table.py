@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from repa_eval.commands.shared.metric_words import metric_words
 from repa_eval.reports.inputs import collect
 from repa_eval.reports.numbers.compare import summary
+from repa_eval.reports.numbers.words import Metrics
 
 STEPS = (100, 200, 300, 500, 700, 1000, 1200, 1500)
 
@@ -22,7 +24,7 @@ def main(folders: list[Path]) -> None:
     inputs = collect(sorted(path.parent for path in demo.glob("*/run.json")))
     print("\n".join(curve_table(inputs.rows)))
     print()
-    print("\n".join(summary_table(summary(inputs.rows, inputs.curves, inputs.runs))))
+    print("\n".join(summary_table(summary(inputs.rows, inputs.curves, inputs.runs, Metrics(metric_words())))))
     if retrained:
         print()
         print("\n".join(curve_table(collect(retrained).rows)))

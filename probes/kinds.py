@@ -22,10 +22,12 @@ Array = np.ndarray[Any, Any]
 class Kind:
     """One kind of probe. text: of the protocol. fit: a probe for every layer, its setting chosen on val.
 
+    metric: name of its rows, an accuracy, so higher is better. meaning: half a sentence, as the report explains it.
     drawn: whether the seed decides anything.
     """
 
     metric: str
+    meaning: str
     text: Callable[[Training], str]
     fit: Callable[[Known, Training], list[Probe]]
     drawn: bool = False
@@ -78,14 +80,31 @@ def _strengths(name: str) -> str:
 
 
 KINDS = {
-    "linear": Kind("probe_accuracy", lambda training: _strengths("ridge"), _ridge),
+    "linear": Kind(
+        "probe_accuracy",
+        "accuracy of a linear classifier on the hidden states",
+        lambda training: _strengths("ridge"),
+        _ridge,
+    ),
     "knn": Kind(
         "knn_accuracy",
+        "accuracy of a nearest-neighbour classifier on the hidden states",
         lambda training: f"k-NN, cosine, temperature 0.07, k of {', '.join(map(str, knn.KS))} chosen on val",
         _knn,
     ),
-    "linear-bn": Kind("linear_bn_accuracy", Training.text, _batch_norm, drawn=True),
-    "logistic": Kind("logistic_accuracy", lambda training: _strengths("logistic regression"), _logistic),
+    "linear-bn": Kind(
+        "linear_bn_accuracy",
+        "accuracy of a linear classifier after batch norm, trained by Adam, on the hidden states",
+        Training.text,
+        _batch_norm,
+        drawn=True,
+    ),
+    "logistic": Kind(
+        "logistic_accuracy",
+        "accuracy of a logistic regression on the hidden states",
+        lambda training: _strengths("logistic regression"),
+        _logistic,
+    ),
 }
 
 

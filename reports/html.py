@@ -19,7 +19,7 @@ from repa_eval.interfaces.section import Section, in_order
 from repa_eval.reports.drawing.figures import prefixed
 from repa_eval.reports.inputs import Inputs, collect
 from repa_eval.reports.numbers.protocols import Records
-from repa_eval.reports.numbers.words import number
+from repa_eval.reports.numbers.words import Metrics, number
 from repa_eval.reports.page import Page, fitting, prepare
 from repa_eval.results import Row
 
@@ -45,17 +45,19 @@ def render(
     media: Mapping[str, bytes] | None = None,
     protocols: Records | None = None,
     runs: Mapping[str, Mapping[str, Any]] | None = None,
+    metrics: Mapping[str, Mapping[str, Any]] | None = None,
     title: str = "Representation alignment report",
 ) -> str:
     """Return the report as HTML text; equal arguments give equal bytes.
 
     rows: the table of results, of one run or many. curves: rows of log.jsonl. media: "<run>/<kind>-<step>.png"
-    -> PNG bytes. protocols: hash -> record. runs: name -> contents of run.json. UserError if there are no rows, or if
-    a section's template is missing or wrong.
+    -> PNG bytes. protocols: hash -> record. runs: name -> contents of run.json. metrics: name -> {"better",
+    "meaning", "kind"}, see `Metrics`; what is not in it is drawn without a direction. UserError if there are no rows,
+    or if a section's template is missing or wrong.
     """
     if not rows:
         raise UserError("nothing to report: the table of results is empty")
-    page = prepare(rows, curves, media or {}, protocols or {}, runs or {})
+    page = prepare(rows, curves, media or {}, protocols or {}, runs or {}, Metrics(metrics or {}))
     sections = in_order()
     macros = _environment().get_template("macros.html").make_module({"arms": page.arms, "ids": count(1)})
     parts = {section.anchor: _part(section, page, macros) for section in sections}

@@ -12,6 +12,7 @@ from repa_eval.reports.numbers.arms import Arm, arms_of
 from repa_eval.reports.numbers.compare import headline_panel
 from repa_eval.reports.numbers.frames import SECONDS, Map, Panel, maps_of, quality_panels
 from repa_eval.reports.numbers.protocols import Records
+from repa_eval.reports.numbers.words import Metrics
 from repa_eval.results import Row
 
 
@@ -34,6 +35,7 @@ class Page:
 
     rows: the table of results. curves: rows of log.jsonl. timing: the rows of both that hold training seconds.
     media: "<run>/<kind>-<step>.png" -> PNG bytes. records: protocol hash -> record. runs: name -> run.json.
+    metrics: direction and meaning of a metric.
     arms: the runs by configuration, the baseline first. panels: sample quality over steps, the metrics in reading
     order; headline: the one that decides the summary. maps: layer x timestep values. pictures: see `Pictures`.
     """
@@ -44,6 +46,7 @@ class Page:
     media: Mapping[str, bytes]
     records: Records
     runs: Mapping[str, Mapping[str, Any]]
+    metrics: Metrics
     arms: Sequence[Arm]
     panels: Sequence[Panel]
     headline: Panel | None
@@ -62,10 +65,11 @@ def prepare(
     media: Mapping[str, bytes],
     records: Records,
     runs: Mapping[str, Mapping[str, Any]],
+    metrics: Metrics,
 ) -> Page:
     """Return the page's inputs, without pictures: how many fit is known when the rest is written."""
     arms = arms_of([*rows, *curves], runs)
-    panels = quality_panels(rows, arms)
+    panels = quality_panels(rows, arms, metrics)
     return Page(
         rows=rows,
         curves=curves,
@@ -73,6 +77,7 @@ def prepare(
         media=media,
         records=records,
         runs=runs,
+        metrics=metrics,
         arms=arms,
         panels=panels,
         headline=headline_panel(panels),

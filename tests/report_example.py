@@ -15,6 +15,9 @@ from typing import Any
 
 from PIL import Image
 
+from repa_eval.commands.shared.metric_words import metric_words
+from repa_eval.reports.numbers.words import Metrics
+from repa_eval.reports.page import Page, prepare
 from repa_eval.results import Row, append, make_row, protocol_hash
 
 STEPS = tuple(range(100, 1501, 100))
@@ -244,7 +247,14 @@ def example(runs: Sequence[str] = ("vanilla", "repa", "repa-random")) -> dict[st
         "media": {name: data for run in runs for name, data in media(run).items()},
         "protocols": protocols(),
         "runs": {run: facts(run) for run in runs},
+        "metrics": metric_words(),
     }
+
+
+def page(inputs: dict[str, Any]) -> Page:
+    """Return what a section is given, for the arguments of render()."""
+    tables = (inputs["rows"], inputs["curves"], inputs["media"], inputs["protocols"], inputs["runs"])
+    return prepare(*tables, Metrics(inputs["metrics"]))
 
 
 def protocols() -> dict[str, dict[str, Any]]:

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from repa_eval.commands.shared.metric_words import metric_words
 from repa_eval.errors import UserError
-from repa_eval.interfaces.metric import ALIGNMENT, SPATIAL, AlignmentMetric
+from repa_eval.interfaces.metric import ALIGNMENT, SAMPLE, SPATIAL, AlignmentMetric, alignment_metric, sample_metric
 from repa_eval.metrics.cka import cka
 from repa_eval.metrics.cknna import cknna
 from repa_eval.metrics.shared import prepared
@@ -86,6 +87,66 @@ def test_every_metric_has_a_line_of_definition_and_a_range(registry: object) -> 
             assert line, name
             assert "\n" not in line, name
         assert len(metric.definition) + len(metric.range) < 220, name
+
+
+def test_every_metric_declares_its_direction_and_meaning() -> None:
+    words = metric_words()
+    suffixes = {suffix for _, metric in SAMPLE.items() for suffix in metric.gives}
+    assert {*ALIGNMENT.names(), *SPATIAL.names(), *suffixes} <= set(words)
+    for name, entry in words.items():
+        assert entry["better"] in ("lower", "higher", None), name
+        assert 0 < len(entry["meaning"]) < 120, name
+        assert "\n" not in entry["meaning"], name
+    without = {name for name, entry in words.items() if entry["better"] is None}
+    assert without == {"rmsc", "authpct", "ct", "grad_norm", "learning_rate", "train_seconds"}
+
+
+@pytest.mark.parametrize("better", ["less", "", 1])
+def test_a_direction_that_is_none_is_refused(better: str) -> None:
+    for register in (
+        lambda: alignment_metric("mine", definition="d", range="r", meaning="m", better=better),
+        lambda: sample_metric("mine", needs="features", gives=("a",), meaning="m", better=better),
+        lambda: sample_metric("mine", needs="features", gives=("a", "b"), meaning="m", better={"a": "lower"}),
+        lambda: sample_metric("mine", needs="features", gives=("a",), meaning={"b": "m"}, better="lower"),
+    ):
+        with pytest.raises(UserError, match="metric 'mine'") as error:
+            register()
+        assert "\n" not in str(error.value)
+
+
+def is_better(better: str | None, good: float, bad: float) -> bool:
+    return good < bad if better == "lower" else good > bad
+
+
+@every_metric
+def test_direction_of_alignment(metric: AlignmentMetric) -> None:
+    x, _ = related()
+    noise = x.std() * np.random.default_rng(4).standard_normal(x.shape)
+    assert is_better(metric.better, metric.function(x, x + 0.3 * noise), metric.function(x, x + 3 * noise))
+
+
+@pytest.mark.parametrize("name", [name for name, metric in SPATIAL.items() if metric.better])
+def test_direction_of_spatial_structure(name: str) -> None:
+    """Tokens that change little by little over the image, and the same tokens at shuffled places."""
+    metric = SPATIAL.get(name)
+    rows, columns = np.divmod(np.arange(64), 8)
+    tokens = np.stack([np.cos(rows / 4), np.sin(rows / 4), np.cos(columns / 4), np.sin(columns / 4)], axis=1)[None]
+    masks = [(columns < 4)[None]] if metric.needs_mask else []
+    shuffled = tokens[:, np.random.default_rng(5).permutation(64)]
+    assert is_better(metric.better, metric.function(tokens, *masks), metric.function(shuffled, *masks))
+
+
+@pytest.mark.parametrize("name", [name for name, metric in SAMPLE.items() if any(metric.better.values())])
+def test_direction_of_sample_quality(name: str) -> None:
+    """Samples like the real ones, against five of them, repeated and moved away; logits become nearly flat."""
+    metric = SAMPLE.get(name)
+    real, good = np.random.default_rng(6).standard_normal((2, 300, 6))
+    bad = np.tile(good[:5], (60, 1)) + 3
+    if metric.needs == "logits":
+        good, bad = 4 * good, 0.1 * good
+    better, worse = metric.function(real, good), metric.function(real, bad)
+    for suffix, direction in metric.better.items():
+        assert is_better(direction, better[suffix], worse[suffix]), suffix
 
 
 def lines_of_the_document() -> dict[str, list[str]]:

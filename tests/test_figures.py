@@ -9,17 +9,21 @@ import matplotlib
 import pytest
 
 import report_example as sample
+from repa_eval.commands.shared.metric_words import metric_words
 from repa_eval.reports.drawing import figures
 from repa_eval.reports.numbers.arms import arms_of
 from repa_eval.reports.numbers.frames import Curve, Group, Level, Panel, Trace, maps_of, quality_panels
 from repa_eval.reports.numbers.profiles import over_layers
+from repa_eval.reports.numbers.words import Metrics
+
+METRICS = Metrics(metric_words())
 
 
 @pytest.fixture(scope="module")
 def frames():
     inputs = sample.example(("vanilla", "repa-random"))
     arms = arms_of(inputs["rows"], inputs["runs"])
-    return quality_panels(inputs["rows"], arms), maps_of(inputs["rows"], arms)
+    return quality_panels(inputs["rows"], arms, METRICS), maps_of(inputs["rows"], arms)
 
 
 def draw(panel, prefix="f1-") -> str:
@@ -63,7 +67,7 @@ def test_ids_have_their_prefix(frames):
 
 def test_text_stays_text_and_is_no_formula(frames):
     panel = frames[0][0]
-    named = replace(panel, group=replace(panel.group, metric="fd_<b>$x^2$&"))
+    named = replace(panel, group=replace(panel.group, metric="fd_<b>$x^2$&"), label="")
     text = draw(named)
     assert "fd_&lt;b&gt;$x^2$&amp;" in text
     assert "<b>" not in text
@@ -139,7 +143,7 @@ def test_traces_name_the_first_and_the_last_step():
 
 def test_seeds_are_faint_lines_behind_the_mean():
     inputs = sample.example(("vanilla", "vanilla-s1"))
-    panel = quality_panels(inputs["rows"], arms_of(inputs["rows"], inputs["runs"]))[0]
+    panel = quality_panels(inputs["rows"], arms_of(inputs["rows"], inputs["runs"]), METRICS)[0]
     with figures.canvas() as (_, ax):
         figures.lines(replace(panel, levels=()), ax, xlabel="step")
         assert [line.get_alpha() for line in ax.lines] == [0.45, 0.45, None]

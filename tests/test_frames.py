@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 import report_example as sample
+from repa_eval.commands.shared.metric_words import metric_words
 from repa_eval.reports.numbers.arms import Arm, arms_of
 from repa_eval.reports.numbers.compare import compare, early, headline_panel, summary
 from repa_eval.reports.numbers.differences import differences
@@ -29,25 +30,26 @@ from repa_eval.reports.numbers.pairs import spread
 from repa_eval.reports.numbers.profiles import alignment_choice, best_over_time, over_layers, over_steps, trajectories
 from repa_eval.reports.numbers.protocols import difference, families, flat
 from repa_eval.reports.numbers.reach import crossing, reach
-from repa_eval.reports.numbers.words import direction, meaning, number, rank
+from repa_eval.reports.numbers.words import Metrics, number, rank
 from repa_eval.reports.sections.final_values import final_table
 from repa_eval.reports.sections.missing import missing
 from repa_eval.reports.sections.remarks import remarks
 from repa_eval.reports.sections.shared.control import introduction
-from repa_eval.reports.sections.summary import Verdict, verdict
+from repa_eval.reports.sections.summary import Summary
+from repa_eval.reports.sections.summary import summarise as summary_of
 from repa_eval.results import Row, make_row
 
 SEEDS = ("vanilla", "repa", "repa-random", "vanilla-s1", "repa-s1")
 
 
-def summarise(inputs) -> Verdict:
-    rows, runs = inputs["rows"], inputs["runs"]
-    arms = arms_of(rows, runs)
-    timing = [row for row in inputs["curves"] if row.metric == SECONDS]
-    return verdict(rows, timing, quality_panels(rows, arms), maps_of(rows, arms), arms, inputs["protocols"])
+METRICS = Metrics(metric_words())
 
 
-def words(summary: Verdict) -> str:
+def summarise(inputs) -> Summary:
+    return summary_of(sample.page(inputs))
+
+
+def words(summary: Summary) -> str:
     return " ".join([summary.lead, *(item.text for item in summary.items)])
 
 
@@ -79,12 +81,12 @@ def test_numbers_are_written_as_people_write_them(value, text):
 
 
 def test_words_know_metrics_of_any_extractor():
-    assert direction("fd_someone_else") == "lower"
-    assert direction("precision_clip") == "higher"
-    assert direction("proj_loss") == "lower"
-    assert direction("cknna") is None
-    assert "Fréchet" in meaning("fd_dinov2")
-    assert meaning("nobody_knows") == ""
+    assert METRICS.direction("fd_someone_else") == "lower"
+    assert METRICS.direction("precision_clip") == "higher"
+    assert METRICS.direction("proj_loss") == "lower"
+    assert METRICS.direction("cknna") is None
+    assert "Fréchet" in METRICS.meaning("fd_dinov2")
+    assert METRICS.meaning("nobody_knows") == ""
     assert sorted(["zeta", "precision", "fid", "fd_digits"], key=rank) == ["fid", "fd_digits", "precision", "zeta"]
 
 
@@ -107,7 +109,7 @@ def test_a_name_that_only_looks_like_a_seed_stays_a_run():
 def test_no_panel_mixes_protocols():
     inputs = sample.example()
     rows = inputs["rows"]
-    panels = quality_panels(rows, arms_of(rows, inputs["runs"]))
+    panels = quality_panels(rows, arms_of(rows, inputs["runs"]), METRICS)
     assert {panel.group.metric for panel in panels} == {
         "fd_digits",
         "is_digits",
@@ -132,7 +134,7 @@ def test_no_panel_mixes_protocols():
 def test_a_level_measured_with_another_count_is_not_drawn():
     inputs = sample.example(("vanilla",))
     rows = [replace(row, n=2000) if row.metric.endswith("_floor") else row for row in inputs["rows"]]
-    assert all(panel.levels == () for panel in quality_panels(rows, arms_of(rows, inputs["runs"])))
+    assert all(panel.levels == () for panel in quality_panels(rows, arms_of(rows, inputs["runs"]), METRICS))
 
 
 def test_difference_names_the_fields():
@@ -173,7 +175,7 @@ def test_compare_and_reach_give_the_numbers_of_the_formula():
     inputs = sample.example()
     rows = inputs["rows"]
     arms = {arm.name: arm for arm in arms_of(rows, inputs["runs"])}
-    panel = headline_panel(quality_panels(rows, list(arms.values())))
+    panel = headline_panel(quality_panels(rows, list(arms.values()), METRICS))
     assert panel is not None
     assert panel.group.metric == "fd_digits"
     result = compare(panel, rows, arms["repa"], arms["vanilla"])
@@ -310,7 +312,7 @@ def test_final_values_mark_the_best_and_give_reasons():
         for row in rows
     ]
     arms = arms_of(rows, inputs["runs"])
-    lines = {(line.metric, line.n): line for line in final_table(rows, arms, inputs["curves"])}
+    lines = {(line.metric, line.n): line for line in final_table(rows, arms, inputs["curves"], METRICS)}
     vanilla, repa = lines["fd_digits", 2000].cells
     assert (repa.best, repa.detail, vanilla.detail) == (True, "\N{MINUS SIGN}15.0 %", "")
     assert lines["is_digits", 512].cells[1].reason == "not measured"
@@ -328,7 +330,7 @@ def test_what_has_no_better_is_not_put_in_per_cent():
     inputs = sample.example(("vanilla", "repa"))
     rows = [replace(row, metric="ct_digits") if row.metric == "is_digits" else row for row in inputs["rows"]]
     arms = arms_of(rows, inputs["runs"])
-    lines = {(line.metric, line.n): line for line in final_table(rows, arms, inputs["curves"])}
+    lines = {(line.metric, line.n): line for line in final_table(rows, arms, inputs["curves"], METRICS)}
     assert [(cell.best, "%" in cell.detail) for cell in lines["ct_digits", 512].cells] == [(False, False)] * 2
     assert "%" in lines["fd_digits", 512].cells[1].detail
 
@@ -336,7 +338,7 @@ def test_what_has_no_better_is_not_put_in_per_cent():
 def test_seeds_in_the_final_table_have_a_spread():
     inputs = sample.example(SEEDS)
     arms = arms_of(inputs["rows"], inputs["runs"])
-    line = final_table(inputs["rows"], arms, inputs["curves"])[0]
+    line = final_table(inputs["rows"], arms, inputs["curves"], METRICS)[0]
     assert "over 2 seeds" in line.cells[0].detail
     assert "over" not in line.cells[2].detail
 
@@ -344,8 +346,8 @@ def test_seeds_in_the_final_table_have_a_spread():
 def test_nan_rows_leave_gaps_not_crashes():
     rows = [make_row(run="a", method="vanilla", step=step, metric="fid", value=math.nan) for step in (1, 2)]
     arms = arms_of(rows, {})
-    assert quality_panels(rows, arms) == []
-    assert final_table(rows, arms, [])[0].cells[0].reason == "value is nan"
+    assert quality_panels(rows, arms, METRICS) == []
+    assert final_table(rows, arms, [], METRICS)[0].cells[0].reason == "value is nan"
     assert {gap.what: gap.why for gap in missing(rows, [], arms, {})}["fid of a at 2 steps"] == "value is nan"
     assert Group.of(rows[0]).metric == "fid"
     assert is_curve_row(rows[0])
@@ -415,7 +417,8 @@ def test_a_seed_that_never_arrives_is_counted_and_has_no_share():
     assert "repa does not reach vanilla's final value (1.05) within its run in 1 of 3 seeds." in text
     assert "±" not in text
     lines = {
-        (line["quantity"], line["treated"]): line for line in summary(inputs["rows"], inputs["curves"], inputs["runs"])
+        (line["quantity"], line["treated"]): line
+        for line in summary(inputs["rows"], inputs["curves"], inputs["runs"], METRICS)
     }
     line = lines["steps to the baseline's last fd_digits, as a share of its steps, n = 512", "repa"]
     assert (line["value"], line["low"], line["high"], line["seeds"]) == (None, None, None, 3)
@@ -430,7 +433,7 @@ def test_the_restricted_ratio_sees_only_its_steps_and_wants_three():
         for row in inputs["rows"]
     ]
     vanilla, repa = arms_of(rows, inputs["runs"])
-    panel = headline_panel(quality_panels(rows, [vanilla, repa]))
+    panel = headline_panel(quality_panels(rows, [vanilla, repa], METRICS))
     assert panel is not None
     found = early(panel, rows, repa, vanilla)
     assert found is not None
@@ -447,7 +450,7 @@ def test_ends_are_means_at_a_step_that_all_seeds_have():
     inputs = sample.example(THREE)
     rows = [row for row in inputs["rows"] if not (row.run == "repa-s1" and (row.step or 0) > 700)]
     arms = {arm.name: arm for arm in arms_of(rows, inputs["runs"])}
-    panel = headline_panel(quality_panels(rows, list(arms.values())))
+    panel = headline_panel(quality_panels(rows, list(arms.values()), METRICS))
     assert panel is not None
     result = compare(panel, rows, arms["repa"], arms["vanilla"])
     assert result is not None
@@ -489,7 +492,7 @@ def test_differences_use_the_last_step_that_both_have():
 
 def test_the_summary_table_has_the_numbers_of_the_sentences():
     inputs = sample.example(THREE)
-    lines = summary(inputs["rows"], inputs["curves"], inputs["runs"])
+    lines = summary(inputs["rows"], inputs["curves"], inputs["runs"], METRICS)
     keys = {"quantity", "kind", "baseline", "treated", "value", "low", "high", "sd", "seeds", "baseline_value",
             "treated_value", "protocol"}  # fmt: skip
     assert all(set(line) == keys for line in lines)
@@ -514,10 +517,10 @@ def test_the_summary_table_has_the_numbers_of_the_sentences():
 
 def test_the_summary_table_of_one_seed_says_one_seed():
     inputs = sample.example(("vanilla", "repa"))
-    lines = summary(inputs["rows"], inputs["curves"], inputs["runs"])
+    lines = summary(inputs["rows"], inputs["curves"], inputs["runs"], METRICS)
     assert {line["seeds"] for line in lines} == {1}
     assert {line["sd"] for line in lines} == {None}
-    assert summary(*(sample.example(("repa",))[name] for name in ("rows", "curves", "runs"))) == []
+    assert summary(*(sample.example(("repa",))[name] for name in ("rows", "curves", "runs")), METRICS) == []
 
 
 def probe_group(maps, metric="probe_accuracy"):

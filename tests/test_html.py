@@ -96,7 +96,7 @@ def test_every_string_is_escaped():
 def test_collect_reads_what_a_demo_leaves(page, tmp_path):
     inputs = collect(sample.write(tmp_path))
     assert len(inputs.rows) == len(sample.example()["rows"])
-    assert render(**inputs.arguments()) == page
+    assert render(**inputs.arguments(), metrics=sample.metric_words()) == page
 
 
 def test_a_torn_last_line_is_ignored(tmp_path):
@@ -191,6 +191,19 @@ def test_the_verdict_changes_with_the_numbers():
     worse = [replace(row, value=row.value * 2) if row.run == "repa" else row for row in inputs["rows"]]
     assert "<h1>repa has lower fd_digits than vanilla at 15 of 15" in render(**inputs)
     assert "<h1>repa is worse than vanilla" in render(**inputs | {"rows": worse})
+
+
+@pytest.mark.parametrize(("better", "word"), [("lower", "lower"), ("higher", "is worse than vanilla: its")])
+def test_a_metric_of_the_users_is_drawn_with_its_own_direction_and_words(better, word):
+    inputs = small()
+    rows = [replace(row, metric="mine_digits") for row in inputs["rows"] if row.metric == "fd_digits"]
+    words = {"mine": {"better": better, "meaning": "half a sentence on mine"}}
+    text = render(**inputs | {"rows": rows, "metrics": words})
+    assert f"<h1>repa {'has lower' if better == 'lower' else word} mine_digits" in text
+    assert f">mine_digits ({better} is better)</text>" in text
+    assert "mine_digits: half a sentence on mine." in text
+    unknown = render(**inputs | {"rows": rows, "metrics": None})
+    assert "is better)</text>" not in unknown
 
 
 def test_pictures_keep_to_their_budget_and_bad_ones_are_named():

@@ -18,6 +18,17 @@ from repa_eval.runtime.files import write_atomic
 from repa_eval.train import state
 from repa_eval.train.recipe import Recipe
 
+# name of a training curve -> (which values are better, half a sentence on it, as the report explains it)
+MEANINGS = {
+    "loss": ("lower", "sum of the weighted training terms"),
+    "denoising_loss": ("lower", "velocity (denoising) term"),
+    "proj_loss": ("lower", "alignment term"),
+    "contrastive_loss": ("lower", "contrast of the caption with the others of the batch"),
+    "grad_norm": (None, "norm of the gradient before clipping"),
+    "learning_rate": (None, "learning rate"),
+    "train_seconds": (None, "training time of the run on its machine, evaluation excluded"),
+}
+
 
 class Writer:
     """Appends rows once: a resumed run repeats steps after its last checkpoint, and their rows are there already."""

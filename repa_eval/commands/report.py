@@ -27,9 +27,10 @@ def command(runs: tuple[Path, ...], out: Path, title: str | None, as_json: bool)
 
 def write_report(runs: tuple[Path, ...], out: Path, title: str | None = None) -> None:
     """Render run folders to a file; nothing is written if that fails."""
+    from repa_eval.commands.shared.metric_words import metric_words
     from repa_eval.reports.html import collect, render
 
-    arguments = collect(runs).arguments()
+    arguments = collect(runs).arguments() | {"metrics": metric_words()}
     if title is not None:
         arguments["title"] = title
     write_atomic(out, render(**arguments))

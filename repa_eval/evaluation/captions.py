@@ -36,6 +36,13 @@ DATA = "digits-captions"  # the judge reads these
 PICTURED = 8  # captions of the picture, and images each
 FRAME, BETWEEN = 96, 3  # grey between images; white pixels between one strength's and the next one's
 Array = np.ndarray[Any, Any]
+# name of a number -> (which values are better, half a sentence on it, as the report explains it)
+MEANINGS = {
+    "caption_digits": ("higher", "share of the digits of samples that are those of the caption, by a judge"),
+    "caption_both": ("higher", "share of samples whose digits are all those of the caption, by a judge"),
+    "caption_rank1": ("higher", "share of held-out images whose true caption has the lowest denoising error"),
+    "fd_pixels": ("lower", "Fréchet distance on the pixels"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,8 @@ from repa_eval.metrics.shared.manifold import EQUAL, nearest, points_of, radii_o
     warns=few,
     definition="percentage of samples farther from their nearest real point than that one from its nearest real point",
     range="0..100, low = copies; real must be the training images",
+    better=None,
+    meaning="percentage of samples farther from their nearest training image than that is from its own nearest one",
 )
 def authpct(real: ArrayLike, fake: ArrayLike, *, device: str = "cpu") -> dict[str, float]:
     """Return {"authpct": 0..100} of features real (N, D) and fake (M, D), and its standard error.

@@ -15,6 +15,7 @@ from repa_eval.metrics.shared.token_grid import Grid, grid_of, manhattan, mean_c
     "cds",
     definition="- slope of the mean cosine against the Manhattan distance 1..8 of two tokens",
     range="about -1..1, above 0 = the cosine falls with distance; per unit of distance",
+    meaning="how fast the similarity of two tokens falls with their distance in the image",
 )
 def cds(tokens: ArrayLike, *, grid: Grid | None = None, most: int = 8) -> float:
     """Return the mean CDS of the images in tokens (N, T, D).

@@ -31,6 +31,7 @@ MAX_MEDIAN = 20_000  # samples whose pairwise distances, 8 bytes each, are held 
     "cka",
     definition="HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) of centred inner products, biased HSIC",
     range="0..1, 1 = same up to rotation and scale; tends to 1 by itself where N < 4 D",
+    meaning="centred kernel alignment of hidden states and teacher features",
 )
 def cka(
     x: ArrayLike,

@@ -64,6 +64,7 @@ class MinibatchCKA:
     definition="linear CKA, unbiased HSICs summed over batches of 256 before the ratio",
     range="about 0..1, 1 = same up to rotation and scale; slightly below 0 is possible",
     permutation=False,
+    meaning="centred kernel alignment of hidden states and teacher features, summed over batches",
 )
 def cka_minibatch(x: ArrayLike, y: ArrayLike, *, batch_size: int = 256) -> float:
     """Return the minibatch CKA of x (N, D1) and y (N, D2) over consecutive batches; a last one below 4 is left out.

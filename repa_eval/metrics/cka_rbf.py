@@ -12,6 +12,7 @@ from repa_eval.metrics.cka import cka
     "cka_rbf",
     definition="CKA of the kernel exp(-d^2 / (2 median d^2)), biased HSIC",
     range="0..1, 1 = same up to rotation and scale; grows by itself where N < 4 D",
+    meaning="centred kernel alignment with a Gaussian kernel of median width",
 )
 def cka_rbf(x: ArrayLike, y: ArrayLike, *, factor: float = 1.0) -> float:
     """Return the rbf CKA of x (N, D1) and y (N, D2), width^2 = factor^2 * median of all squared distances.

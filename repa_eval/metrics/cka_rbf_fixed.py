@@ -14,6 +14,7 @@ from repa_eval.metrics.cka import cka
     range="0..1; meant for rows of length 1: of raw features the kernel is the identity, and the value 1",
     chance=None,
     scale=False,
+    meaning="centred kernel alignment with a Gaussian kernel of width 1",
 )
 def cka_rbf_fixed(x: ArrayLike, y: ArrayLike, *, sigma: float = 1.0) -> float:
     """Return the rbf CKA of x (N, D1) and y (N, D2) with the width `sigma`, in the units of the features.

@@ -12,6 +12,7 @@ from repa_eval.metrics.cka import cka
     "cka_rbf_unbiased",
     definition="CKA of the kernel exp(-d^2 / (2 median d^2)), unbiased HSIC",
     range="about 0..1, 1 = same up to rotation and scale; slightly below 0 is possible",
+    meaning="unbiased centred kernel alignment with a Gaussian kernel of median width",
 )
 def cka_rbf_unbiased(x: ArrayLike, y: ArrayLike, *, factor: float = 1.0) -> float:
     """Return `cka_rbf` with the unbiased HSIC (Song et al. 2012); errors and NaN as `cka`."""

@@ -28,6 +28,7 @@ __all__ = ["Neighbours", "Prepared", "cknna", "cknna_centred_first", "neighbours
     range="about 0..1, 1 = same; unbiased, so slightly below 0 is possible",
     symmetric=False,
     shift=False,
+    meaning="centred kernel nearest-neighbour alignment of hidden states and teacher features",
 )
 def cknna(x: ArrayLike, y: ArrayLike, *, k: int = 10, unbiased: bool = True) -> float:
     """Return the CKNNA of paired features x (N, D1) and y (N, D2).

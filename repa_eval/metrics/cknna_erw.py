@@ -29,6 +29,7 @@ ERW_EPS = 1e-10  # added under the root
     range="about 0..1, far above 0 for unrelated features",
     chance=None,
     shift=False,
+    meaning="centred kernel nearest-neighbour alignment in ERW's variant",
 )
 def cknna_erw(x: ArrayLike, y: ArrayLike, *, k: int = 10, unbiased: bool = False) -> float:
     """Return ERW's CKNNA of paired features x (N, D1) and y (N, D2), whose rows are L2-normalised here.

@@ -19,6 +19,8 @@ SIGMA, SCALE = 10.0, 1000.0
     extractor="clip",
     definition="1000 x biased squared MMD of rows of length 1, kernel exp(-|x - y|^2 / (2 10^2)), on CLIP ViT-L/14 336",
     range="0 and more, lower is closer",
+    better="lower",
+    meaning="maximum mean discrepancy of CLIP features",
 )
 def cmmd(real: ArrayLike, fake: ArrayLike, *, sigma: float = SIGMA, device: str = "cpu") -> dict[str, float]:
     """Return {"cmmd": value} of embeddings real (N, D) and fake (M, D), and its standard error (jackknife).

@@ -19,6 +19,7 @@ from repa_eval.metrics.shared.neighbours import neighbour_lists
     best=None,
     symmetric=False,
     shift=False,
+    meaning="share of images reached again by a step to a neighbour in each of the two feature spaces",
 )
 def cycle_knn(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
     """Return the share of samples found among the x-neighbours (N, D1) of their own y-neighbours (N, D2).

@@ -32,6 +32,11 @@ def few(n: int, _width: int) -> str | None:
     definition="density: mean number of real k-NN balls (k = 5, <) about a sample, over k; coverage: share of real"
     " balls that hold a sample",
     range="density 0 and more, 1 for equal distributions; coverage 0..1, higher is better",
+    better="higher",
+    meaning={
+        "density": "how densely the real images surround the generated ones; 1 for equal distributions",
+        "coverage": "share of real images that have a generated one in their neighbourhood",
+    },
 )
 def density_coverage(real: ArrayLike, fake: ArrayLike, *, k: int = 5, device: str = "cpu") -> dict[str, float]:
     """Return {"density": ..., "coverage": ...} of features real (N, D) and fake (M, D), with their standard errors."""

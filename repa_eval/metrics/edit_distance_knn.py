@@ -15,6 +15,7 @@ from repa_eval.metrics.shared.neighbours import neighbour_lists
     definition="1 - mean Levenshtein distance of the two ordered neighbour lists / k (k=10)",
     range="0..1, 1 = same lists",
     shift=False,
+    meaning="agreement of the ordered neighbour lists of hidden states and teacher features by edit distance",
 )
 def edit_distance_knn(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
     """Return 1 - (mean Levenshtein distance of the neighbour lists) / k, in 0..1.

@@ -34,6 +34,8 @@ def short(n: int, width: int) -> str | None:
     warns=short,
     definition="value at 1 / N = 0 of the line through the Frechet distances of subsets of 15 sizes",
     range="about 0 and more, lower is closer",
+    better="lower",
+    meaning="Fréchet distance extrapolated to infinitely many samples",
 )
 def fd_infinity(
     real: ArrayLike | Moments | Gaussian, fake: ArrayLike, *, points: int = POINTS, seed: int = 0

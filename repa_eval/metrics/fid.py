@@ -122,6 +122,12 @@ def _stderr(real: Statistics | Gaussian, fake: Statistics, values: Mapping[str, 
     stderr=_stderr,
     definition="Frechet distance of the Gaussians with the means and covariances (ddof 1) of both sets; Inception: FID",
     range="0 and more, lower is closer",
+    better="lower",
+    meaning={
+        "fd": "Fréchet distance on the features of the protocol's extractor; not comparable with a published FID",
+        "fid": "Fréchet distance on Inception features (ADM evaluator's definition)",
+        "fd_pixel_pca": "Fréchet distance on the principal components of the pixels",
+    },
 )
 def fd(real: Statistics | Gaussian, fake: Statistics) -> dict[str, float]:
     """Return {"fd": Frechet distance} of features real (N, D) and fake (M, D); UserError for fewer than 2 rows.
@@ -139,6 +145,11 @@ def fd(real: Statistics | Gaussian, fake: Statistics) -> dict[str, float]:
     stderr=_stderr,
     definition="Frechet distance of 7 early channels on 17x17 positions (2023 values, order h, w, c); Inception: sFID",
     range="0 and more, lower is closer",
+    better="lower",
+    meaning={
+        "sfd": "Fréchet distance on the spatial features of the protocol's extractor",
+        "sfid": "Fréchet distance on spatial Inception features",
+    },
 )
 def sfd(real: Statistics | Gaussian, fake: Statistics) -> dict[str, float]:
     """Return {"sfd": Frechet distance} of spatial features real (N, D) and fake (M, D)."""

@@ -37,6 +37,11 @@ def _stderr(real: ArrayLike | None, fake: ArrayLike, values: Mapping[str, float]
     stderr=_stderr,
     definition="exp of the mean KL divergence of a sample's classes from those of all; mean of splits of 5000 in order",
     range="1..number of classes, higher is better; the real images are not used",
+    better="higher",
+    meaning={
+        "is": "inception score computed from the extractor's class probabilities",
+        "inception_score": "inception score",
+    },
 )
 def inception_score(real: ArrayLike | None, fake: ArrayLike) -> dict[str, float]:
     """Return {"is": score} of the logits fake (N, K) by ADM's rule; the real ones are not used and may be None."""

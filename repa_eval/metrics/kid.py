@@ -31,6 +31,8 @@ def few(n: int, _width: int) -> str | None:
     warns=few,
     definition="unbiased squared MMD, kernel (x.y / D + 1)^3, mean over 100 subsets of 1000 (torch-fidelity's draws)",
     range="about 0 and more, lower is closer",
+    better="lower",
+    meaning="kernel distance of the features, an unbiased estimate from subsets",
 )
 def kid(real: ArrayLike, fake: ArrayLike, *, seed: int = TORCH_FIDELITY_SEED, device: str = "cpu") -> dict[str, float]:
     """Return {"kid": mean over subsets} of features real (N, D) and fake (M, D), and its standard error.

@@ -15,6 +15,8 @@ from repa_eval.metrics.shared.mmd import kernel_sums, polynomial
     gives=("kid_unbiased",),
     definition="unbiased squared MMD of all samples, kernel (x.y / D + 1)^3: what KID's subsets estimate",
     range="about 0 and more, lower is closer",
+    better="lower",
+    meaning="kernel distance of the features, an unbiased estimate from all samples",
 )
 def kid_unbiased(real: ArrayLike, fake: ArrayLike, *, device: str = "cpu") -> dict[str, float]:
     """Return {"kid_unbiased": value} of features real (N, D) and fake (M, D), and its standard error from 3 rows on.

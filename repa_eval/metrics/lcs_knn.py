@@ -16,6 +16,7 @@ from repa_eval.metrics.shared.neighbours import neighbour_lists
     range="0..k, k = same lists",
     best=10.0,
     shift=False,
+    meaning="longest common subsequence of the ordered neighbour lists of hidden states and teacher features",
 )
 def lcs_knn(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
     """Return the mean length (0..k, not divided by k) of the longest common subsequence of the neighbour lists.

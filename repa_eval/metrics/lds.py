@@ -15,6 +15,7 @@ from repa_eval.metrics.shared.token_grid import Grid, grid_of, manhattan, mean_c
     "lds",
     definition="mean cosine of tokens next to each other - that of tokens at Manhattan distance 6 or more",
     range="-2..2, above 0 = near tokens are more alike",
+    meaning="how much more alike neighbouring tokens are than distant ones",
 )
 def lds(tokens: ArrayLike, *, grid: Grid | None = None, far: int = 6) -> float:
     """Return the mean LDS of the images in tokens (N, T, D).

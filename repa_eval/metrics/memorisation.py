@@ -30,6 +30,8 @@ CELLS, COMPONENTS, LEAST = 3, 64, 20
     warns=few,
     definition="C_T: z-score of the distances to the nearest training image, samples against held-out real images",
     range="a z-score: well below 0 = copies of training images, well above 0 = far from them",
+    better=None,
+    meaning="whether samples lie closer to training images than unseen images do: a z-score, well below 0 means copies",
 )
 def memorisation(real: ArrayLike, fake: ArrayLike, held_out: ArrayLike, *, device: str = "cpu") -> dict[str, float]:
     """Return {"ct": C_T} of training features real (N, D), fake (M, D) and held_out (T, D).

@@ -25,6 +25,8 @@ THRESHOLD, EPS = 0.1, 1e-14
     warns=few,
     definition="Frechet distance over min(d, 1 from 0.1 on), d the mean least 1 - |cos| of a sample to a real image",
     range="0 and more, lower is closer; above the Frechet distance = copies",
+    better="lower",
+    meaning="Fréchet distance, divided by a penalty for samples that copy training images",
 )
 def mifid(real: ArrayLike, fake: ArrayLike) -> dict[str, float]:
     """Return {"mifid": value} of features real (N, D), the training images, and fake (M, D)."""

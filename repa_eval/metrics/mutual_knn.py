@@ -17,6 +17,7 @@ from repa_eval.metrics.shared.neighbours import neighbour_lists
     definition="share of the k nearest neighbours (inner product) in one space that are so in the other (k=10)",
     range="0..1, 1 = same lists, k / (N - 1) = chance",
     shift=False,
+    meaning="share of nearest neighbours that hidden states and teacher features have in common",
 )
 def mutual_knn(x: ArrayLike, y: ArrayLike, *, k: int = 10) -> float:
     """Return the mean share (0..1) of the k neighbours in x (N, D1) that are neighbours in y (N, D2) too.

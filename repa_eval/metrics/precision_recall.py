@@ -32,6 +32,11 @@ def _stderr(real: Array, fake: Array, values: Mapping[str, float]) -> dict[str, 
     definition="precision: share of samples in the union of real k-NN balls (k = 3, <=); recall: share of real images"
     " in that of the samples' balls",
     range="0..1, higher is better",
+    better="higher",
+    meaning={
+        "precision": "share of generated images inside the neighbourhoods of the real ones",
+        "recall": "share of real images inside the neighbourhoods of the generated ones",
+    },
 )
 def precision_recall(real: ArrayLike, fake: ArrayLike, *, k: int = 3, device: str = "cpu") -> dict[str, float]:
     """Return {"precision": ..., "recall": ...}, each in 0..1, of features real (N, D) and fake (M, D).

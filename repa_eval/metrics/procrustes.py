@@ -20,6 +20,7 @@ from repa_eval.metrics.shared.prepared import Prepared, centred, constant, paire
     "procrustes",
     definition="nuclear norm |X^T Y|_* of centred features of norm 1: 1 - d^2 / 2 of the Procrustes distance d",
     range="0..1, 1 = same up to rotation and scale; tends to 1 by itself where N < 4 D",
+    meaning="agreement of hidden states and teacher features after the best rotation",
 )
 def procrustes(x: ArrayLike, y: ArrayLike) -> float:
     """Return the Procrustes similarity of paired features x (N, D1) and y (N, D2).

@@ -18,6 +18,7 @@ from repa_eval.metrics.shared.prepared import centred, constant, paired
     range="0..1, 1 = same subspace; tends to 1 by itself where N < 10 (D1 + D2)",
     symmetric=False,
     rotation=False,
+    meaning="projection-weighted canonical correlation of hidden states and teacher features",
 )
 def pwcca(x: ArrayLike, y: ArrayLike) -> float:
     """Return the PWCCA of paired features x (N, D1) and y (N, D2).

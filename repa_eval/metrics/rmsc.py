@@ -14,6 +14,8 @@ from repa_eval.metrics.shared.token_grid import mean_over_images, token_array, u
     "rmsc",
     definition="root mean square distance of the L2-normalised tokens of an image from their mean",
     range="0..1, 0 = all tokens of an image point the same way",
+    better=None,
+    meaning="how far the tokens of an image spread around their mean",
 )
 def rmsc(tokens: ArrayLike) -> float:
     """Return the mean RMSC of the images in tokens (N, T, D); the order of the tokens does not matter.

@@ -22,6 +22,7 @@ MAX_SAMPLES = 20_000  # N^2 / 2 pairs are sorted: 32 bytes each at the most, 6.4
     range="-1..1, 1 = same order of dissimilarities, 0 = chance",
     rotation=False,
     shift=False,
+    meaning="rank correlation of the dissimilarities between images in hidden states and in teacher features",
 )
 def rsa(x: ArrayLike, y: ArrayLike, *, dissimilarity: str = "correlation") -> float:
     """Return the RSA of paired features x (N, D1) and y (N, D2).

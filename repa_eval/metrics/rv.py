@@ -14,6 +14,7 @@ from repa_eval.metrics.shared.prepared import constant, paired
     "rv",
     definition="|X^T Y|_F^2 / (|X^T X|_F |Y^T Y|_F) of centred features: biased linear CKA, nothing added",
     range="0..1, 1 = same up to rotation and scale; tends to 1 by itself where N < 4 D",
+    meaning="RV coefficient of hidden states and teacher features",
 )
 def rv(x: ArrayLike, y: ArrayLike) -> float:
     """Return the RV coefficient of paired features x (N, D1) and y (N, D2); errors and NaN as `cka`."""

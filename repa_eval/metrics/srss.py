@@ -16,6 +16,7 @@ from repa_eval.metrics.shared.token_grid import Grid, cosines, grid_of, manhatta
     definition="foreground tokens: mean cosine to foreground at distance 1 - to background at distance 6 or more",
     range="-2..2, above 0 = the region holds together",
     needs_mask=True,
+    meaning="how much more alike foreground tokens are to each other than to the background",
 )
 def srss(tokens: ArrayLike, masks: ArrayLike, *, grid: Grid | None = None, near: int = 1, far: int = 6) -> float:
     """Return the mean SRSS of the images in tokens (N, T, D) with foreground masks (N, T).

@@ -17,6 +17,7 @@ from repa_eval.metrics.shared.prepared import constant, paired
     "svcca",
     definition="mean canonical correlation of the singular directions that hold 99 % of each side's variance",
     range="0..1, 1 = same subspace; tends to 1 by itself where N < 10 (D1 + D2)",
+    meaning="mean canonical correlation of the leading directions of hidden states and teacher features",
 )
 def svcca(x: ArrayLike, y: ArrayLike, *, threshold: float = 0.99, k: int | None = None) -> float:
     """Return the SVCCA of paired features x (N, D1) and y (N, D2).

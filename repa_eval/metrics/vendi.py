@@ -30,6 +30,8 @@ def few(n: int, width: int) -> str | None:
     warns=few,
     definition="exp of the entropy of the eigenvalues of X X^T / N, rows of length 1: effective number of samples",
     range="1..min(N, D), higher is more diverse; the real images are not used",
+    better="higher",
+    meaning="effective number of different samples",
 )
 def vendi(real: ArrayLike | None, fake: ArrayLike) -> dict[str, float]:
     """Return {"vendi": score} of the features fake (N, D), and its standard error by its influence function."""

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from repa_eval.reports.numbers.frames import Curve, Group, Level, Map, Panel, Points, Trace
-from repa_eval.reports.numbers.words import axis, number
+from repa_eval.reports.numbers.words import number
 
 PAINTS = {
     "ink": "#010101", "muted": "#020202", "rule": "#030303", "paper": "#040404", "empty": "#050505",
@@ -93,9 +93,7 @@ def canvas(
         yield figure, axes
 
 
-def lines(
-    panel: Panel, ax: Axes, *, xlabel: str, ylabel: str | None = None, log: bool = False, dots: bool = True
-) -> Axes:
+def lines(panel: Panel, ax: Axes, *, xlabel: str, log: bool = False, dots: bool = True) -> Axes:
     """Draw the curves of one group; the mean of several seeds bold, the seeds themselves faint."""
     for order, curve in enumerate(panel.curves):
         _curve(curve, ax, dots=dots, zorder=3 + order)
@@ -105,7 +103,7 @@ def lines(
         ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.set_xlabel(xlabel)
-    ax.set_ylabel(axis(panel.group.metric) if ylabel is None else ylabel)
+    ax.set_ylabel(panel.label or panel.group.metric)
     seaborn.despine(ax=ax)
     _levels(panel.levels, ax)
     return ax

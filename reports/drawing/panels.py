@@ -6,12 +6,12 @@ from repa_eval.reports.drawing import figures
 from repa_eval.reports.drawing.figure import SMALL, STEP, Figure
 from repa_eval.reports.numbers.frames import Panel
 from repa_eval.reports.numbers.protocols import Records, conditions
-from repa_eval.reports.numbers.words import direction, number
+from repa_eval.reports.numbers.words import number
 
 
 def quality(panel: Panel, records: Records, *, xlabel: str = STEP, width: float = SMALL) -> Figure:
     """Return a metric of sample quality over steps or seconds; `width` in inches."""
-    log = direction(panel.group.metric) == "lower"
+    log = panel.direction == "lower"
     with figures.canvas(width, 0.64 * width) as (figure, ax):
         figures.lines(panel, ax, xlabel=xlabel, log=log)
         svg = figures.svg(figure)

@@ -68,7 +68,7 @@ def save_captions(rows: Sequence[Row], records: Records, file: Path) -> None:
             frozen = curve.arm.dashed
             colour, style = ("0.5", "--o") if frozen else ("C0", "-o")
             ax.plot(*zip(*curve.mean, strict=True), style, color=colour, label=curve.arm.name)
-        ax.set(xlabel=chart.xlabel, ylabel=chart.ylabel, title=chart.title)
+        ax.set(xlabel=chart.xlabel, ylabel=chart.panel.label, title=chart.title)
         ax.legend()
     _save(figure, file, kind)
 

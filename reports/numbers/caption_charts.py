@@ -30,20 +30,19 @@ class Chart:
     panel: Panel
     title: str
     xlabel: str
-    ylabel: str
 
 
 def charts(rows: Sequence[Row], arms: Sequence[Arm], records: Records) -> list[Chart]:
     """Return the charts; numbers of other protocols, but for the guidance scale, are never in one."""
     result = []
-    for metric, words in SHOWN.items():
+    for metric, (title, xlabel, ylabel) in SHOWN.items():
         own = [row for row in rows if row.metric.removesuffix(FROZEN) == metric and row.value is not None]
         for members in _alike(own, records):
             curves = [*_frozen(members, arms, records), *_curves(members, arms, records, suffix="")]
             if curves:
                 n = members[0].n
                 group = Group(metric, members[0].protocol, members[0].weights, n)
-                result.append(Chart(Panel(group, tuple(curves)), *words))
+                result.append(Chart(Panel(group, tuple(curves), label=ylabel), title, xlabel))
     return result
 
 

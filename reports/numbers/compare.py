@@ -12,7 +12,7 @@ from repa_eval.reports.numbers.differences import differences
 from repa_eval.reports.numbers.frames import SECONDS, Group, Panel, is_curve_row, maps_of, quality_panels, split
 from repa_eval.reports.numbers.pairs import Spread, paired, spread
 from repa_eval.reports.numbers.reach import reach
-from repa_eval.reports.numbers.words import direction
+from repa_eval.reports.numbers.words import Metrics
 from repa_eval.results import Row
 
 EARLY = (200, 1000)  # steps of the restricted mean ratio: the start is noise, the end is near the floor
@@ -36,6 +36,7 @@ class Comparison:
     first: tuple[float, float, float]  # step, mean of the arm, mean of the other
     last: tuple[float, float, float]  # both at a step that all pairs have, if there is one
     fewest: int  # points of the pair that has the fewest
+    direction: str | None = None  # which values are better: "lower" or "higher"
 
     @property
     def spread(self) -> Spread | None:
@@ -47,7 +48,7 @@ class Comparison:
     def verdict(self) -> str:
         """Return "better", "worse" or "mixed": the majority of the points and the mean must agree."""
         gain = None if self.ratio is None else self.ratio < 1
-        if self.ratio is not None and direction(self.group.metric) == "higher":
+        if self.ratio is not None and self.direction == "higher":
             gain = self.ratio > 1
         if 2 * self.better > self.points and gain is not False:
             return "better"
@@ -59,7 +60,7 @@ Pair = Sequence[tuple[float, float, float]]  # step, value of the arm, value of 
 
 def compare(panel: Panel, rows: Sequence[Row], arm: Arm, other: Arm) -> Comparison | None:
     """Return the comparison of two arms in the panel's group; None without a common step."""
-    better_sign = -1.0 if direction(panel.group.metric) == "lower" else 1.0
+    better_sign = -1.0 if panel.direction == "lower" else 1.0
     pairs = []
     for own, reference in paired(panel.group, rows, arm, other):
         base = dict(reference)
@@ -86,6 +87,7 @@ def compare(panel: Panel, rows: Sequence[Row], arm: Arm, other: Arm) -> Comparis
         first=_means(pairs, 0),
         last=_means(pairs, -1),
         fewest=min(map(len, pairs)),
+        direction=panel.direction,
     )
 
 
@@ -127,7 +129,7 @@ def _means(pairs: Sequence[Pair], place: int) -> tuple[float, float, float]:
 
 def headline_panel(panels: Sequence[Panel]) -> Panel | None:
     """Return the panel that decides the summary: most arms first, then the metrics' reading order, then most points."""
-    judged = [panel for panel in panels if direction(panel.group.metric)]
+    judged = [panel for panel in panels if panel.direction]
     if not judged:
         return None
     most = max(len(panel.curves) for panel in judged)
@@ -136,10 +138,12 @@ def headline_panel(panels: Sequence[Panel]) -> Panel | None:
     return max(same, key=lambda panel: max((len(seed) for curve in panel.curves for seed in curve.seeds), default=0))
 
 
-def summary(rows: Sequence[Row], curves: Sequence[Row], runs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summary(
+    rows: Sequence[Row], curves: Sequence[Row], runs: Mapping[str, Mapping[str, Any]], metrics: Metrics
+) -> list[dict[str, Any]]:
     """Return every arm against the baseline as a flat table, the numbers that the report's summary speaks of.
 
-    Arguments as of render(). One dict a number, baseline and treated being names of arms:
+    Arguments as of render(), `metrics` wrapped in Metrics. One dict a number, baseline and treated being names of arms:
 
     - quantity: what was compared, e.g. "mean ratio of fd_digits, steps 200 to 1000, n = 512"
     - kind: "ratio" (treated / baseline), "share" (of the baseline's steps or seconds) or "difference" (of the two)
@@ -153,12 +157,12 @@ def summary(rows: Sequence[Row], curves: Sequence[Row], runs: Mapping[str, Mappi
     if baseline is None:
         return []
     timing = [row for row in (*curves, *rows) if row.metric == SECONDS]
-    panel = headline_panel(quality_panels(rows, arms))
+    panel = headline_panel(quality_panels(rows, arms, metrics))
     maps, block = maps_of(rows, arms), aligned_block(arms)
     result: list[dict[str, Any]] = []
     for arm in (arm for arm in arms if arm is not baseline):
         lines = _along(panel, rows, timing, arm, baseline) if panel is not None else []
-        lines += _ends(rows, arm, baseline)
+        lines += _ends(rows, arm, baseline, metrics)
         for found in differences(maps, arm, baseline, arm.aligned_layer or block or 0):
             times = ", ".join(f"{t:g}" for t in found.timesteps)
             name = f"{found.group.metric} at block {found.layer}, mean over t = {times}{_count(found.group)}"
@@ -188,19 +192,20 @@ def _along(panel: Panel, rows: Sequence[Row], timing: Sequence[Row], arm: Arm, b
     return lines
 
 
-def _ends(rows: Sequence[Row], arm: Arm, baseline: Arm) -> list[dict[str, Any]]:
+def _ends(rows: Sequence[Row], arm: Arm, baseline: Arm, metrics: Metrics) -> list[dict[str, Any]]:
     """Return a line for every group of sample quality: the two arms at the last step that all pairs have."""
     lines = []
     for group, members in sorted(
         split(row for row in rows if is_curve_row(row)).items(), key=lambda item: item[0].order()
     ):
-        result = compare(Panel(group, ()), members, arm, baseline) if direction(group.metric) else None
+        panel = Panel(group, (), direction=metrics.direction(group.metric))
+        result = compare(panel, members, arm, baseline) if panel.direction else None
         if result is None:
             continue
         step, own, base = result.last
         last = [row for row in members if row.step == step]
-        end = compare(Panel(group, ()), last, arm, baseline)
-        kind = "ratio" if direction(group.metric) == "lower" else "difference"
+        end = compare(panel, last, arm, baseline)
+        kind = "ratio" if panel.direction == "lower" else "difference"
         if end is None:
             continue
         found = end.spread

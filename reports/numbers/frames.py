@@ -9,10 +9,10 @@ import bisect
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from repa_eval.reports.numbers.arms import Arm, run_name
-from repa_eval.reports.numbers.words import rank
+from repa_eval.reports.numbers.words import Metrics, rank
 from repa_eval.results import Row
 
 SECONDS = "train_seconds"
@@ -68,6 +68,8 @@ class Panel:
     group: Group
     curves: tuple[Curve, ...]
     levels: tuple[Level, ...] = ()  # e.g. the distance of other real images, the accuracy of a teacher
+    direction: str | None = None  # which values are better: "lower" or "higher"
+    label: str = ""  # of the vertical axis; the metric's name where it is empty
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def mean_of(seeds: Sequence[Points]) -> Points:
     return tuple((x, sum(table[x] for table in tables) / len(tables)) for x in common)
 
 
-def quality_panels(rows: Sequence[Row], arms: Sequence[Arm], *, points: int = 2) -> list[Panel]:
+def quality_panels(rows: Sequence[Row], arms: Sequence[Arm], metrics: Metrics, *, points: int = 2) -> list[Panel]:
     """Return a panel for every group in which some run was measured at `points` steps or more."""
     by_group = split(row for row in rows if is_curve_row(row))
     floors = [row for row in rows if row.metric.endswith(FLOOR) and row.value is not None]
@@ -167,7 +169,8 @@ def quality_panels(rows: Sequence[Row], arms: Sequence[Arm], *, points: int = 2)
     for group in sorted(by_group, key=Group.order):
         curves = curves_of(by_group[group], group, arms)
         if any(len(seed) >= points for curve in curves for seed in curve.seeds):
-            panels.append(Panel(group, curves, _floor(floors, group)))
+            levels, metric = _floor(floors, group), group.metric
+            panels.append(Panel(group, curves, levels, metrics.direction(metric), metrics.axis(metric)))
     return panels
 
 
@@ -231,7 +234,7 @@ def against_seconds(panel: Panel, rows: Sequence[Row], timing: Sequence[Row]) ->
         if not all(seeds):
             return None
         curves.append(Curve(curve.arm, seeds[0] if len(seeds) == 1 else (), tuple(seeds)))
-    return Panel(panel.group, tuple(curves), panel.levels)
+    return replace(panel, curves=tuple(curves))
 
 
 def binned(points: Points, most: int = 120) -> Points:

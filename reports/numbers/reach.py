@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from repa_eval.reports.numbers.arms import Arm
 from repa_eval.reports.numbers.frames import Panel, Points, clock, interpolate, series
 from repa_eval.reports.numbers.pairs import pairs_of
-from repa_eval.reports.numbers.words import direction
 from repa_eval.results import Row
 
 
@@ -28,7 +27,7 @@ class Reach:
 
 def reach(panel: Panel, rows: Sequence[Row], timing: Sequence[Row], arm: Arm, other: Arm) -> Reach | None:
     """Return when the arm first has the last value of the other; None if nothing can be compared."""
-    lower = direction(panel.group.metric) == "lower"
+    lower = panel.direction == "lower"
     targets, steps, lasts, ends = [], [], [], []
     seconds: list[tuple[float, float]] = []
     for run, partner in pairs_of(arm, other):

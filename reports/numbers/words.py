@@ -1,86 +1,57 @@
-"""What the report calls things: direction and meaning of a metric, numbers as text."""
+"""What the report calls things: direction and meaning of a metric as declared, numbers as text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 MINUS = "\N{MINUS SIGN}"
-LOWER = ("fid", "sfid", "kid", "cmmd", "fd_", "loss", "mse")
-HIGHER = ("caption_", "inception_score", "is_", "precision", "recall", "density", "coverage", "vendi")
-ALIKE = (
-    "cknna",
-    "cka",
-    "unbiased_cka",
-    "mutual_knn",
-    "svcca",
-    "cycle_knn",
-    "lcs_knn",
-)  # likeness, no quality of its own
+MORE = {"alignment": "more alike", "structure": "more spatial structure"}  # kinds that are no quality of their own
 ORDER = (
     "fid", "fd_dinov2", "fd_digits", "sfid", "fd_", "kid", "cmmd", "inception_score", "is_", "precision", "recall",
     "density", "coverage", "vendi", "cknna", "cka", "mutual_knn", "probe_accuracy", "knn_accuracy",
     "linear_bn_accuracy", "logistic_accuracy",
 )  # fmt: skip
 
-_MEANING = {
-    "fid": "Fréchet distance on Inception features (ADM evaluator's definition)",
-    "sfid": "Fréchet distance on spatial Inception features",
-    "fd_pixel_pca": "Fréchet distance on the principal components of the pixels",
-    "fd_": "Fréchet distance on the features of the protocol's extractor; not comparable with a published FID",
-    "inception_score": "inception score",
-    "is_": "inception score computed from the extractor's class probabilities",
-    "precision": "share of generated images inside the neighbourhoods of the real ones",
-    "recall": "share of real images inside the neighbourhoods of the generated ones",
-    "ct": "whether samples lie closer to training images than unseen images do: a z-score, well below 0 means copies",
-    "authpct": "percentage of samples farther from their nearest training image than that is from its own nearest one",
-    "cknna": "centred kernel nearest-neighbour alignment of hidden states and teacher features",
-    "cka": "centred kernel alignment of hidden states and teacher features",
-    "mutual_knn": "share of nearest neighbours that hidden states and teacher features have in common",
-    "probe_accuracy": "accuracy of a linear classifier on the hidden states",
-    "linear_bn_accuracy": "accuracy of a linear classifier after batch norm, trained by Adam, on the hidden states",
-    "logistic_accuracy": "accuracy of a logistic regression on the hidden states",
-    "knn_accuracy": "accuracy of a nearest-neighbour classifier on the hidden states",
-    "probe_accuracy_teacher": "accuracy of a linear classifier on the teacher's features of clean images",
-    "knn_accuracy_teacher": "accuracy of a nearest-neighbour classifier on the teacher's features of clean images",
-    "caption_digits": "share of the digits of samples that are those of the caption, by a judge",
-    "caption_both": "share of samples whose digits are all those of the caption, by a judge",
-    "caption_rank1": "share of held-out images whose true caption has the lowest denoising error",
-    "fd_pixels": "Fréchet distance on the pixels",
-    "contrastive_loss": "contrast of the caption with the others of the batch",
-    "loss": "sum of the weighted training terms",
-    "denoising_loss": "velocity (denoising) term",
-    "proj_loss": "alignment term",
-    "grad_norm": "norm of the gradient before clipping",
-    "learning_rate": "learning rate",
-    "train_seconds": "training time of the run on its machine, evaluation excluded",
-}
 
+@dataclass(frozen=True)
+class Metrics:
+    """What the numbers of a report mean.
 
-def direction(metric: str) -> str | None:
-    """Return "lower", "higher" (is better), or None where neither is."""
-    if metric.startswith(LOWER) or metric.endswith("_loss"):
-        return "lower"
-    if metric.startswith(HIGHER) or metric.endswith("_accuracy"):
-        return "higher"
-    return None
+    declared: name -> {"better": "lower", "higher" or None, "meaning": half a sentence, "kind": e.g. "alignment"}. A
+    name stands for those that begin with it and an underscore as well, the longest that fits: "fd" for "fd_dinov2".
+    """
 
+    declared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-def axis(metric: str) -> str:
-    """Return the axis label: the metric and which way is better."""
-    better = direction(metric)
-    if metric.startswith(ALIKE):
-        return f"{metric} (higher: more alike)"
-    return metric if better is None else f"{metric} ({better} is better)"
+    def direction(self, metric: str) -> str | None:
+        """Return which values of a quality are better, "lower" or "higher"; None where neither is.
 
+        Alignment has no better: it is no quality of its own. An undeclared name that ends in _loss is better lower.
+        """
+        declared = self._of(metric)
+        if declared is None:
+            return "lower" if metric.endswith("_loss") else None
+        return None if declared.get("kind") in MORE else declared.get("better")
 
-def meaning(metric: str) -> str:
-    """Return what the metric measures, in half a sentence; empty if it is not one of ours."""
-    if metric in _MEANING:
-        return _MEANING[metric]
-    prefixes = [
-        key for key in _MEANING if metric.startswith(key) and (key.endswith("_") or metric[len(key) :][:1] == "_")
-    ]
-    return _MEANING[max(prefixes, key=len)] if prefixes else ""
+    def axis(self, metric: str) -> str:
+        """Return the axis label: the metric and which way is better, or what higher values mean."""
+        declared = self._of(metric) or {}
+        more = MORE.get(declared.get("kind", ""))
+        if more is not None and declared.get("better"):
+            return f"{metric} ({declared['better']}: {more})"
+        better = self.direction(metric)
+        return metric if better is None else f"{metric} ({better} is better)"
+
+    def meaning(self, metric: str) -> str:
+        """Return what the metric measures, in half a sentence; empty if nobody declares it."""
+        return str((self._of(metric) or {}).get("meaning") or "")
+
+    def _of(self, metric: str) -> Mapping[str, Any] | None:
+        parts = metric.split("_")
+        names = ("_".join(parts[:count]) for count in range(len(parts), 0, -1))
+        return next((self.declared[name] for name in names if name in self.declared), None)
 
 
 def rank(metric: str) -> tuple[int, str]:

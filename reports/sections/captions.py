@@ -27,7 +27,7 @@ def build(page: Page) -> dict[str, Any] | None:
 def draw(chart: Chart, records: Records) -> Figure:
     """Return a chart with the conditions of its numbers as caption."""
     with figures.canvas(SMALL, 0.64 * SMALL) as (figure, ax):
-        figures.lines(chart.panel, ax, xlabel=chart.xlabel, ylabel=chart.ylabel)
+        figures.lines(chart.panel, ax, xlabel=chart.xlabel)
         svg = figures.svg(figure)
     protocol = chart.panel.group.protocol
     judge = field(records, protocol, "judge")

@@ -10,7 +10,7 @@ from repa_eval.interfaces.section import section
 from repa_eval.reports.numbers.arms import Arm, run_name
 from repa_eval.reports.numbers.frames import SECONDS, Group, clock, is_curve_row, split
 from repa_eval.reports.numbers.pairs import spread
-from repa_eval.reports.numbers.words import MINUS, direction, listing, number, plural
+from repa_eval.reports.numbers.words import MINUS, Metrics, listing, number, plural
 from repa_eval.reports.page import Page
 from repa_eval.results import Row
 
@@ -22,7 +22,7 @@ def build(page: Page) -> dict[str, Any]:
     """Return the table; its step where all arms end at the same one."""
     ends = {step for step in last_steps(page.rows, page.arms).values() if step}
     return {
-        "lines": final_table(page.rows, page.arms, page.timing),
+        "lines": final_table(page.rows, page.arms, page.timing, page.metrics),
         "step": ends.pop() if len(ends) == 1 else None,
     }
 
@@ -50,7 +50,7 @@ class Line:
     cells: tuple[Cell, ...]
 
 
-def final_table(rows: Sequence[Row], arms: Sequence[Arm], timing: Sequence[Row]) -> list[Line]:
+def final_table(rows: Sequence[Row], arms: Sequence[Arm], timing: Sequence[Row], metrics: Metrics) -> list[Line]:
     """Return a line per metric and protocol with each arm's value at its last step; the best one is marked."""
     quality = [row for row in rows if is_curve_row(row)]
     lasts = last_steps(rows, arms)
@@ -59,12 +59,12 @@ def final_table(rows: Sequence[Row], arms: Sequence[Arm], timing: Sequence[Row])
     for group, members in sorted(split(quality).items(), key=lambda item: item[0].order()):
         cells = tuple(_final(members, arm, lasts[arm.name], name_step=not same) for arm in arms)
         if any(cell.text or cell.reason not in ("", NOT_MEASURED) for cell in cells):
-            better = direction(group.metric)
+            better = metrics.direction(group.metric)
             # where neither way is better, as for a z-score, a share of the baseline's means nothing
-            lines.append(_line(group, _mark(_relative(cells, arms), better) if better else cells))
+            lines.append(_line(group, _mark(_relative(cells, arms), better) if better else cells, better))
     times = tuple(_time(timing, arm) for arm in arms)
     if any(cell.text for cell in times):
-        lines.append(_line(Group(SECONDS, None), times))
+        lines.append(_line(Group(SECONDS, None), times, None))
     return lines
 
 
@@ -74,8 +74,8 @@ def last_steps(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, int]:
     return {arm.name: max((row.step or 0 for row in quality if run_name(row) in arm.runs), default=0) for arm in arms}
 
 
-def _line(group: Group, cells: tuple[Cell, ...]) -> Line:
-    return Line(group.metric, direction(group.metric) or "", group.n, group.weights, group.protocol, cells)
+def _line(group: Group, cells: tuple[Cell, ...], better: str | None) -> Line:
+    return Line(group.metric, better or "", group.n, group.weights, group.protocol, cells)
 
 
 def _final(rows: Sequence[Row], arm: Arm, step: int, *, name_step: bool) -> Cell:

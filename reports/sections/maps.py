@@ -22,7 +22,7 @@ from repa_eval.reports.numbers.profiles import (
     over_steps,
 )
 from repa_eval.reports.numbers.protocols import Records, field
-from repa_eval.reports.numbers.words import listing, meaning, number
+from repa_eval.reports.numbers.words import Metrics, listing, number
 from repa_eval.reports.page import Page
 from repa_eval.results import Row
 
@@ -54,7 +54,7 @@ class MapBlock:
 @section(order=40, anchor="maps", title="Representations by block and timestep", name="Representations")
 def build(page: Page) -> dict[str, Any] | None:
     """Return the maps of every metric; `data` has their numbers at every step, for the slider."""
-    blocks, numbers = map_blocks(page.maps, page.rows, page.records)
+    blocks, numbers = map_blocks(page.maps, page.rows, page.records, page.metrics)
     if not blocks:
         return None
     return {
@@ -66,7 +66,7 @@ def build(page: Page) -> dict[str, Any] | None:
 
 
 def map_blocks(
-    maps: Sequence[Map], rows: Sequence[Row], records: Records
+    maps: Sequence[Map], rows: Sequence[Row], records: Records, metrics: Metrics
 ) -> tuple[list[MapBlock], list[dict[str, object]]]:
     """Return the maps by metric, and the numbers from which the script recolours them."""
     blocks: list[MapBlock] = []
@@ -81,10 +81,12 @@ def map_blocks(
                 data.append(map_data(one, key, scale))
                 drawn.append(_map(one, key, scale))
             levels = teacher_levels(rows, group, records)
-            profiles = _profiles(own, levels, records)
+            profiles = _profiles(own, levels, records, metrics.axis(metric))
             lines.append(MapRow(against(group, records), group.protocol, tuple(drawn), profiles))
         unfolded = len(blocks) < 2 or metric == PROBES[0]
-        blocks.append(MapBlock(metric, meaning(metric), number(scale[0]), number(scale[1]), tuple(lines), unfolded))
+        blocks.append(
+            MapBlock(metric, metrics.meaning(metric), number(scale[0]), number(scale[1]), tuple(lines), unfolded)
+        )
     return blocks, data
 
 
@@ -128,7 +130,7 @@ def map_data(one: Map, key: str, scale: tuple[float, float]) -> dict[str, object
     }
 
 
-def _profiles(maps: Sequence[Map], levels: Sequence[Level], records: Records) -> tuple[Figure, ...]:
+def _profiles(maps: Sequence[Map], levels: Sequence[Level], records: Records, label: str) -> tuple[Figure, ...]:
     aligned = next(
         (one.arm.aligned_layer for one in maps if one.arm.aligned_layer and one.arm.role != "baseline"), None
     )
@@ -140,7 +142,9 @@ def _profiles(maps: Sequence[Map], levels: Sequence[Level], records: Records) ->
     result = []
 
     def add(panel: Panel, xlabel: str, title: str, caption: str, mark: int | None = None) -> None:
-        result.append(_profile(replace(panel, levels=tuple(levels)), xlabel, title, f"{caption}; {end}", mark))
+        result.append(
+            _profile(replace(panel, levels=tuple(levels), label=label), xlabel, title, f"{caption}; {end}", mark)
+        )
 
     if len(maps[0].layers) > 1:
         add(over_layers(maps, timestep), "block", "Over blocks", f"At t = {timestep:g}, last checkpoint", aligned)

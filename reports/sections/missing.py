@@ -24,7 +24,7 @@ from repa_eval.reports.numbers.levels import teacher_levels
 from repa_eval.reports.numbers.probed import probed
 from repa_eval.reports.numbers.profiles import PROBES
 from repa_eval.reports.numbers.protocols import Records
-from repa_eval.reports.numbers.words import direction, listing, plural
+from repa_eval.reports.numbers.words import listing, plural
 from repa_eval.reports.page import Page
 from repa_eval.results import Row
 
@@ -57,7 +57,7 @@ def _unpaired(page: Page) -> list[Gap]:
     if not probes or panel is None or probed(page.maps, page.rows, panel, page.arms) is not None:
         return []
     what, run = f"{panel.group.metric} against {probes[0].group.metric}", probes[0].arm.runs[0]
-    distance = direction(panel.group.metric) == "lower"
+    distance = panel.direction == "lower"
     return [Gap(what, "fewer than two steps have both" if distance else "no distance was measured", sweep(run))]
 
 

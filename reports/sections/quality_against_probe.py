@@ -9,7 +9,7 @@ from repa_eval.reports.drawing import figures
 from repa_eval.reports.drawing.figure import SMALL, Figure
 from repa_eval.reports.numbers.probed import Probed, probed
 from repa_eval.reports.numbers.protocols import Records, conditions
-from repa_eval.reports.numbers.words import axis, listing, number
+from repa_eval.reports.numbers.words import listing, number
 from repa_eval.reports.page import Page
 
 
@@ -22,14 +22,14 @@ def build(page: Page) -> dict[str, Any] | None:
 
 def draw(found: Probed, records: Records) -> Figure:
     """Return a line for each arm, its points being checkpoints."""
-    metric, quality = found.probe, found.quality.metric
+    metric, quality = found.probe, found.panel.group.metric
     with figures.canvas(SMALL, 0.72 * SMALL) as (figure, ax):
         xlabel = f"{metric}, block {found.layer}, t = {found.timestep:g}"
-        figures.traces(found.traces, ax, xlabel=xlabel, ylabel=axis(quality))
+        figures.traces(found.traces, ax, xlabel=xlabel, ylabel=found.panel.label)
         svg = figures.svg(figure)
     steps = listing(str(step) for step in dict.fromkeys(step for trace in found.traces for step in trace.steps))
     caption = (
-        f"A point is one checkpoint (steps {steps}), lines follow training. {conditions(found.quality, records)} "
+        f"A point is one checkpoint (steps {steps}), lines follow training. {conditions(found.panel.group, records)} "
         "Both change as a model trains, so a correlation along one training is no cause: compare the lines, "
         "not the points of one line."
     )

@@ -10,7 +10,7 @@ from repa_eval.reports.drawing import panels
 from repa_eval.reports.drawing.figure import Figure
 from repa_eval.reports.numbers.frames import Group, Panel, against_seconds, is_curve_row, split
 from repa_eval.reports.numbers.protocols import Records, difference
-from repa_eval.reports.numbers.words import direction, number
+from repa_eval.reports.numbers.words import number
 from repa_eval.reports.page import Page
 from repa_eval.results import Row
 
@@ -30,7 +30,7 @@ def build(page: Page) -> dict[str, Any] | None:
 
 def seconds(page: Page) -> list[Figure]:
     """Return the distances over training seconds; nothing for runs without a clock."""
-    lower = (panel for panel in page.panels if direction(panel.group.metric) == "lower")
+    lower = (panel for panel in page.panels if panel.direction == "lower")
     moved = (against_seconds(panel, page.rows, page.timing) for panel in lower)
     return [panels.quality(panel, page.records, xlabel="training seconds") for panel in moved if panel is not None]
 

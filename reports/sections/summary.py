@@ -11,12 +11,12 @@ from repa_eval.reports.drawing import panels as drawing
 from repa_eval.reports.drawing.figure import LARGE
 from repa_eval.reports.numbers import caption_charts, merged
 from repa_eval.reports.numbers.arms import Arm
-from repa_eval.reports.numbers.compare import EARLY, Comparison, compare, early, headline_panel
+from repa_eval.reports.numbers.compare import EARLY, Comparison, compare, early
 from repa_eval.reports.numbers.frames import Map, Panel, groups_of, is_curve_row, without_merged
 from repa_eval.reports.numbers.pairs import Spread, spread
 from repa_eval.reports.numbers.protocols import Records, difference, field
 from repa_eval.reports.numbers.reach import Reach, reach
-from repa_eval.reports.numbers.words import direction, listing, meaning, number, over_seeds, plural
+from repa_eval.reports.numbers.words import listing, number, over_seeds, plural
 from repa_eval.reports.page import Page
 from repa_eval.reports.sections.shared.alignment_summary import Item, representation_items
 from repa_eval.reports.sections.shared.control import control_text
@@ -24,8 +24,8 @@ from repa_eval.results import Row
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The summary: one sentence, then what stands behind it."""
+class Summary:
+    """One sentence, then what stands behind it."""
 
     lead: str
     items: tuple[Item, ...]
@@ -35,12 +35,12 @@ class Verdict:
 @section(order=10, anchor="summary", title="Summary", header=True)
 def build(page: Page) -> dict[str, Any]:
     """Return the first sentence, what stands behind it, and the curves that decide."""
-    found = verdict(page.rows, page.timing, page.panels, page.maps, page.arms, page.records)
-    figure = None if found.panel is None else drawing.quality(found.panel, page.records, width=LARGE)
-    return {"summary": _led(found, page), "figure": figure}
+    summary = summarise(page)
+    figure = None if summary.panel is None else drawing.quality(summary.panel, page.records, width=LARGE)
+    return {"summary": _led(summary, page), "figure": figure}
 
 
-def _led(summary: Verdict, page: Page) -> Verdict:
+def _led(summary: Summary, page: Page) -> Summary:
     """Return the summary with the lead of merged encoders, or of captions, where there is nothing above them."""
     found = merged.merges(page.rows, page.records)
     if found and not without_merged(page.arms, page.rows):
@@ -50,36 +50,29 @@ def _led(summary: Verdict, page: Page) -> Verdict:
     return summary
 
 
-def verdict(
-    rows: Sequence[Row],
-    timing: Sequence[Row],
-    panels: Sequence[Panel],
-    maps: Sequence[Map],
-    arms: Sequence[Arm],
-    records: Records,
-) -> Verdict:
+def summarise(page: Page) -> Summary:
     """Return the summary of all arms."""
-    panel = headline_panel(panels)
-    align = representation_items(maps, rows, arms, records)
-    measured = (Item("Measured", measured_text(panel, records)),) if panel else ()
+    panel, arms, rows = page.headline, page.arms, page.rows
+    align = representation_items(page.maps, rows, arms, page.records)
+    measured = (Item("Measured", measured_text(panel, page)),) if panel else ()
     baseline = next((arm for arm in arms if arm.role == "baseline"), None)
     treated = [arm for arm in arms if arm.role == "treated"]
     if panel is None:
-        return Verdict(_without_quality(arms, maps), tuple(align), None)
+        return Summary(_without_quality(arms, page.maps), tuple(align), None)
     if baseline is None or len(arms) == 1:
-        return Verdict(_uncompared(panel, arms), (*align, *measured), panel)
+        return Summary(_uncompared(panel, arms), (*align, *measured), panel)
     controls = [arm for arm in arms if arm.role == "control"]
     results = {arm.name: compare(panel, rows, arm, baseline) for arm in (*treated, *controls)}
     items: list[Item] = []
     judged = treated or controls
     for arm in judged:
-        own = _arm_items(results[arm.name], panel, rows, timing, arm, baseline, records)
+        own = _arm_items(results[arm.name], panel, page, arm, baseline)
         items += [Item(f"{arm.name}: {item.label.lower()}", item.text) for item in own] if len(judged) > 1 else own
     for control in controls if treated else ():
         items.append(Item("Control", control_text(control, treated, results, panel, rows)))
     items += [*align, *seeds_items(results, arms), *measured]
     lead = _lead([results[arm.name] for arm in judged], panel, arms)
-    return Verdict(lead, tuple(items), panel)
+    return Summary(lead, tuple(items), panel)
 
 
 def _lead(results: Sequence[Comparison | None], panel: Panel, arms: Sequence[Arm]) -> str:
@@ -102,7 +95,7 @@ def headline(result: Comparison) -> str:
     metric, arm, other = result.group.metric, result.arm.name, result.other.name
     points = plural(result.points, "evaluation point")
     ratio = ratio_text(result)
-    word = direction(metric) or "higher"
+    word = result.direction or "higher"
     opposite = "higher" if word == "lower" else "lower"
     if result.verdict == "better":
         return f"{arm} has {word} {metric} than {other} at {result.better} of {points}, {ratio}."
@@ -119,18 +112,10 @@ def ratio_text(result: Comparison) -> str:
     return f"mean ratio {over_seeds(found.mean, found.low, found.high, found.seeds)}"
 
 
-def _arm_items(
-    result: Comparison | None,
-    panel: Panel,
-    rows: Sequence[Row],
-    timing: Sequence[Row],
-    arm: Arm,
-    baseline: Arm,
-    records: Records,
-) -> list[Item]:
+def _arm_items(result: Comparison | None, panel: Panel, page: Page, arm: Arm, baseline: Arm) -> list[Item]:
     if result is None:
-        return [Item(arm.name, _why_not_compared(panel, rows, arm, baseline, records))]
-    metric, name = result.group.metric, arm.name
+        return [Item(arm.name, _why_not_compared(panel, page.rows, arm, baseline, page.records))]
+    rows, metric, name = page.rows, result.group.metric, arm.name
     step, own, base = result.last
     counted = f" with {panel.group.n} samples" if panel.group.n else ""
     by_how_much = (
@@ -146,7 +131,7 @@ def _arm_items(
         since = f"{name} is better from the first evaluation (step {result.lasting:.0f}) to the last."
     else:
         since = f"{name} is better at every evaluation from step {result.lasting:.0f} on."
-    arrival = reach(panel, rows, timing, arm, baseline)
+    arrival = reach(panel, rows, page.timing, arm, baseline)
     if arrival is not None:
         since = f"{since} {reach_text(arrival, arm, baseline)}"
     return [Item("By how much", by_how_much), Item("From when", since)]
@@ -161,7 +146,7 @@ def _other_counts(panel: Panel, rows: Sequence[Row], arm: Arm, baseline: Arm) ->
     texts = []
     quality = [row for row in rows if is_curve_row(row) and row.metric == panel.group.metric]
     for group in groups_of(quality):
-        result = None if group == panel.group else compare(Panel(group, ()), rows, arm, baseline)
+        result = None if group == panel.group else compare(replace(panel, group=group, curves=()), rows, arm, baseline)
         if result is not None and result.last[0] >= 1 and group.n != panel.group.n:
             _, own, base = result.last
             texts.append(f" With {group.n} samples: {number(own)} and {number(base)} ({change(own, base)}).")
@@ -236,10 +221,10 @@ def seeds_items(results: dict[str, Comparison | None], arms: Sequence[Arm]) -> l
     return [Item("Seeds", f"Training seeds were compared in pairs: {'; '.join(parts)}.")]
 
 
-def measured_text(panel: Panel, records: Records) -> str:
+def measured_text(panel: Panel, page: Page) -> str:
     """Return what the deciding number is: extractor, samples, sampler, reference."""
-    group = panel.group
-    text = f"{group.metric}: {meaning(group.metric) or 'as recorded in its protocol'}"
+    group, records = panel.group, page.records
+    text = f"{group.metric}: {page.metrics.meaning(group.metric) or 'as recorded in its protocol'}"
     extractor = field(records, group.protocol, "extractor")
     reference = field(records, group.protocol, "reference", "data")
     sampler = field(records, group.protocol, "sampler", "mode")

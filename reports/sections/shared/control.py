@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from repa_eval.reports.numbers.arms import Arm
 from repa_eval.reports.numbers.compare import Comparison, compare
 from repa_eval.reports.numbers.frames import Panel
-from repa_eval.reports.numbers.words import direction, listing, over_seeds, plural
+from repa_eval.reports.numbers.words import listing, over_seeds, plural
 from repa_eval.results import Row
 
 ALL_OF_IT = 0.8  # share of the gain from which the control counts as showing (nearly) all of it
@@ -27,7 +27,7 @@ def control_text(
     what = introduction(control)
     if own is None:
         return f"{what} It has no {panel.group.metric} that could be compared, so the cause of a gain stays open."
-    metric, word = own.group.metric, direction(own.group.metric) or "higher"
+    metric, word = own.group.metric, own.direction or "higher"
     found = own.spread
     ratio = ""
     if found is not None:
@@ -57,7 +57,7 @@ def gain(result: Comparison) -> float | None:
     """Return the log-ratio of a comparison, positive where the arm is better."""
     if result.ratio is None:
         return None
-    sign = -1.0 if direction(result.group.metric) == "lower" else 1.0
+    sign = -1.0 if result.direction == "lower" else 1.0
     return sign * math.log(result.ratio)
 
 

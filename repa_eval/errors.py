@@ -18,12 +18,16 @@ class Failure(UserError):  # noqa: N818  (what is told to people, not a bug)
     exit_code = 1
 
 
-def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
+class UnknownNameError(UserError):
+    """A name that nothing is registered under."""
+
+
+def unknown(kind: str, given: str, allowed: Iterable[str]) -> UnknownNameError:
     """Return the error for a name that does not exist, with its nearest valid name and the whole list."""
     names = sorted(allowed)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return UserError(f"unknown {kind} {given!r}{hint} (known: {', '.join(names) or 'none'})")
+    return UnknownNameError(f"unknown {kind} {given!r}{hint} (known: {', '.join(names) or 'none'})")
 
 
 def first_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # before numpy and torch are imported; processes that tests start inherit it
@@ -17,6 +18,8 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 import pytest  # noqa: E402  (after the threads)
 
+from repa_eval.plugin_files import installed, loading  # noqa: E402
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -26,3 +29,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="folder of golden cases, <system>/<case>.json with its .npz beside it (default: tests/golden)",
     )
+
+
+@pytest.fixture(autouse=True)
+def _forget_plugins() -> Iterator[None]:
+    """What a test loads is unknown to the next one."""
+    before = loading.loaded()
+    yield
+    installed.forget_installed()
+    for plugin in loading.loaded():
+        if plugin not in before:
+            loading.unload(plugin)

@@ -17,14 +17,14 @@ FOLDERS = ("repa_eval", "probes", "reports", "train")
 # everything in it; a longer name wins. Names are those under `repa_eval`, whose own __init__ is the ground.
 FLOORS: dict[int, tuple[str, ...]] = {
     1: ("errors",),
-    2: ("config", "registry", "runtime", "weight_files", "memory_bank"),
-    3: ("diffusion", "results"),
+    2: ("config", "plugin_files", "runtime", "weight_files", "memory_bank"),
+    3: ("registry", "diffusion", "results"),
     4: ("interfaces",),
     5: ("metrics", "models", "data", "features", "sampling", "console", "reports"),
     6: ("extractors", "checkpoints", "evaluation", "probes", "preparation"),
     7: ("teachers", "monitors"),
     8: ("reparameterisation", "train", "api"),
-    9: ("commands", "cli", "train.cli", "align"),
+    9: ("commands", "cli", "train.cli", "align", "plugins"),
 }
 FLOOR_OF = {unit: floor for floor, units in FLOORS.items() for unit in units}
 LOOSE = 7  # modules directly in repa_eval/

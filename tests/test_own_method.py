@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from repa_eval import results
 from repa_eval.cli import main as repa_eval
 from repa_eval.interfaces.method import METHODS
 from repa_eval.monitors import alignment
+from repa_eval.plugin_files import installed, loading
 from repa_eval.probes import splits
 from repa_eval.train.cli import main as repa_train
 from repa_eval.train.listing import cost_table, describe_methods, show
@@ -24,10 +26,7 @@ SMALL += ["eval_every=4", "evaluation.num_samples=16", "evaluation.num_steps=2",
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of the user's with the docs' example; what it registers is forgotten after the test."""
-    METHODS.names()
-    monkeypatch.setattr(METHODS, "_objects", dict(METHODS._objects))
-    monkeypatch.setattr(METHODS, "_origins", dict(METHODS._origins))
+    """A folder of the user's with the docs' example."""
     monkeypatch.setattr(alignment, "MAP_IMAGES", 20)
     for name, count in {"PROBE_TRAIN": 60, "PROBE_TEST": 30}.items():
         monkeypatch.setattr(splits, name, count)
@@ -51,8 +50,8 @@ def test_a_file_elsewhere_trains_is_measured_and_is_in_the_report(elsewhere: Pat
     assert done.exit_code == 0, done.stderr
     ckpt = "runs/mine/checkpoints/0000004.pt"
     # another process would not know the method
-    for registered in (METHODS._objects, METHODS._origins):
-        del registered["my-huber"]
+    for plugin in loading.loaded():
+        loading.unload(plugin)
     quick = ["--timesteps", "0.1", "--num-images", "20", "--device", "cpu", "--quiet"]
     aligned = evaluate("align", "--ckpt", ckpt, "--teacher", "digits-vit", *quick, "--rows", "runs/mine/results.jsonl")
     assert aligned.exit_code == 0, aligned.stderr
@@ -71,12 +70,10 @@ def test_a_file_elsewhere_trains_is_measured_and_is_in_the_report(elsewhere: Pat
 
 
 def test_a_packages_method_is_found_by_its_entry_point(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Entry:
-        def load(self) -> None:
-            METHODS.load_file(elsewhere / "my_loss.py")
-
-    monkeypatch.setattr(METHODS, "_loaded", False)
-    monkeypatch.setattr("repa_eval.registry.entry_points", lambda group: [Entry()] * (group == "repa_eval.methods"))
+    monkeypatch.syspath_prepend(elsewhere)
+    entry = EntryPoint("mine", "my_loss", "repa_eval.methods")
+    monkeypatch.setattr(installed, "entry_points", lambda group: [entry] * (group == "repa_eval.methods"))
+    installed.forget_installed()
     shown = CliRunner().invoke(repa_train, ["--method", "my-huber", "--dry-run", "--json"])
     assert shown.exit_code == 0, shown.stderr
     assert json.loads(shown.stdout)["method"] == "my-huber"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from repa_eval.interfaces.architecture import MODELS, find_preset
 from repa_eval.interfaces.extractor import EXTRACTORS
 from repa_eval.interfaces.method import METHODS
 from repa_eval.interfaces.teacher import TEACHERS, load_teacher, split_names
+from repa_eval.plugin_files import installed
 from repa_eval.registry import Registry
 from repa_eval.runtime import seeding
 from repa_eval.train.recipe import builtin_recipes, read_recipe, resolve
@@ -91,15 +93,12 @@ def test_a_file_of_the_users(registry: Registry, tmp_path: Path) -> None:
         registry.load_file(two)
 
 
-def test_a_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Entry:
-        def load(self) -> None:
-            plugged.register("plugged")(lambda: 4)
-
-    plugged: Registry = Registry("thing", "things_that_are_none", group="some.group")
-    monkeypatch.setattr(plugged, "_dotted_modules", list)
-    monkeypatch.setattr("repa_eval.registry.entry_points", lambda group: [Entry()] if group == "some.group" else [])
-    assert plugged.get("plugged")() == 4
+def test_a_plug_in(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plugged.py").write_text("from contract import THINGS\nTHINGS.register('plugged')(lambda: 4)\n")
+    entry = EntryPoint("mine", "plugged", "some.group")
+    monkeypatch.setattr(registry, "group", "some.group")
+    monkeypatch.setattr(installed, "entry_points", lambda group: [entry] * (group == "some.group"))
+    assert registry.get("plugged")() == 4
 
 
 @pytest.mark.parametrize("registry", [METHODS, TEACHERS, EXTRACTORS, MODELS], ids=lambda registry: registry.kind)

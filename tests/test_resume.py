@@ -20,7 +20,6 @@ from click.testing import CliRunner, Result
 
 from helpers import MY_LOSS, files_of, finish, launch, run, save_small_data, tiny
 from repa_eval.errors import Failure, UserError
-from repa_eval.interfaces.method import METHODS
 from repa_eval.results import Row, make_row
 from repa_eval.runtime.files import write_atomic
 from repa_eval.train import state
@@ -145,7 +144,6 @@ def test_the_line_after_ctrl_c_can_be_typed(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_file: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(METHODS, "_objects", {name: METHODS.get(name) for name in METHODS.names()})
     (tmp_path / "my loss.py").write_text(MY_LOSS)
     words = ["--out", "my run", "depth=2", "hidden_size=32", "num_heads=2", "max_steps=6", "batch_size=8"]
     words += [f"data={data}", "split=train", "checkpoint_every=50", "eval_every=2"]

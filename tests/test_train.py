@@ -52,14 +52,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
     return recipe, out
 
 
-@pytest.fixture
-def own_methods(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a test registers is forgotten after it."""
-    METHODS.names()
-    monkeypatch.setattr(METHODS, "_objects", dict(METHODS._objects))
-    monkeypatch.setattr(METHODS, "_origins", dict(METHODS._origins))
-
-
 def curve(out: Path, metric: str = "loss") -> list[float]:
     """The values of one training curve, in order of the steps."""
     rows = sorted((row for row in results.read(out / "log.jsonl") if row.metric == metric), key=lambda row: row.step)
@@ -404,7 +396,6 @@ def write_my_loss(folder: Path) -> Path:
     return folder / "my_loss.py"
 
 
-@pytest.mark.usefixtures("own_methods")
 def test_a_method_of_the_users_own_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_my_loss(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -464,7 +455,6 @@ def test_settings_that_a_group_cannot_have_are_refused() -> None:
         Optim().build([{"params": [weight]}, {"params": [weight]}])
 
 
-@pytest.mark.usefixtures("own_methods")
 def test_a_file_that_is_no_method(tmp_path: Path) -> None:
     (tmp_path / "none.py").write_text("x = 1\n")
     (tmp_path / "taken.py").write_text(MY_LOSS.replace("my-huber", "repa"))

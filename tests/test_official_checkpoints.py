@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import official_files as official
 from golden_runners.fill import fill_values
 from repa_eval import checkpoints
-from repa_eval.checkpoints.shared import behaviour
+from repa_eval.diffusion import behaviour
 from repa_eval.diffusion.conventions import EPSILON, REVERSED, VELOCITY, NoisePrediction, ReversedTime
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.architecture import find_preset

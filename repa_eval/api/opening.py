@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from repa_eval import checkpoints
 from repa_eval.api.image_arrays import images as images_of
-from repa_eval.checkpoints.shared.recognise import Checkpoint
 from repa_eval.config import from_dict
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
 from repa_eval.features.model_state import preserved, unwrapped
+from repa_eval.interfaces.checkpoint_layout import Checkpoint
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import DATA, held_out_split, load_data
 from repa_eval.interfaces.teacher import Teacher, class_tokens_by, load_teacher, split_names

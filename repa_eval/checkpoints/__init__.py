@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from repa_eval.checkpoints.shared.recognise import Checkpoint
+    from repa_eval.interfaces.checkpoint_layout import Checkpoint
 
 
 def load(
@@ -19,7 +19,8 @@ def load(
     overrides: what neither shapes nor the file tell, such as {"num_heads": 6} or {"system": "DiT"}.
     allow_nan: open it even if weights are not finite.
     """
-    from repa_eval.checkpoints.shared.recognise import Request, recognise
+    from repa_eval.checkpoints.shared.recognise import recognise
+    from repa_eval.interfaces.checkpoint_layout import Request
     from repa_eval.weight_files import hub
 
     return recognise(hub.local(path), Request(weights=weights, overrides=dict(overrides or {}), allow_nan=allow_nan))

@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from repa_eval.checkpoints.shared import networks
-from repa_eval.checkpoints.shared.recognise import Checkpoint, Request, from_state, layout
+from repa_eval.checkpoints.shared.recognise import from_state
 from repa_eval.errors import UserError
+from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
 
 
-@layout("state-dict")
+@checkpoint_layout("state-dict")
 def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     """Return the checkpoint; released files hold the averaged weights and nothing else."""
     if isinstance(content, dict) and set(content) == {"state_dict"}:

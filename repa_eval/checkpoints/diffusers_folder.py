@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from repa_eval.checkpoints.shared.recognise import Checkpoint, Request, layout
 from repa_eval.errors import Failure, UserError, first_line
+from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
 
 PARTS = ("transformer", "unet")  # where a pipeline keeps its denoiser
 SYSTEMS = {"SD3Transformer2DModel": ("SoftREPA",), "UNet2DConditionModel": ("SoftREPA",)}
 
 
-@layout("diffusers")
+@checkpoint_layout("diffusers")
 def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     """Return the checkpoint with the network as diffusers builds it, its weights untouched."""
     parts = [path / part for part in PARTS] if (path / "model_index.json").is_file() else []

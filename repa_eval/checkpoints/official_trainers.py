@@ -12,13 +12,14 @@ from typing import Any
 
 from repa_eval.checkpoints.repa_train import KEYS as OURS
 from repa_eval.checkpoints.shared import networks
-from repa_eval.checkpoints.shared.recognise import Checkpoint, Request, from_state, layout
+from repa_eval.checkpoints.shared.recognise import from_state
 from repa_eval.errors import Failure
+from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
 
 PATHS = {"linear": "linear", "cosine": "cosine", "gvp": "cosine"}  # GVP is the cosine path in reversed time
 
 
-@layout("trainer")
+@checkpoint_layout("trainer")
 def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     """Return the checkpoint; its arguments become the recorded options."""
     if not isinstance(content, dict) or not {"model", "ema"} & set(content) or set(content) >= OURS:

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from repa_eval.checkpoints.shared import networks
-from repa_eval.checkpoints.shared.recognise import Checkpoint, Request, layout
 from repa_eval.diffusion.conventions import as_project_convention
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import Failure
+from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
 
 KEYS = frozenset({"model", "ema", "method", "opt", "step", "rng", "recipe"})
 
 
-@layout("repa-eval")
+@checkpoint_layout("repa-eval")
 def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     """Return the checkpoint with its architecture as recorded in the recipe."""
     if not isinstance(content, dict) or not set(content) >= KEYS:

@@ -10,16 +10,17 @@ from typing import Any
 
 from repa_eval.checkpoints.official_trainers import arguments
 from repa_eval.checkpoints.shared import networks
-from repa_eval.checkpoints.shared.recognise import Checkpoint, Request, from_state, layout
+from repa_eval.checkpoints.shared.recognise import from_state
 from repa_eval.config import from_dict
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.architecture import MODELS
+from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
 from repa_eval.models.shared.encoder import Encoder
 
 RECORD = frozenset({"class", "model", "architecture", "weights"})  # the record's entries without which it opens nothing
 
 
-@layout("repavit")
+@checkpoint_layout("repavit")
 def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     """Return the checkpoint; released files hold one set of weights, which is then opened whichever was asked for."""
     if not isinstance(content, dict) or not isinstance(content.get("model"), Mapping):

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from repa_eval.checkpoints.shared import networks
-from repa_eval.checkpoints.shared.recognise import Checkpoint, Request, layout
 from repa_eval.config import from_dict, to_dict
 from repa_eval.diffusion.conventions import VELOCITY, converted, native_of
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.architecture import MODELS
+from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
 from repa_eval.weight_files.reading import read_safetensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -35,7 +35,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-@layout("safetensors")
+@checkpoint_layout("safetensors")
 def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     """Return the checkpoint as its config describes it."""
     weights = path / WEIGHTS if path.is_dir() else path

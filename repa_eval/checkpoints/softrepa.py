@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from repa_eval.checkpoints.shared import networks
-from repa_eval.checkpoints.shared.recognise import Checkpoint, Request, layout
 from repa_eval.checkpoints.shared.token_files import BINS, FORMAT, TokenFile
 from repa_eval.errors import Failure
 from repa_eval.interfaces.architecture import Shapes
+from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
 from repa_eval.models.shared.soft_tokens import SoftTokens, build_sd3
 from repa_eval.models.shared.state_dict_shapes import count
 
@@ -29,7 +29,7 @@ KEYS = {"tokens", "t_offsets.weight"}  # the safetensors form that public ports 
 FACTS = {"format", "num_layers", "num_tokens", "width", "space", "time_bins", "base", "base_hash", "step", "recipe"}
 
 
-@layout("softrepa-tokens")
+@checkpoint_layout("softrepa-tokens")
 def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     """Return the checkpoint; it is used beside the frozen text-to-image model that it was trained for."""
     tokens, offsets = _parts(content)
@@ -67,7 +67,7 @@ def _parts(content: Any) -> tuple[Tensor | None, Tensor | None]:
     return None, None
 
 
-@layout("softrepa")
+@checkpoint_layout("softrepa")
 def read_whole(path: Path, content: Any, request: Request) -> Checkpoint | None:
     """Return the checkpoint of a transformer `base_model.*` with its `dc_tokens`."""
     if not isinstance(content, dict) or "dc_tokens" not in content:

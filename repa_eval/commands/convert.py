@@ -14,7 +14,7 @@ from repa_eval.console.app import Command, example
 from repa_eval.console.options import LoadingOptions, json_option, loading_options
 
 if TYPE_CHECKING:
-    from repa_eval.checkpoints.shared.recognise import Checkpoint
+    from repa_eval.interfaces.checkpoint_layout import Checkpoint
     from repa_eval.interfaces.images import Images
 
 CARD_IMAGES = 12_000  # images of a split that the numbers of a card are of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from repa_eval.checkpoints.shared.recognise import Checkpoint
 from repa_eval.errors import Failure, UserError
+from repa_eval.interfaces.checkpoint_layout import Checkpoint
 from repa_eval.models.shared.encoder import Encoder
 from repa_eval.reparameterisation import merged as merging
 from repa_eval.reparameterisation.merged import Pair

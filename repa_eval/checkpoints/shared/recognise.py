@@ -5,131 +5,20 @@ Nothing in a file is executed: tensors and plain values only (see reading.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from repa_eval.checkpoints.shared import behaviour, networks
+from repa_eval.checkpoints.shared import networks
 from repa_eval.checkpoints.shared.systems import READINGS, readings_of
-from repa_eval.diffusion.conventions import converted, unwrap
-from repa_eval.diffusion.model import DiffusionModel
-from repa_eval.errors import Failure, UserError, unknown
+from repa_eval.diffusion.conventions import converted
+from repa_eval.errors import Failure, UserError, first_line, unknown
+from repa_eval.interfaces.checkpoint_layout import LAYOUTS, Checkpoint, Reader, Request
 from repa_eval.models.shared.encoder import Encoder
-from repa_eval.registry import Registry
 from repa_eval.weight_files.reading import read_file
-
-
-@dataclass(frozen=True)
-class Request:
-    """How a checkpoint is to be opened. overrides: what neither shapes nor the file tell (num_heads, system, ...)."""
-
-    weights: str = "ema"
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    allow_nan: bool = False
-
-    def choose(self, content: Mapping[str, Any], path: Path) -> Any:
-        """Return the state dict of the wanted weights from {model, ema, ...}."""
-        key = "ema" if self.weights == "ema" else "model"
-        if key not in content:
-            other = "online" if key == "ema" else "ema"
-            raise UserError(f"{path} holds no {self.weights} weights (no entry {key!r}); use --weights {other}")
-        return content[key]
-
-
-@dataclass
-class Checkpoint:
-    """An opened checkpoint. models: one per convention that it can have; recipe: the settings recorded in it."""
-
-    path: Path
-    layout: str
-    systems: tuple[str, ...]
-    model_name: str
-    models: tuple[nn.Module, ...]  # in the project's convention
-    weights: str
-    step: int | None
-    recipe: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)  # for `inspect`, where the network's own config does not say
-
-    @cached_property
-    def model(self) -> nn.Module:
-        """The model in the project's one convention; where two are possible, its answers decide (behaviour.py)."""
-        return self.models[0] if len(self.models) == 1 else behaviour.likeliest(self.models)
-
-    @property
-    def diffusion_model(self) -> DiffusionModel:
-        """The model, where it is a diffusion model; UserError where it is a vision encoder or a file of tokens."""
-        if isinstance(self.model, DiffusionModel):
-            return self.model
-        hint = "; name it as --teacher" if isinstance(self.model, Encoder) else ""
-        raise UserError(
-            f"{self.path} holds {self.model_name}, which is no diffusion model: it has no blocks to measure{hint}"
-        )
-
-    @property
-    def network(self) -> Any:
-        """The network with its published names."""
-        return unwrap(self.models[0])
-
-    @property
-    def run(self) -> str:
-        """The name of the run: the folder above checkpoints/, else the file's stem."""
-        folder = self.path.parent
-        return folder.parent.name if folder.name == "checkpoints" else self.path.stem
-
-    def option(self, key: str) -> Any:
-        """Return a recorded option of the method, or None."""
-        return self.recipe.get("options", {}).get(key)
-
-    def columns(self) -> dict[str, Any]:
-        """Return the columns of a row that say which checkpoint it is of."""
-        return {
-            "run": self.run,
-            "system": self.systems[0] if self.systems else None,
-            "method": self.recipe.get("method"),
-            "step": self.step,
-            "weights": self.weights,
-            "train_seed": self.recipe.get("seed"),
-        }
-
-    def info(self) -> dict[str, Any]:
-        """Return what `inspect` shows (product.md 7); what does not apply is None."""
-        network = self.network
-        config = getattr(network, "config", None)
-        sizes = ("depth", "hidden_size", "num_heads", "patch_size", "in_channels", "input_size", "num_classes")
-        diffusion = isinstance(network, DiffusionModel)
-        memory = network.snippet_memory if diffusion else None
-        return {
-            "path": str(self.path),
-            "layout": self.layout,
-            "systems": list(self.systems),
-            "model": self.model_name,
-            "step": self.step,
-            "weights": self.weights,
-            **{name: getattr(config, name, None) for name in sizes},
-            **({"depth": network.depth} if diffusion else {}),
-            "class_token": isinstance(network, DiffusionModel | Encoder) and network.has_class_token,
-            "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "convention": " or ".join(str(model.native) for model in self.models) if diffusion else None,
-            "teacher": self.option("enc_type"),
-            "encoder_depth": self.option("encoder_depth"),
-            **({} if memory is None else {"memory_bank": memory.describe()}),
-            **(network.facts() if isinstance(network, Encoder) else {}),
-            **self.facts,
-        }
-
-
-# a layout's reader takes (path, content, request) and returns None where the content is not of its layout
-Reader = Callable[[Path, Any, Request], Checkpoint | None]
-LAYOUTS: Registry[Reader] = Registry("checkpoint layout", "repa_eval.checkpoints")
-
-
-def layout(name: str) -> Callable[[Reader], Reader]:
-    """Register the reader of one published layout."""
-    return LAYOUTS.register(name)
 
 
 def recognise(path: str | Path, request: Request) -> Checkpoint:
@@ -140,9 +29,12 @@ def recognise(path: str | Path, request: Request) -> Checkpoint:
     if not file.exists():
         raise UserError(f"checkpoint {str(path)!r} does not exist")
     content = None if file.is_dir() else read_file(file)
-    for _, reader in LAYOUTS.items():
-        checkpoint = reader(file, content, request)
+    for name, reader in _readers():
+        checkpoint = _read(name, reader, file, content, request)
         if checkpoint is not None:
+            if isinstance(network := checkpoint.network, Encoder):
+                checkpoint.is_encoder = True
+                checkpoint.facts = {"class_token": network.has_class_token, **network.facts(), **checkpoint.facts}
             for model in checkpoint.models:
                 model.eval().requires_grad_(False)
             if not request.allow_nan:
@@ -151,6 +43,25 @@ def recognise(path: str | Path, request: Request) -> Checkpoint:
     if file.is_dir():
         raise UserError(f"{file} is a folder; name a file, for example {_example(file)}")
     raise _unknown(file, content)
+
+
+def _readers() -> Iterator[tuple[str, Reader]]:
+    """Yield the readers, those of plug-ins first: they know their files best."""
+    yield from sorted(LAYOUTS.items(), key=lambda pair: LAYOUTS.plugin_of(pair[0]) is None)
+
+
+def _read(name: str, reader: Reader, file: Path, content: Any, request: Request) -> Checkpoint | None:
+    """Return what a reader makes of the content; Failure that names a plug-in whose reader breaks."""
+    try:
+        return reader(file, content, request)
+    except Exception as error:
+        plugin = LAYOUTS.plugin_of(name)
+        if isinstance(error, UserError) or plugin is None:
+            raise
+        raise Failure(
+            f"checkpoint layout {name!r} of {plugin.path} broke on {file} ({type(error).__name__}: "
+            f"{first_line(error)}); a reader returns None for a file that is not its own"
+        ) from error
 
 
 def from_state(

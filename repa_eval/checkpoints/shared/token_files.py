@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repa_eval.checkpoints.shared.recognise import Request, recognise
+from repa_eval.checkpoints.shared.recognise import recognise
 from repa_eval.errors import Failure, UserError
+from repa_eval.interfaces.checkpoint_layout import Request
 from repa_eval.models.shared.soft_tokens import SoftTokens
 from repa_eval.models.text_to_image import TextToImage
 from repa_eval.runtime.hashing import digest_module

@@ -63,6 +63,7 @@ def train(
     *,
     monitors: Sequence[Monitor] = (),
     resume: bool = False,
+    allow_changed_plugin: bool = False,
     device: str = "auto",
     progress: bool = True,
     labels: Mapping[str, Any] | None = None,
@@ -71,6 +72,7 @@ def train(
 
     monitors: called with (step, averaged model) every evaluation.eval_every steps and after the last; their rows are
     appended to results.jsonl. resume: continue from the last checkpoint, or start where nothing is there.
+    allow_changed_plugin: even if the file of a plug-in is not the one that the run began with.
     labels: further entries of run.json, for the report. Raises Interrupted after Ctrl-C, everything saved.
     """
     run, settings = Path(out), recipe.settings
@@ -84,7 +86,7 @@ def train(
     teachers = _teachers(recipe, accelerator.device)
     resolved = stages.resolve_stages(recipe, images, teachers)
     recipe = resolved[-1].recipe
-    position = resumption.position_of(run, resolved, checkpoint)
+    position = resumption.position_of(run, resolved, checkpoint, allow_changed_plugin=allow_changed_plugin)
     if checkpoint is not None and position.complete:
         return checkpoint
     if accelerator.scaler is not None and position.saved is not None:

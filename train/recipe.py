@@ -13,8 +13,12 @@ import yaml
 
 from repa_eval.config import from_dict, full_key, nest, option, to_dict
 from repa_eval.errors import UserError, first_line, unknown
-from repa_eval.interfaces.architecture import architectures_for, find_preset
+from repa_eval.interfaces.architecture import MODELS, architectures_for, find_preset
+from repa_eval.interfaces.extractor import EXTRACTORS
+from repa_eval.interfaces.images import DATA
 from repa_eval.interfaces.method import METHODS, Method, name_of
+from repa_eval.interfaces.teacher import TEACHERS, registered_name
+from repa_eval.plugin_files.records import naming_plugins, records_of
 from repa_eval.train.optim import Average, Optim
 
 
@@ -66,12 +70,28 @@ class Recipe:
         systems = list(self.method.systems)
         head = {"name": self.name, "method": name_of(self.method), "systems": systems, "model": self.model}
         tree = {"options": to_dict(self.method), "architecture": to_dict(self.architecture)}
-        return {**head, **to_dict(self.settings), **tree}
+        plugins = self.plugins()
+        return {**head, **to_dict(self.settings), **tree, **({"plugins": plugins} if plugins else {})}
+
+    def plugins(self) -> list[dict[str, str]]:
+        """Return name, path and sha256 of the plug-ins that the method, model, data, teachers and extractor are of."""
+        settings = self.settings
+        used = [
+            METHODS.plugin_of(name_of(self.method)),
+            MODELS.plugin_of(find_preset(self.model)[0].name),
+            DATA.plugin_of(settings.data.partition(":")[0]),
+            EXTRACTORS.plugin_of(settings.evaluation.extractor),
+            *(TEACHERS.plugin_of(registered_name(name)) for name in self.method.teachers()),
+        ]
+        return records_of(used)
 
     def defaults(self) -> Recipe:
         """Return the recipe of this method and model in which nothing is set."""
         method, architecture = type(self.method)(), type(self.architecture)()
         return dataclasses.replace(self, settings=Settings(), method=method, architecture=architecture)
+
+
+DERIVED = ("systems", "plugins")  # follow from the method and the rest; a resolved recipe shows them
 
 
 def builtin_recipes() -> dict[str, Path]:
@@ -102,9 +122,12 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None)
     method does not have are left out; where it changes the model, so is the recipe's architecture.
     UserError names the key that is unknown, ambiguous or of a wrong type.
     """
-    tree, overrides = dict(tree), dict(overrides or {})
+    with naming_plugins(tree):
+        return _resolve({key: value for key, value in tree.items() if key not in DERIVED}, dict(overrides or {}))
+
+
+def _resolve(tree: dict[str, Any], overrides: dict[str, Any]) -> Recipe:
     name = str(tree.pop("name", "unnamed"))
-    tree.pop("systems", None)  # follows from the method; a resolved recipe shows it
     options, architecture = (dict(tree.pop(part, None) or {}) for part in ("options", "architecture"))
     method_name, method_changed = _choose("method", "repa", tree, overrides)
     model_name, model_changed = _choose("model", "SiT-XL/2", tree, overrides)

@@ -12,12 +12,15 @@ from torch import nn
 from repa_eval.config import flatten
 from repa_eval.errors import UserError, first_line
 from repa_eval.interfaces.method import name_of
+from repa_eval.plugin_files.records import recorded_in, refuse_changed
 from repa_eval.train import state
 from repa_eval.train.recipe import Recipe
 from repa_eval.train.stages import ResolvedStage, stage_at
 
-# what a resumed run may change without becoming another run
-FREE_ON_RESUME = frozenset({"max_steps", "checkpoint_every", "log_every", "num_workers", "description", "name"})
+# what a resumed run may change without becoming another run; the hashes of plug-ins are compared on their own
+FREE_ON_RESUME = frozenset(
+    {"max_steps", "checkpoint_every", "log_every", "num_workers", "description", "name", "plugins"}
+)
 
 
 @dataclass
@@ -76,21 +79,31 @@ def open_run(run: Path, recipe: Recipe, *, resume: bool) -> Path | None:
     return state.latest_checkpoint(run)
 
 
-def position_of(run: Path, stages: Sequence[ResolvedStage], checkpoint: Path | None) -> Position:
+def position_of(
+    run: Path, stages: Sequence[ResolvedStage], checkpoint: Path | None, *, allow_changed_plugin: bool = False
+) -> Position:
     """Return where the run goes on: at the checkpoint, or at step 0.
 
-    UserError if what lies in the folder was trained with other settings; Failure if the checkpoint is damaged.
+    UserError if what lies in the folder was trained with other settings, or other code of a plug-in unless that is
+    allowed; Failure if the checkpoint is damaged.
     """
     status = (state.read_run(run) or {}).get("status")
     if checkpoint is None:
         if (recorded := state.read_recipe(run)) is not None:  # killed before its first checkpoint
+            refuse_other_plugins(run / "recipe.yaml", recorded, stages[-1].recipe, allowed=allow_changed_plugin)
             refuse_other_settings(run / "recipe.yaml", recorded, stages[-1].recipe)
         return Position(0, stages, status=status)
     saved = state.load_checkpoint(checkpoint)
     step = int(saved["step"])
     current = stage_at(step, stages)
+    refuse_other_plugins(checkpoint, saved["recipe"], current.recipe, allowed=allow_changed_plugin)
     refuse_other_settings(checkpoint, saved["recipe"], current.recipe)
     return Position(step, stages[stages.index(current) :], checkpoint, saved, status)
+
+
+def refuse_other_plugins(path: Path, recorded: Mapping[str, Any], recipe: Recipe, *, allowed: bool) -> None:
+    """UserError with both hashes if a run would go on with other code of a plug-in, unless that is allowed."""
+    refuse_changed(path, recorded_in(recorded), recipe.plugins(), allowed=allowed)
 
 
 def refuse_other_settings(path: Path, recorded: Mapping[str, Any], recipe: Recipe) -> None:

@@ -10,6 +10,7 @@ from repa_eval.diffusion.conventions import as_project_convention
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import Failure
 from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
+from repa_eval.plugin_files.records import naming_plugins
 
 KEYS = frozenset({"model", "ema", "method", "opt", "step", "rng", "recipe"})
 
@@ -22,7 +23,8 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     recipe = content["recipe"]
     if not isinstance(recipe, dict) or not {"model", "architecture"} <= set(recipe):
         raise Failure(f"{path}: its recipe does not say what the model is")
-    architecture, config = networks.preset_of(recipe["model"], recipe["architecture"])
+    with naming_plugins(recipe):
+        architecture, config = networks.preset_of(recipe["model"], recipe["architecture"])
     state = networks.cleaned(request.choose(content, path))
     network = networks.assemble(architecture, config, state, where=str(path))
     stub = isinstance(network, DiffusionModel) and network.stub

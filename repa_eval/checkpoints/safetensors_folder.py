@@ -12,6 +12,7 @@ from repa_eval.diffusion.conventions import VELOCITY, converted, native_of
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.architecture import MODELS
 from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
+from repa_eval.plugin_files.records import naming_plugins
 from repa_eval.weight_files.reading import read_safetensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -52,11 +53,12 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
         raise Failure(f"{path} has a {CONFIG} but no {WEIGHTS}")
     if request.weights != record.get("weights", "ema"):
         raise UserError(f"{path} holds the {record.get('weights', 'ema')} weights only")
-    if "class" in record:
-        architecture = MODELS.get(record["class"])
-        config = from_dict(architecture.defaults, record["architecture"], where="architecture")
-    else:
-        architecture, config = networks.preset_of(record["model"], record["architecture"])
+    with naming_plugins(record.get("recipe")):
+        if "class" in record:
+            architecture = MODELS.get(record["class"])
+            config = from_dict(architecture.defaults, record["architecture"], where="architecture")
+        else:
+            architecture, config = networks.preset_of(record["model"], record["architecture"])
     state = read_safetensors(weights) if path.is_dir() else content
     natives = record.get("conventions") or [VELOCITY]
     network = networks.assemble(architecture, config, state, where=str(path))

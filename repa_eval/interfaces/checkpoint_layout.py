@@ -14,6 +14,7 @@ from repa_eval.diffusion import behaviour
 from repa_eval.diffusion.conventions import unwrap
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
+from repa_eval.plugin_files.records import describe_records, recorded_in
 from repa_eval.registry import Registry
 
 
@@ -116,6 +117,7 @@ class Checkpoint:
             "encoder_depth": self.option("encoder_depth"),
             **({} if memory is None else {"memory_bank": memory.describe()}),
             **self.facts,
+            **({"plugins": describe_records(recorded)} if (recorded := recorded_in(self.recipe)) else {}),
         }
 
 

@@ -79,8 +79,13 @@ def load_teacher(name: str, weights: str | Path | None = None) -> Teacher:
         raise UserError(f"teacher weights {str(weights)!r} do not exist")
     if Path(name).suffix in FILES or (Path(name).is_file() and name not in TEACHERS.names()):
         return _from_file(name, path).freeze()
+    return TEACHERS.get(registered_name(name))(name, path).freeze()
+
+
+def registered_name(name: str) -> str:
+    """Return the name that the builder of a teacher is registered under: "timm:NAME" for "timm:vit_base"."""
     kind, colon, _ = name.partition(":")
-    return TEACHERS.get(f"{kind}:NAME" if colon else name)(name, path).freeze()
+    return f"{kind}:NAME" if colon else name
 
 
 def _from_file(name: str, weights: Path | None) -> Teacher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields as dataclass_fields
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from repa_eval.config import from_dict, to_dict
-from repa_eval.errors import Failure, UserError
-from repa_eval.interfaces.architecture import MODELS, Architecture, find_preset
+from repa_eval.errors import Failure, UserError, first_line
+from repa_eval.interfaces.architecture import MODELS, Architecture, Shapes, find_preset
 
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 State = Mapping[str, Tensor]
+_log = logging.getLogger(__name__)
 
 
 def cleaned(state: State) -> dict[str, Tensor]:
@@ -51,8 +53,25 @@ def _numbers(name: str) -> list[int]:
 def candidates(state: State) -> list[tuple[Architecture, dict[str, Any]]]:
     """Return (architecture, fields told by names and shapes) of every architecture that the state dict can be."""
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    read = ((architecture, architecture.read(shapes)) for _, architecture in MODELS.items() if architecture.read)
+    read = ((architecture, _fields_read(architecture, shapes)) for _, architecture in MODELS.items())
     return [(architecture, told) for architecture, told in read if told is not None]
+
+
+def _fields_read(architecture: Architecture, shapes: Shapes) -> dict[str, Any] | None:
+    """Return what `architecture.read` tells; a plug-in's that breaks on another network's names is passed over."""
+    if architecture.read is None:
+        return None
+    try:
+        return architecture.read(shapes)
+    except Exception as error:
+        plugin = MODELS.plugin_of(architecture.name)
+        if plugin is None:
+            raise
+        _log.warning(
+            "model %s of %s: its `read` broke (%s: %s); it returns None for another network's names",
+            architecture.name, plugin.path, type(error).__name__, first_line(error),
+        )  # fmt: skip
+        return None
 
 
 def complete(

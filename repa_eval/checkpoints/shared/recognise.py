@@ -18,6 +18,7 @@ from repa_eval.diffusion.conventions import converted
 from repa_eval.errors import Failure, UserError, first_line, unknown
 from repa_eval.interfaces.checkpoint_layout import LAYOUTS, Checkpoint, Reader, Request
 from repa_eval.models.shared.encoder import Encoder
+from repa_eval.plugin_files.records import warn_of_differences
 from repa_eval.weight_files.reading import read_file
 
 
@@ -32,6 +33,7 @@ def recognise(path: str | Path, request: Request) -> Checkpoint:
     for name, reader in _readers():
         checkpoint = _read(name, reader, file, content, request)
         if checkpoint is not None:
+            warn_of_differences(checkpoint.recipe, file)
             if isinstance(network := checkpoint.network, Encoder):
                 checkpoint.is_encoder = True
                 checkpoint.facts = {"class_token": network.has_class_token, **network.facts(), **checkpoint.facts}

@@ -62,6 +62,7 @@ def official(function: F) -> F:
 @click.option("--method", "method_name", help="name of a method, or a Python file that registers one")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="run folder; default: runs/<recipe>")
 @click.option("--resume", is_flag=True, help="continue, or start where nothing is there")
+@click.option("--allow-changed-plugin", is_flag=True, help="resume even if the file of a plug-in has changed")
 @click.option("-n", "--dry-run", is_flag=True, help="print the resolved recipe and stop")
 @click.option("--list", "show_list", is_flag=True, help="show methods and recipes")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
@@ -76,6 +77,7 @@ def main(
     method_name: str | None,
     out: Path | None,
     resume: bool,
+    allow_changed_plugin: bool,
     dry_run: bool,
     show_list: bool,
     device: str,
@@ -99,7 +101,8 @@ def main(
         _print_recipe(recipe.to_dict(), as_json)
         return
     run = out or Path("runs") / recipe.name
-    checkpoint = _train(recipe, run, resume, choose_device(device), quiet, method_name)
+    go_on = {"resume": resume, "allow_changed_plugin": allow_changed_plugin}
+    checkpoint = _train(recipe, run, go_on, choose_device(device), quiet, method_name)
     if not _speaks():
         return
     if as_json:
@@ -122,26 +125,31 @@ def _resolve(recipe_name: str | None, method_name: str | None, words: tuple[str,
             raise UserError(f"{key} is given twice: as a flag and as key=value")
         overrides[key] = value
     if method_name is not None:
-        name = METHODS.load_file(method_name) if method_name.endswith(".py") else method_name
-        METHODS.get(name)
-        overrides["method"] = name
-        if recipe_name is None and f"digits-{name}" in builtin_recipes():
-            recipe_name = f"digits-{name}"
-    return resolve(read_recipe(recipe_name or DEFAULT_RECIPE), overrides)
+        overrides["method"] = METHODS.load_file(method_name) if method_name.endswith(".py") else method_name
+        METHODS.get(overrides["method"])
+        if recipe_name is None and f"digits-{overrides['method']}" in builtin_recipes():
+            recipe_name = f"digits-{overrides['method']}"
+    tree = read_recipe(recipe_name or DEFAULT_RECIPE)
+    if recipe_name is None and "method" in overrides and METHODS.plugin_of(str(overrides["method"])) is not None:
+        # nobody named the recipe: what it says of its own method is not for the method of a plug-in
+        tree = {key: value for key, value in tree.items() if key not in ("options", "description")}
+        tree["name"] = str(tree["data"])
+    return resolve(tree, overrides)
 
 
-def _train(recipe: Any, run: Path, resume: bool, device: str, quiet: bool, method_name: str | None) -> Path:
-    """Train; after Ctrl-C say how to continue and leave with 130."""
+def _train(recipe: Any, run: Path, go_on: dict[str, Any], device: str, quiet: bool, method_name: str | None) -> Path:
+    """Train; after Ctrl-C say how to continue and leave with 130. go_on: what `train` takes about resumption."""
     from repa_eval.train.evaluated import monitors_of
     from repa_eval.train.loop import Interrupted, train
 
     monitors = monitors_of(recipe, run, device)
     try:
-        return train(recipe, run, monitors=monitors, resume=resume, device=device, progress=not quiet)
+        return train(recipe, run, monitors=monitors, device=device, progress=not quiet, **go_on)
     except Interrupted as stop:
         words = ["repa-train", "--recipe", str(run / "recipe.yaml"), "--out", str(run), "--resume"]
         if method_name is not None and method_name.endswith(".py"):
             words += ["--method", method_name]  # a file of the user's, which the recipe cannot name
+        words += _plugin_words(recipe, but=method_name)
         if _speaks():
             click.echo(f"{stop}; continue with: {shlex.join(words)}", err=True)
         raise SystemExit(INTERRUPTED) from stop
@@ -152,14 +160,22 @@ def _speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _plugin_words(recipe: Any, *, but: str | None = None) -> list[str]:
+    """Return --plugin PATH for each plug-in that the recipe is made with, except the file `but`."""
+    paths = [record["path"] for record in recipe.plugins()]
+    return [word for path in paths if but is None or path != str(Path(but).resolve()) for word in ("--plugin", path)]
+
+
 def _next_command(recipe: Any, run: Path, checkpoint: Path) -> str:
     """Return the command that a user would type next."""
-    if not recipe.method.samples:
-        return recipe.method.finish.format(checkpoint=checkpoint, run=run.name)
     layer = recipe.method.aligned_layer()
-    if layer is None:
+    if not recipe.method.samples:
+        command = recipe.method.finish.format(checkpoint=checkpoint, run=run.name)
+    elif layer is None:
         return f"repa-eval report {run}"
-    return f"repa-eval align --ckpt {checkpoint} --layer {layer}"
+    else:
+        command = f"repa-eval align --ckpt {checkpoint} --layer {layer}"
+    return " ".join([command, *map(shlex.quote, _plugin_words(recipe))])
 
 
 def _print_recipe(tree: dict[str, Any], as_json: bool) -> None:

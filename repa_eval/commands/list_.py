@@ -5,49 +5,32 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from repa_eval.console.app import Command, example
 
+if TYPE_CHECKING:
+    from repa_eval.registry import Registry
+
 Entries = Iterable[tuple[str, str]]
-
-
-@click.command(cls=Command)
-@click.argument(
-    "kind", type=click.Choice(["methods", "metrics", "models", "teachers", "extractors", "recipes", "data"])
-)
-@click.option("--json", "as_json", is_flag=True, help="print only JSON on stdout")
-@example("repa-eval list metrics")
-def command(kind: str, as_json: bool) -> None:
-    """List what is registered: methods, metrics, models, teachers, extractors, recipes or data."""
-    entries = dict(_KINDS[kind]())
-    if as_json:
-        click.echo(json.dumps(entries))
-        return
-    width = max(map(len, entries))
-    for name, text in entries.items():
-        click.echo(f"{name.ljust(width)}  {text}")
-
-
-def _first(obj: object) -> str:
-    return (inspect.getdoc(obj) or "").split("\n")[0]
 
 
 def _methods() -> Entries:
     from repa_eval.interfaces.method import METHODS
 
-    for name, cls in METHODS.items():
-        yield name, _first(cls) + (f" arXiv {cls.paper}" if cls.paper else "")
+    yield from _described(METHODS, lambda cls: _first(cls) + (f" arXiv {cls.paper}" if cls.paper else ""))
 
 
 def _metrics() -> Entries:
     from repa_eval.interfaces.metric import ALIGNMENT, SAMPLE, SPATIAL
 
+    def described(metric: Any) -> str:
+        return (metric.definition or _first(metric.function)) + (f" [{metric.range}]" if metric.range else "")
+
     for registry in (ALIGNMENT, SPATIAL, SAMPLE):
-        for name, metric in registry.items():
-            scope = f" [{metric.range}]" if metric.range else ""
-            yield name, (metric.definition or _first(metric.function)) + scope
+        yield from _described(registry, described)
 
 
 def _models() -> Entries:
@@ -55,19 +38,19 @@ def _models() -> Entries:
 
     for name, architecture in MODELS.items():
         for size, values in architecture.presets.items():
-            yield size, ", ".join([name, *(f"{key} {value}" for key, value in values.items())])
+            yield size, ", ".join([name, *(f"{key} {value}" for key, value in values.items())]) + _mark(MODELS, name)
 
 
 def _teachers() -> Entries:
     from repa_eval.interfaces.teacher import TEACHERS
 
-    yield from ((name, _first(builder)) for name, builder in TEACHERS.items())
+    yield from _described(TEACHERS)
 
 
 def _extractors() -> Entries:
     from repa_eval.interfaces.extractor import EXTRACTORS
 
-    yield from ((name, _first(builder)) for name, builder in EXTRACTORS.items())
+    yield from _described(EXTRACTORS)
 
 
 def _recipes() -> Entries:
@@ -79,15 +62,82 @@ def _recipes() -> Entries:
 def _data() -> Entries:
     from repa_eval.interfaces.images import DATA
 
-    yield from ((name, _first(layout.build)) for name, layout in DATA.items())
+    yield from _described(DATA, lambda layout: _first(layout.build))
 
 
-_KINDS: dict[str, Callable[[], Entries]] = {
-    "methods": _methods,
-    "metrics": _metrics,
-    "models": _models,
-    "teachers": _teachers,
-    "extractors": _extractors,
-    "recipes": _recipes,
-    "data": _data,
+def _layouts() -> Entries:
+    from repa_eval.interfaces.checkpoint_layout import LAYOUTS
+
+    yield from _described(LAYOUTS)
+
+
+def _sections() -> Entries:
+    from repa_eval.interfaces.section import SECTIONS, in_order
+
+    yield from ((each.anchor, each.title + _mark(SECTIONS, each.anchor)) for each in in_order())
+
+
+def _monitors() -> Entries:
+    from repa_eval.interfaces.monitor import MONITORS
+
+    yield from _described(MONITORS, lambda entry: _first(entry.build))
+
+
+def _plugins() -> Entries:
+    from repa_eval.plugin_files.installed import load_installed
+    from repa_eval.plugin_files.loading import loaded, registered_by
+    from repa_eval.plugin_files.records import SHOWN
+
+    load_installed()
+    for plugin in loaded():
+        objects = ", ".join(f"{kind} {name}" for kind, name in registered_by(plugin))
+        yield plugin.name, f"{objects} [{plugin.path}, sha256 {plugin.sha256[:SHOWN]}]"
+
+
+# kind -> its entries, and what it is
+KINDS: dict[str, tuple[Callable[[], Entries], str]] = {
+    "methods": (_methods, "training methods"),
+    "metrics": (_metrics, "metrics of alignment, of token structure and of samples"),
+    "models": (_models, "sizes of the architectures"),
+    "teachers": (_teachers, "frozen encoders"),
+    "extractors": (_extractors, "networks whose features sample metrics compare"),
+    "recipes": (_recipes, "recipes of repa-train"),
+    "data": (_data, "data sets and layouts of images"),
+    "layouts": (_layouts, "layouts of checkpoints that are recognised"),
+    "sections": (_sections, "sections of the report, in their order"),
+    "monitors": (_monitors, "what is evaluated along a training"),
+    "plugins": (_plugins, "plug-ins that are installed or named, and what they register"),
 }
+
+
+@click.command(cls=Command)
+@click.argument("kind", required=False, type=click.Choice(list(KINDS)))
+@click.option("--json", "as_json", is_flag=True, help="print only JSON on stdout")
+@example("repa-eval list metrics")
+def command(kind: str | None, as_json: bool) -> None:
+    """List what is registered of a kind; without a kind, the kinds themselves.
+
+    What comes from a plug-in is marked with the path of its file.
+    """
+    entries = {name: text for name, (_, text) in KINDS.items()} if kind is None else dict(KINDS[kind][0]())
+    if as_json:
+        click.echo(json.dumps(entries))
+        return
+    width = max(map(len, entries), default=0)
+    for name, text in entries.items():
+        click.echo(f"{name.ljust(width)}  {text}")
+
+
+def _described(registry: Registry[Any], describe: Callable[[Any], str] | None = None) -> Entries:
+    """Yield the names of a registry with a line each: the first of the docstring, unless `describe` says it."""
+    for name, obj in registry.items():
+        yield name, (describe or _first)(obj) + _mark(registry, name)
+
+
+def _mark(registry: Registry[Any], name: str) -> str:
+    plugin = registry.plugin_of(name)
+    return "" if plugin is None else f" [plug-in {plugin.path}]"
+
+
+def _first(obj: object) -> str:
+    return (inspect.getdoc(obj) or "").split("\n")[0]

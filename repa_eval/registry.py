@@ -49,8 +49,8 @@ class Registry(Generic[T]):
             module = str(getattr(subject, "__module__", None) or type(subject).__module__)
             origin = str(getattr(sys.modules.get(module), "__file__", None) or module)
             built_in = module.startswith(tuple(f"{package}." for package in self.packages))
-            if not built_in:
-                self._import_folder()  # a name of ours is refused here and not at a later lookup
+            if not built_in and self._mentions(name):
+                self._import_folder()  # so that a name of ours is refused here and not at a later lookup
             if name in self._objects:
                 raise UserError(
                     f"{self.kind} {name!r} is registered twice: by {self._origins[name]} and by {origin}; rename one"
@@ -114,20 +114,32 @@ class Registry(Generic[T]):
         return names[0]
 
     def _dotted_modules(self) -> list[str]:
-        dotted = []
-        for package in self.packages:
+        folders = {package: sorted(self._files(package)) for package in self.packages}
+        return [f"{package}.{file.stem}" for package, files in folders.items() for file in files]
+
+    def _files(self, *packages: str) -> Iterator[Path]:
+        """Yield the modules' files of some packages, of all without a name, importing none of them."""
+        for package in packages or self.packages:
             spec = importlib.util.find_spec(package)
             if spec is None or spec.submodule_search_locations is None:
                 raise AssertionError(f"{package} is not a package")
-            stems = {path.stem for folder in spec.submodule_search_locations for path in Path(folder).glob("*.py")}
-            dotted += sorted(f"{package}.{stem}" for stem in stems - {"__init__"})
-        return dotted
+            for folder in spec.submodule_search_locations:
+                yield from (file for file in Path(folder).glob("*.py") if file.name != "__init__.py")
+
+    def _mentions(self, name: str) -> bool:
+        """Return whether a file of the folder holds `name` in quotes: looking costs no import, such as torch's."""
+        quoted = (f'"{name}"', f"'{name}'")
+        return any(text in file.read_text(encoding="utf-8") for file in self._files() for text in quoted)
 
     def _import_folder(self) -> None:
         if not self._folder_imported:
             self._folder_imported = True
-            for module in self._dotted_modules():
-                importlib.import_module(module)
+            try:
+                for module in self._dotted_modules():
+                    importlib.import_module(module)
+            except BaseException:
+                self._folder_imported = False  # the next lookup fails in the same way, and not for a missing name
+                raise
 
 
 def missing_members(obj: Any) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from repa_eval.errors import UserError
+from repa_eval.plugin_files.loading import load
 from repa_eval.runtime.distributed import leave
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,7 +23,14 @@ INTERRUPTED = 130
 
 
 class Command(click.Command):
-    """A command whose errors are one line on stderr: exit code 2 for wrong usage, 1 for a failure, 130 for Ctrl-C."""
+    """A command whose errors are one line on stderr: exit code 2 for wrong usage, 1 for a failure, 130 for Ctrl-C.
+
+    Every command takes --plugin.
+    """
+
+    def __init__(self, *args: Any, **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self.params.append(_plugin_option())
 
     def main(self, args: Sequence[str] | None = None, *positional: Any, **extra: Any) -> Any:
         """Run, and turn what a user can cause into one line."""
@@ -90,6 +98,24 @@ def example(text: str) -> Callable[[F], F]:
         return function
 
     return attach
+
+
+def _plugin_option() -> click.Option:
+    """Return --plugin, which loads plug-ins before anything else of the command is looked at."""
+
+    def load_all(_context: click.Context, _parameter: click.Parameter, named: tuple[str, ...]) -> None:
+        for each in named:
+            load(each)
+
+    return click.Option(
+        ["--plugin"],
+        multiple=True,
+        metavar="FILE_OR_MODULE",
+        expose_value=False,
+        is_eager=True,
+        callback=load_all,
+        help="load a plug-in: a Python file, a package folder or a module; repeatable",
+    )
 
 
 def _text(error: click.ClickException) -> str:

@@ -42,9 +42,7 @@ class Section:
     grids: tuple[str, ...] = ()
 
 
-SECTIONS: Registry[Section] = Registry(
-    "section of the report", "repa_eval.reports.sections", group="repa_eval.report_sections"
-)
+SECTIONS: Registry[Section] = Registry("section of the report", "repa_eval.reports.sections")
 
 
 def section(

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from repa_eval.interfaces.extractor import Extractor as Extractor
     from repa_eval.interfaces.extractor import Features as Features
     from repa_eval.interfaces.extractor import extractor as extractor
+    from repa_eval.interfaces.image_source import ImageSource as ImageSource
+    from repa_eval.interfaces.image_source import Samples as Samples
     from repa_eval.interfaces.images import Images as Images
-    from repa_eval.interfaces.images import ImageSource as ImageSource
     from repa_eval.interfaces.images import data as data
     from repa_eval.interfaces.images import to_signed as to_signed
     from repa_eval.interfaces.method import Batch as Batch
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from repa_eval.interfaces.metric import alignment_metric as alignment_metric
     from repa_eval.interfaces.metric import sample_metric as sample_metric
     from repa_eval.interfaces.metric import spatial_metric as spatial_metric
+    from repa_eval.interfaces.monitor import Monitor as Monitor
+    from repa_eval.interfaces.monitor import monitor as monitor
     from repa_eval.interfaces.section import section as section
     from repa_eval.interfaces.teacher import Teacher as Teacher
     from repa_eval.interfaces.teacher import Tokens as Tokens
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from repa_eval.metrics.shared.moments import Moments as Moments
     from repa_eval.metrics.shared.prepared import Prepared as Prepared
     from repa_eval.metrics.shared.prepared import paired as paired
+    from repa_eval.monitors.shared.run import EvaluatedRun as EvaluatedRun
     from repa_eval.plugin_files.loading import Plugin as Plugin
     from repa_eval.plugin_files.loading import load as load
     from repa_eval.reports.page import Page as Page
@@ -67,14 +71,17 @@ MODULES: dict[str, tuple[str, ...]] = {
     "interfaces.architecture": ("Architecture", "Shapes", "model"),
     "interfaces.checkpoint_layout": ("Checkpoint", "Request", "checkpoint_layout"),
     "interfaces.extractor": ("Extractor", "Features", "extractor"),
-    "interfaces.images": ("Images", "ImageSource", "data", "to_signed"),
+    "interfaces.image_source": ("ImageSource", "Samples"),
+    "interfaces.images": ("Images", "data", "to_signed"),
     "interfaces.method": ("Batch", "Method", "Stage", "method"),
     "interfaces.metric": ("alignment_metric", "sample_metric", "spatial_metric"),
+    "interfaces.monitor": ("Monitor", "monitor"),
     "interfaces.section": ("section",),
     "interfaces.teacher": ("Teacher", "Tokens", "teacher"),
     "metrics.shared.checks": ("undefined",),
     "metrics.shared.moments": ("Moments",),
     "metrics.shared.prepared": ("Prepared", "paired"),
+    "monitors.shared.run": ("EvaluatedRun",),
     "plugin_files.loading": ("Plugin", "load"),
     "reports.page": ("Page",),
     "results": ("Row", "make_row"),

@@ -23,7 +23,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from helpers import MY_LOSS, ROOT, environment, run, tiny
-from repa_eval import checkpoints, plugins
+from repa_eval import checkpoints, plugins, results
 from repa_eval.cli import main as repa_eval_main
 from repa_eval.errors import UserError
 from repa_eval.interfaces.method import METHODS
@@ -47,7 +47,7 @@ SMALL += ["final_samples=0"]
 
 def example(kind: str) -> str:
     """The code below the heading "Adding a KIND" of CONTRIBUTING.md."""
-    section = re.split(r"## Adding (?:an? )?", PAGE)
+    section = re.split(r"## Adding an? ", PAGE)
     [text] = [part for part in section if part.startswith(f"{kind}\n")]
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
 
@@ -104,6 +104,23 @@ def train_method(work: Path, words: list[str]) -> None:
     assert done.exit_code == 0, done.stderr
 
 
+def train_model(work: Path, words: list[str]) -> None:
+    small = [word for word in SMALL if not word.startswith("num_heads")]
+    done = repa_train("--method", "my-huber", "model=conv-S", *words, "--out", "out", *QUICK, *small, "split=val")
+    assert done.exit_code == 0, done.stderr
+    ckpt = "out/checkpoints/0000002.pt"
+    info = json.loads(repa_eval("inspect", ckpt, "--json", *words).stdout)
+    assert {"model": "conv-S", "depth": 2, "hidden_size": 32}.items() <= info.items()
+    measure = ["--teacher", "digits-vit", "--num-images", 40, "--timesteps", 0.3, "--json", *QUICK]
+    assert metrics_of(repa_eval("align", "--ckpt", ckpt, *measure, *words))
+    made = repa_eval("sample", "--ckpt", ckpt, "--num", 4, "--num-steps", 1, "--out", "made", *QUICK, *words)
+    assert made.exit_code == 0, made.stderr
+    if words:
+        loading.unload(*loading.loaded())
+        fails(repa_eval("inspect", ckpt), "unknown model 'conv-S' (known: ")
+        fails(repa_eval("inspect", ckpt), f"not loaded: add --plugin {Path.cwd() / words[1]}")
+
+
 def train_teacher(work: Path, words: list[str]) -> None:
     done = repa_train(*words, "--out", "out", *QUICK, *SMALL, "enc_type=patches", "encoder_depth=1", "split=val")
     assert done.exit_code == 0, done.stderr
@@ -132,6 +149,14 @@ def measure_extractor(work: Path, words: list[str]) -> None:
     assert metrics_of(repa_eval("fid", "--samples", work / "made", *chosen, *words)) == {"fd_profiles"}
 
 
+def monitor_run(work: Path, words: list[str]) -> None:
+    often = ["eval_every=2", "evaluation.num_samples=8", "evaluation.num_steps=1"]
+    done = repa_train("--method", "vanilla", *words, "--out", "out", *QUICK, *SMALL, *often, "split=val")
+    assert done.exit_code == 0, done.stderr
+    assert [row.step for row in results.read("out") if row.metric == "weight_norm"] == [2]
+    assert "plugins" not in yaml.safe_load(Path("out/recipe.yaml").read_text())
+
+
 def open_layout(work: Path, words: list[str]) -> None:
     done = repa_eval("inspect", work / "mine.pt", "--set", "num_heads=2", "--json", *words)
     assert done.exit_code == 0, done.stderr
@@ -146,13 +171,19 @@ def write_report(work: Path, words: list[str]) -> None:
     assert "<p>The fastest run is run.</p>" in Path("report.html").read_text()
 
 
+# a file may register objects of several kinds
+MODEL = example("model") + MY_LOSS.partition('"""')[2].partition('"""')[2].replace(
+    "(Method):", '(Method):\n    architectures = frozenset({"conv"})'
+)
 # (kind of `repa-eval list`, a name that it then shows), the code, what uses it
 USES: dict[str, tuple[tuple[str, str], str, Callable[[Path, list[str]], None]]] = {
     "method": (("methods", "my-huber"), MY_LOSS, train_method),
+    "model": (("models", "conv-S"), MODEL, train_model),
     "teacher": (("teachers", "patches"), example("teacher"), train_teacher),
-    "data": (("data", "stripes"), example("data"), train_data),
+    "data": (("data", "stripes"), example("data layout"), train_data),
     "metric": (("metrics", "token-spread"), example("metric"), measure_metrics),
     "extractor": (("extractors", "profiles"), example("extractor"), measure_extractor),
+    "monitor": (("monitors", "weight-norm"), example("monitor"), monitor_run),
     "section of the report": (("sections", "fastest"), example("section of the report"), write_report),
     "checkpoint layout": (("layouts", "my-trainer"), example("checkpoint layout"), open_layout),
 }
@@ -170,7 +201,7 @@ def test_each_kind_is_one_file(kind: str, way: str, work: Path, here: Path, monk
     use(work, words)
     [line] = [line for line in repa_eval("list", listed, *words).stdout.splitlines() if line.split()[0] == name]
     assert line.endswith(f"[plug-in {here / 'mine_of_this_test.py'}]")
-    assert f"{name}" in repa_eval("list", "plugins", *words).stdout
+    assert repa_eval("list", "plugins", *words).stdout.startswith("mine_of_this_test  ")
 
 
 def install(monkeypatch: pytest.MonkeyPatch, folder: Path, *entries: EntryPoint) -> None:
@@ -188,7 +219,7 @@ def test_an_installed_package_and_the_variable_in_a_process_of_their_own(here: P
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(f"[repa_eval.plugins]\n{name} = {name}_plugin\n")
-    (here / "stripes.py").write_text(example("data"))
+    (here / "stripes.py").write_text(example("data layout"))
     env = {**environment(), "PYTHONPATH": str(here / "site"), "REPA_EVAL_PLUGINS": "./stripes.py,./absent.py"}
     code = "import sys; from repa_eval.cli import main; sys.argv[0] = 'repa-eval'; main()"
     words = [sys.executable, "-c", code, "list", "metrics", "--json"]

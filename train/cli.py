@@ -117,6 +117,7 @@ def _resolve(recipe_name: str | None, method_name: str | None, words: tuple[str,
 
     from repa_eval.config import parse_overrides
     from repa_eval.interfaces.method import METHODS
+    from repa_eval.plugin_files.records import warn_of_differences
     from repa_eval.train.recipe import builtin_recipes, read_recipe, resolve
 
     overrides: dict[str, Any] = {key: yaml.safe_load(value) for key, value in flags.items()}
@@ -134,7 +135,9 @@ def _resolve(recipe_name: str | None, method_name: str | None, words: tuple[str,
         # nobody named the recipe: what it says of its own method is not for the method of a plug-in
         tree = {key: value for key, value in tree.items() if key not in ("options", "description")}
         tree["name"] = str(tree["data"])
-    return resolve(tree, overrides)
+    recipe = resolve(tree, overrides)
+    warn_of_differences(tree, recipe_name or DEFAULT_RECIPE)
+    return recipe
 
 
 def _train(recipe: Any, run: Path, go_on: dict[str, Any], device: str, quiet: bool, method_name: str | None) -> Path:

@@ -15,9 +15,10 @@ from repa_eval.config import from_dict, full_key, nest, option, to_dict
 from repa_eval.errors import UserError, first_line, unknown
 from repa_eval.interfaces.architecture import MODELS, architectures_for, find_preset
 from repa_eval.interfaces.extractor import EXTRACTORS
-from repa_eval.interfaces.images import DATA
+from repa_eval.interfaces.images import DATA, find_layout
 from repa_eval.interfaces.method import METHODS, Method, name_of
 from repa_eval.interfaces.teacher import TEACHERS, registered_name
+from repa_eval.plugin_files.loading import Plugin
 from repa_eval.plugin_files.records import naming_plugins, records_of
 from repa_eval.train.optim import Average, Optim
 
@@ -79,7 +80,7 @@ class Recipe:
         used = [
             METHODS.plugin_of(name_of(self.method)),
             MODELS.plugin_of(find_preset(self.model)[0].name),
-            DATA.plugin_of(settings.data.partition(":")[0]),
+            _plugin_of_data(settings.data),
             EXTRACTORS.plugin_of(settings.evaluation.extractor),
             *(TEACHERS.plugin_of(registered_name(name)) for name in self.method.teachers()),
         ]
@@ -89,6 +90,15 @@ class Recipe:
         """Return the recipe of this method and model in which nothing is set."""
         method, architecture = type(self.method)(), type(self.architecture)()
         return dataclasses.replace(self, settings=Settings(), method=method, architecture=architecture)
+
+
+def _plugin_of_data(spec: str) -> Plugin | None:
+    """Return the plug-in whose layout opens the data `spec`; None for a layout of ours, and for data that are gone."""
+    try:
+        chosen, _ = find_layout(spec)
+    except UserError:
+        return None
+    return next((DATA.plugin_of(name) for name, layout in DATA.items() if layout is chosen), None)
 
 
 DERIVED = ("systems", "plugins")  # follow from the method and the rest; a resolved recipe shows them

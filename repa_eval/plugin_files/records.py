@@ -58,7 +58,7 @@ def naming_plugins(recipe: Any) -> Iterator[None]:
         raise
 
 
-def warn_of_differences(recipe: Any, where: Path) -> None:
+def warn_of_differences(recipe: Any, where: str | Path) -> None:
     """Warn, in a line each and once, of recorded plug-ins that are loaded with other contents or not at all."""
     for record in recorded_in(recipe):
         plugin = _loaded_as(record)

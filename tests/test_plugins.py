@@ -106,7 +106,8 @@ def train_method(work: Path, words: list[str]) -> None:
 
 def train_model(work: Path, words: list[str]) -> None:
     small = [word for word in SMALL if not word.startswith("num_heads")]
-    done = repa_train("--method", "my-huber", "model=conv-S", *words, "--out", "out", *QUICK, *small, "split=val")
+    chosen = ["model=conv-S", "encoder_depth=1", "split=val"]
+    done = repa_train("--method", "repa", *words, "--out", "out", *QUICK, *small, *chosen)
     assert done.exit_code == 0, done.stderr
     ckpt = "out/checkpoints/0000002.pt"
     info = json.loads(repa_eval("inspect", ckpt, "--json", *words).stdout)
@@ -171,14 +172,10 @@ def write_report(work: Path, words: list[str]) -> None:
     assert "<p>The fastest run is run.</p>" in Path("report.html").read_text()
 
 
-# a file may register objects of several kinds
-MODEL = example("model") + MY_LOSS.partition('"""')[2].partition('"""')[2].replace(
-    "(Method):", '(Method):\n    architectures = frozenset({"conv"})'
-)
 # (kind of `repa-eval list`, a name that it then shows), the code, what uses it
 USES: dict[str, tuple[tuple[str, str], str, Callable[[Path, list[str]], None]]] = {
     "method": (("methods", "my-huber"), MY_LOSS, train_method),
-    "model": (("models", "conv-S"), MODEL, train_model),
+    "model": (("models", "conv-S"), example("model"), train_model),
     "teacher": (("teachers", "patches"), example("teacher"), train_teacher),
     "data": (("data", "stripes"), example("data layout"), train_data),
     "metric": (("metrics", "token-spread"), example("metric"), measure_metrics),
@@ -264,7 +261,7 @@ def test_a_metric_imports_no_torch(here: Path) -> None:
 METRIC = """
 from repa_eval.plugins import alignment_metric
 LOADED = []
-@alignment_metric("{name}", definition="one", range="1")
+@alignment_metric("{name}", definition="one", range="1", meaning="one")
 def one(x, y):
     return 1.0
 """

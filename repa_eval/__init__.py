@@ -26,7 +26,7 @@ _PLACES = {
     "sample": "api.sampling",
     "Measurement": "api.results",
     "LayerMap": "api.results",
-    "Checkpoint": "checkpoints.shared.recognise",
+    "Checkpoint": "interfaces.checkpoint_layout",
     "Row": "results",
     "UserError": "errors",
 }

@@ -12,8 +12,8 @@ from repa_eval.api.sample_quality import fid as fid
 from repa_eval.api.sampling import sample as sample
 from repa_eval.api.wrapping import wrap as wrap
 from repa_eval.checkpoints import load as load
-from repa_eval.checkpoints.shared.recognise import Checkpoint as Checkpoint
 from repa_eval.errors import UserError as UserError
+from repa_eval.interfaces.checkpoint_layout import Checkpoint as Checkpoint
 from repa_eval.results import Row as Row
 
 __version__: str

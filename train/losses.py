@@ -16,19 +16,6 @@ from repa_eval.errors import UserError
 from repa_eval.interfaces.method import Batch
 from repa_eval.runtime.seeding import normal, uniform
 
-LATENTS_SCALE = 0.18215  # SD-VAE latents to about unit variance
-
-
-def posterior(moments: Tensor, eps: Tensor, *, log_variance: bool = False) -> Tensor:
-    """Return latents (B, C, H, W) drawn from stored VAE moments (B, 2C, H, W) with eps (B, C, H, W).
-
-    The second half of the channels is the STANDARD DEVIATION (REPA's train.py), or the log-variance, clamped to
-    [-30, 20], in the layout of its text-to-image experiment.
-    """
-    mean, spread = moments.chunk(2, dim=1)
-    std = torch.exp(0.5 * spread.clamp(-30.0, 20.0)) if log_variance else spread
-    return (mean + std * eps) * LATENTS_SCALE
-
 
 def denoising_draws(batch: Batch, generators: Sequence[torch.Generator], interpolant: Interpolant) -> dict[str, Tensor]:
     """Return the draws of the velocity loss, in REPA's order: time, noise, label drop."""

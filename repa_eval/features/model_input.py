@@ -35,8 +35,8 @@ class ModelInput:
         if self.kind == "images":
             return to_signed(values)
         if self.kind == "moments":
-            mean, deviation = values.float().chunk(2, dim=1)  # (B, c, h, w) each
-            values = mean + deviation * normal(generators, mean.shape[1:])
+            shape = (values.shape[1] // 2, *values.shape[2:])
+            values = drawn(values.float(), normal(generators, shape))
         return self.scale(values)
 
     def record(self) -> dict[str, Any]:
@@ -45,6 +45,16 @@ class ModelInput:
             return {}
         posterior = {"posterior": "sampled by (seed, index)"} if self.kind == "moments" else {}
         return {"model_input": "latents", **posterior, **self.scale.record()}
+
+
+def drawn(moments: Tensor, eps: Tensor, *, log_variance: bool = False) -> Tensor:
+    """Return latents (B, c, h, w), unscaled, drawn from moments (B, 2c, h, w) with standard normal eps (B, c, h, w).
+
+    The second half of the channels is the STANDARD DEVIATION (REPA's train.py), or the log-variance, clamped to
+    [-30, 20], in the layout of its text-to-image experiment.
+    """
+    mean, spread = moments.chunk(2, dim=1)
+    return mean + (torch.exp(0.5 * spread.clamp(-30.0, 20.0)) if log_variance else spread) * eps
 
 
 def model_input(source: ImageSource, shape: Shape) -> ModelInput:

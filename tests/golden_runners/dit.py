@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import torch
 
 from golden_runners import Arrays, Case, runner
-from golden_runners.fill import fill
-from repa_eval.config import from_dict
+from golden_runners.sit_models import network, numbers_in
 from repa_eval.diffusion.ddpm_schedule import linear_schedule, losses, q_sample
 from repa_eval.diffusion.guidance import Guidance
-from repa_eval.models.dit import DiT, DiTConfig
 from repa_eval.sampling.samplers.ddpm import sample_ddpm
 
 
 @runner("dit", "diffusion")
 def diffusion(case: Case, arrays: Arrays) -> Arrays:
     config = case["config"]
-    known = {field.name for field in dataclasses.fields(DiTConfig)}
-    model = DiT(from_dict(DiTConfig(), {key: value for key, value in config["model"].items() if key in known})).eval()
-    fill(model, keep=case["fill"]["kept_as_initialised"])
+    assert config["noise_schedule"] == "linear"
+    model = network("DiT", config["model"], keep=case["fill"]["kept_as_initialised"])
+    steps = [int(number) for number in numbers_in(case["outputs"]["alphas_cumprod"]["meaning"].split("(")[0])]
     z, y, draws, x0, noise, t = (torch.from_numpy(arrays[n]) for n in ("z", "y", "step_noise", "x0", "noise", "t"))
     num_steps, schedule = int(config["timestep_respacing"]), linear_schedule()
     sample = sample_ddpm(model, z, y, num_steps=num_steps, step_noise=iter(draws).__next__, guidance=Guidance())
@@ -30,6 +26,6 @@ def diffusion(case: Case, arrays: Arrays) -> Arrays:
         "sample": sample.numpy(),
         "timestep_map": schedule.respaced(num_steps).timestep_map.numpy(),
         "x_t": q_sample(schedule, x0, noise, t).numpy(),
-        "alphas_cumprod": schedule.alphas_cumprod[np.array([0, 37, 500, 999])].numpy(),
+        "alphas_cumprod": schedule.alphas_cumprod[np.array(steps)].numpy(),
         **{name: value.detach().numpy() for name, value in terms.items()},
     }

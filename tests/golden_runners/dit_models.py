@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from golden_runners import Arrays, Case, runner
-from golden_runners.sit_models import network, plain_and_guided, shapes_of
+from golden_runners.sit_models import network_of, plain_and_guided, shapes_of
 
 
 @runner("dit", "forward")
 def forward(case: Case, arrays: Arrays) -> Arrays:
-    return plain_and_guided(network("DiT", case["config"], keep=case["fill"]["kept_as_initialised"]), arrays)
+    return plain_and_guided(network_of(case, "DiT"), case, arrays)
 
 
 @runner("dit", "state_dict")
 def state_dict(case: Case, arrays: Arrays) -> Arrays:
-    return shapes_of(case["model"])
+    return shapes_of(case["model"], case)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -11,7 +12,12 @@ from golden_runners import Arrays, Case, runner
 from golden_runners.fill import fill_values
 from repa_eval.interfaces.teacher import load_teacher
 
-OURS = {"dinov2_vits14": "dinov2-vit-s", "dinov2_vits14_reg": "dinov2reg-vit-s"}
+
+def name_of(release: str) -> str:
+    """Return our name of a teacher: dinov2_vitb14_reg is dinov2reg-vit-b."""
+    match = re.fullmatch(r"dinov2_vit([sblg])14(_reg)?", release)
+    assert match is not None, f"{release} is not a name of DINOv2's release"
+    return f"dinov2{'reg' if match[2] else ''}-vit-{match[1]}"
 
 
 @runner("encoders", "teacher")
@@ -21,7 +27,7 @@ def teacher(case: Case, arrays: Arrays) -> Arrays:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "release.pth"
         torch.save(release, path)
-        network = load_teacher(OURS[config["model"]], path)
+        network = load_teacher(name_of(config["model"]), path)
     with torch.no_grad():
         tokens = network(torch.from_numpy(arrays["image"]))
     assert tokens.cls is not None

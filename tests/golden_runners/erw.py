@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from golden_runners import Arrays, Case, runner
-from golden_runners.sit_models import inputs, network, shapes_of
+from golden_runners.sit_models import inputs, network, rope_tables, shapes_of
 from repa_eval.models.sit_erw import transfer
 
 COPIED, MISSING = "copied", "missing_in_stage1 (stay at stage-2 init)"
@@ -36,8 +36,7 @@ def forward(case: Case, arrays: Arrays) -> Arrays:
 
 @runner("erw", "transfer", expect=lambda case: {name: np.asarray(case[name]) for name in (COPIED, MISSING)})
 def transferred(case: Case, arrays: Arrays) -> Arrays:
-    tables = ["feat_rope.freqs_cos", "feat_rope.freqs_sin"]
-    stub, full = staged(case["stage1"], keep=[]), staged(case["stage2"], keep=["pos_embed", *tables])
+    stub, full = (staged(given, keep=["pos_embed", *rope_tables(given)]) for given in (case["stage1"], case["stage2"]))
     copied, missing = transfer(stub, full)
     return {COPIED: np.asarray(copied), MISSING: np.asarray(missing)}
 
@@ -49,5 +48,5 @@ def state_dict(case: Case, arrays: Arrays) -> Arrays:
         given = case[stage]["config"]
         changes = {key: given[key] for key in ("use_rope", "warmup")} | {"z_dims": tuple(given["z_dims"])}
         depth = {"depth": given["trainable_depth"]} if given["warmup"] else {}
-        found |= shapes_of(size, field=field, **changes, **depth)
+        found |= shapes_of(size, {**case, "config": given}, field=field, **changes, **depth)
     return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from golden_runners import Arrays, Case, runner
-from golden_runners.sit_models import network
+from golden_runners.sit_models import network, numbered
 from repa_eval.config import from_dict
 from repa_eval.interfaces.architecture import find_preset
 from repa_eval.interfaces.method import Batch
@@ -29,7 +29,7 @@ def start_of(model_name: str) -> float:
 def batch_of(arrays: Arrays, **draws: Tensor) -> Batch:
     """Return the batch; in eval mode the official model drops no label."""
     x, y = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
-    teachers = [torch.from_numpy(arrays[name]) for name in sorted(arrays) if name.startswith("zs_target_")]
+    teachers = [torch.from_numpy(array) for array in numbered(arrays, "zs_target_")]
     return Batch(x=x, y=y, images=x, teachers=teachers, draws={"drop": torch.ones(len(x)), **draws})
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from golden_runners import Arrays, Case, runner
+from golden_runners.sit_models import numbers_in
 from repa_eval.metrics import procrustes as shape
 from repa_eval.metrics.cds import cds, cds_per_image
 from repa_eval.metrics.cka import cka
@@ -23,8 +24,6 @@ from repa_eval.metrics.shared.prepared import prepare
 from repa_eval.metrics.srss import srss, srss_per_image
 from repa_eval.metrics.svcca import cca_correlations, svcca
 
-BATCH = 32
-
 
 @runner("evaluation", "cka")
 def cka_cases(case: Case, arrays: Arrays) -> Arrays:
@@ -34,14 +33,15 @@ def cka_cases(case: Case, arrays: Arrays) -> Arrays:
             kernel = {"linear": "linear", "rbf": "rbf_median"}[match[2]]
             a, b = (arrays[letter] for letter in match[1])
             out[name] = cka(a, b, unbiased=bool(match[3]), kernel=kernel, sigma=float(match[4] or 1.0))
-        elif match := re.fullmatch(r"out_ckatorch_batch_(x)([yz])_4x32", name):
-            out[name] = cka_minibatch(arrays[match[1]], arrays[match[2]], batch_size=BATCH)
-        elif match := re.fullmatch(r"out_resi_cka_(x)([yz])", name):
+        elif match := re.fullmatch(r"out_ckatorch_batch_(\w)(\w)_\d+x(\d+)", name):
+            out[name] = cka_minibatch(arrays[match[1]], arrays[match[2]], batch_size=int(match[3]))
+        elif match := re.fullmatch(r"out_resi_cka_(\w)(\w)", name):
             out[name] = cka(arrays[match[1]], arrays[match[2]])
     out["out_hsic1_xx_yy_zz"] = [_hsic1(arrays[a], arrays[a]) for a in "xyz"]
     out["out_hsic1_xy_xz"] = [_hsic1(arrays["x"], arrays[b]) for b in "yz"]
-    out["out_calculator_matrix"] = _calculator(arrays, epochs=1, epsilon=case["config"]["epsilon"])
-    out["out_calculator_matrix_eps0_2epochs"] = _calculator(arrays, epochs=2, epsilon=0.0)
+    size, epsilon = int(numbers_in(case["config"]["batches"])[-1]), case["config"]["epsilon"]
+    out["out_calculator_matrix"] = _calculator(arrays, epochs=1, epsilon=epsilon, size=size)
+    out["out_calculator_matrix_eps0_2epochs"] = _calculator(arrays, epochs=2, epsilon=0.0, size=size)
     return {name: np.asarray(value) for name, value in out.items()}
 
 
@@ -49,12 +49,11 @@ def cka_cases(case: Case, arrays: Arrays) -> Arrays:
 def cca_procrustes_rsa(case: Case, arrays: Arrays) -> Arrays:
     x, y = arrays["x"], arrays["y"]
     correlations, threshold = cca_correlations(x, y), case["config"]["svcca threshold"]
-    functions: dict[str, Callable[[], object]] = {
+    fixed: dict[str, Callable[[], object]] = {
         "cca_coefs": lambda: correlations,
         "cca_coefs_qr": lambda: correlations,
         "cca_mean": lambda: correlations.mean(),
-        "svcca_99": lambda: svcca(x, y, threshold=threshold),
-        "svcca_10": lambda: svcca(x, y, k=10),
+        f"svcca_{round(100 * threshold)}": lambda: svcca(x, y, threshold=threshold),
         "svcca_k": lambda: [kept_directions(thin_svd(prepare(a))[1], threshold=threshold, k=None) for a in (x, y)],
         "pwcca_definition": lambda: pwcca(x, y),
         "pwcca_google_as_is": lambda: pwcca_google(x, y),
@@ -67,7 +66,11 @@ def cca_procrustes_rsa(case: Case, arrays: Arrays) -> Arrays:
         "rsa_euclidean_spearman": lambda: rsa(x, y, dissimilarity="euclidean"),
         "rv": lambda: rv(x, y),
     }
-    return {f"out_{name}": np.asarray(function()) for name, function in functions.items()}
+    found = {f"out_{name}": np.asarray(function()) for name, function in fixed.items()}
+    for name in set(case["outputs"]) - set(found):
+        if match := re.fullmatch(r"out_svcca_(\d+)", name):  # of that many directions
+            found[name] = np.asarray(svcca(x, y, k=int(match[1])))
+    return found
 
 
 @runner("evaluation", "spatial_metrics")
@@ -96,13 +99,13 @@ def _hsic1(a: np.ndarray, b: np.ndarray) -> float:
     return hsic_unbiased(*(side @ side.T for side in centred))
 
 
-def _calculator(arrays: Arrays, *, epochs: int, epsilon: float) -> np.ndarray:
+def _calculator(arrays: Arrays, *, epochs: int, epsilon: float, size: int) -> np.ndarray:
     """What cka-pytorch's calculator prints: a mean over passes leaves the ratio as it is, but not the 1e-4."""
     tokens = arrays["tokens"].reshape(len(arrays["tokens"]), -1)
     rows, columns = [arrays[name] for name in "xyz"], [arrays["y"], tokens, arrays["x"]]
     sums = MinibatchCKA()
     for _ in range(epochs):
-        for start in range(0, len(tokens), BATCH):
-            batch = slice(start, start + BATCH)
+        for start in range(0, len(tokens), size):
+            batch = slice(start, start + size)
             sums.update([x[batch] for x in rows], [y[batch] for y in columns])
     return sums.matrix(epsilon=epsilon)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import torch
 from inception_weights import bare_inception, fill_inception
 
 from golden_runners import Arrays, Case, runner
+from golden_runners.sit_models import numbers_in
 from repa_eval.extractors.inception import Inception
 from repa_eval.extractors.shared.resize import resized
 from repa_eval.metrics.authpct import authpct
@@ -16,7 +18,7 @@ from repa_eval.metrics.cmmd import cmmd
 from repa_eval.metrics.density_coverage import prdc, realism_euclidean
 from repa_eval.metrics.fd_infinity import extrapolated, sizes_of
 from repa_eval.metrics.fid import gaussian_of
-from repa_eval.metrics.kid import CLEAN_SEED, kid_subsets
+from repa_eval.metrics.kid import kid_subsets
 from repa_eval.metrics.memorisation import cell_scores, ct_score, mann_whitney_z, sliced_wasserstein_approx
 from repa_eval.metrics.mifid import cosine_distance, penalty
 from repa_eval.metrics.shared.checks import Array
@@ -24,23 +26,47 @@ from repa_eval.metrics.shared.manifold import nearest
 from repa_eval.metrics.shared.mmd import Kernel, KernelSums, kernel_sums, polynomial, rbf
 from repa_eval.metrics.vendi import vendi, vendi_per_class, vendi_polynomial, vendi_score
 
-SUBSETS = {"subsets": 20, "size": 100}
+
+def subsets_of(config: dict[str, Any], name: str) -> dict[str, int]:
+    """Return number and size of the subsets that the words of a case's config name."""
+    if match := re.search(r"subsets (\d+), size (\d+)", config[name]):
+        return {"subsets": int(match[1]), "size": int(match[2])}
+    first, second = numbers_in(config[name].partition("(real,fake,")[2])[:2]
+    return {"subsets": int(first), "size": int(second)}
+
+
+def seed_of(config: dict[str, Any], name: str) -> int:
+    """Return the seed that the words name: RandomState(2020), or np.random.seed(0)."""
+    [seed] = re.findall(r"(?:RandomState|seed)\((\d+)\)", config[name])
+    return int(seed)
+
+
+def second_kernel(text: str) -> tuple[Kernel, int]:
+    """Return the kernel and the seed of "poly2: degree 2, gamma 0.01, coef0 0.5, seed 7"."""
+    said = dict(re.findall(r"(degree|gamma|coef0|seed) ([\d.]+)", text.partition("poly2:")[2]))
+    degree, gamma, coef0 = int(said["degree"]), float(said["gamma"]), float(said["coef0"])
+    return polynomial(degree=degree, gamma=gamma, coef0=coef0), int(said["seed"])
 
 
 @runner("evaluation", "kid")
 def kid(case: Case, arrays: Arrays) -> Arrays:
-    real, fake = arrays["real"], arrays["fake"]
+    real, fake, config = arrays["real"], arrays["fake"], case["config"]
+    tf, dgm, (kernel, seed) = subsets_of(config, "tf"), subsets_of(config, "dgm"), second_kernel(config["tf"])
     draws = {
-        "tf_poly": kid_subsets(real, fake, **SUBSETS),
-        "tf_rbf10": kid_subsets(real, fake, **SUBSETS, kernel=rbf(10.0)),
-        "tf_poly2": kid_subsets(real, fake, **SUBSETS, seed=7, kernel=polynomial(degree=2, gamma=0.01, coef0=0.5)),
-        "dgm": kid_subsets(real, fake, **SUBSETS, seed=0, real_first=True),
+        "tf_poly": kid_subsets(real, fake, **tf, seed=seed_of(config, "tf")),
+        "tf_poly2": kid_subsets(real, fake, **tf, seed=seed, kernel=kernel),
+        "dgm": kid_subsets(real, fake, **dgm, seed=seed_of(config, "dgm"), real_first=True),
     }
+    clean = kid_subsets(real, fake, **subsets_of(config, "cleanfid"), seed=seed_of(config, "cleanfid")).mean()
+    for width in {match[1] for name in case["outputs"] if (match := re.fullmatch(r"out_tf_rbf(\d+)_\w+", name))}:
+        draws[f"tf_rbf{width}"] = kid_subsets(real, fake, **tf, seed=seed_of(config, "tf"), kernel=rbf(float(width)))
     out = {f"{name}_{kind}": getattr(values, kind)() for name, values in draws.items() for kind in ("mean", "std")}
-    full = kernel_sums(real[: len(fake)].astype(np.float64), fake.astype(np.float64), polynomial())
+    both = min(len(real), len(fake))
+    real, fake = real[:both], fake[:both]
+    full = kernel_sums(real.astype(np.float64), fake.astype(np.float64), polynomial())
     out |= {
         "dgm_all": draws["dgm"],
-        "cleanfid": kid_subsets(real, fake, **SUBSETS, seed=CLEAN_SEED).mean(),
+        "cleanfid": clean,
         "mmd2_full_biased": full.biased(),
         "mmd2_full_unbiased": full.unbiased(),
         "mmd2_full_ustatistic": _u_statistic(full, real, fake, polynomial()),
@@ -59,7 +85,7 @@ def _u_statistic(full: KernelSums, real: Array, fake: Array, kernel: Kernel) -> 
 def prdc_cases(case: Case, arrays: Arrays) -> Arrays:
     out: Arrays = {}
     for name in case["outputs"]:
-        match = re.fullmatch(r"out_(prdc|dgm)_k(\d)_(\w+)", name)
+        match = re.fullmatch(r"out_(prdc|dgm)_k(\d+)_(\w+)", name)
         assert match is not None, name
         k = int(match[2])
         if match[3] == "realism":

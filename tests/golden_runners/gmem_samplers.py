@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from golden_runners import Arrays, Case, runner
-from golden_runners.fill import fill
-from repa_eval.config import from_dict
+from golden_runners.gmem import PATHS, lightning_dit
 from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.models.lightning_dit import LightningDiT, LightningDiTConfig
@@ -22,31 +21,36 @@ OPTIONS = {field.name for field in dataclasses.fields(Transport)}
 
 @runner("gmem", "sampler")
 def sampler(case: Case, arrays: Arrays) -> Arrays:
-    config, model = case["config"], _network(case["config"])
+    config, model = case["config"], _network(case["config"], arrays["c"].shape[-1])
     sde = config["mode"] == "SDE"
-    given = {key: config[key] for key in OPTIONS if config[key] is not None and not isinstance(config[key], dict)}
+    given = {key: config[key] for key in OPTIONS if config.get(key) is not None}
     if sde:  # the json says in words that the shift is not used there
-        given.pop("timestep_shift")
+        given.pop("timestep_shift", None)
     times: list[float] = []
     model.register_forward_pre_hook(lambda _model, inputs: times.append(float(inputs[1][0])))
     z, snippets = torch.from_numpy(arrays["z"]), F.normalize(torch.from_numpy(arrays["c"]), dim=1)
     common: dict[str, Any] = {
         "num_steps": config["num_steps"], "transport": Transport(**given), "guidance": Guidance(),
     }  # fmt: skip
+    path = Interpolant(path_type=PATHS[config.get("path_type", "Linear")])
     if sde:
         draws = iter(torch.from_numpy(arrays["draw_noise"]))
-        samples = sample_transport_sde(
-            model, z, snippets, step_noise=draws.__next__, interpolant=Interpolant(), **common
-        )
+        samples = sample_transport_sde(model, z, snippets, step_noise=draws.__next__, interpolant=path, **common)
     else:
         samples = sample_transport_ode(model, z, snippets, **common)
-    # published: the SDE's drift asks for velocity and score by a call each, at the same input
-    return {"samples": samples.numpy(), "t_grid_calls": np.repeat(times, 2 if sde else 1)}
+    calls = np.repeat(times, published_calls(len(times), str(config["last_step"])) if sde else 1)
+    return {"samples": samples.numpy(), "t_grid_calls": calls}
 
 
-def _network(config: dict[str, Any]) -> LightningDiT:
-    known = {field.name for field in dataclasses.fields(LightningDiTConfig)}
-    ours = {key: value for key, value in config.items() if key in known}
-    model = LightningDiT(from_dict(LightningDiTConfig(z_dims=(768,)), ours)).eval()
-    fill(model, keep=("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin"))
-    return model
+def published_calls(count: int, last_step: str) -> list[int]:
+    """Return how often the published SDE calls the network where ours does once, for each of `count` calls of ours.
+
+    Its drift asks for velocity and score by a call each, at the same input. The last step takes the drift where it is a
+    "Mean", the velocity alone where it is "Euler" and the score alone where it is "Tweedie".
+    """
+    return [2] * (count - 1) + [2 if last_step == "Mean" else 1]
+
+
+def _network(config: dict[str, Any], width: int) -> LightningDiT:
+    fields = {field.name for field in dataclasses.fields(LightningDiTConfig)}
+    return lightning_dit({key: value for key, value in config.items() if key in fields}, condition_size=width)

@@ -9,16 +9,13 @@ import torch
 from torch import Tensor
 
 from golden_runners import Arrays, Case, runner
-from golden_runners.gmem import IGNORED, KEPT
-from golden_runners.sit_models import network
+from golden_runners.gmem import LAYER, PATHS, lightning_dit
 from repa_eval.config import from_dict
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.interfaces.method import Batch
 from repa_eval.train.methods.gmem import GMem
 
-LAYER = 4  # the published code has no option for it
 OF_THE_LOSS = {"path_type", "prediction", "use_cosine_loss", "use_lognorm", "proj_loss_weight"}
-PATHS = {"Linear": "linear", "GVP": "cosine"}
 
 
 def method_of(config: dict[str, Any]) -> GMem:
@@ -28,7 +25,7 @@ def method_of(config: dict[str, Any]) -> GMem:
     return from_dict(
         GMem(),
         {
-            "encoder_depth": LAYER,
+            "encoder_depth": config.get("encoder_depth", LAYER),
             "proj_coeff": config["proj_loss_weight"],
             "cosine_coeff": 1.0 if config["use_cosine_loss"] else 0.0,
             "interpolant": {**path, "weighting": "lognormal" if config["use_lognorm"] else "uniform"},
@@ -50,7 +47,7 @@ def transport_loss(case: Case, arrays: Arrays) -> Arrays:
     config, method = case["config"], method_of(case["config"])
     given = {name: torch.from_numpy(array) for name, array in arrays.items()}
     sizes = {"z_dims": [given["z_target"].shape[-1]], "condition_size": given["c"].shape[-1]}
-    model: Any = network("LightningDiT", {**sizes, **config}, keep=KEPT, ignored=IGNORED | OF_THE_LOSS)
+    model = lightning_dit(config, ignored=OF_THE_LOSS, **sizes)
     model.train()
     answers: list[Tensor] = []
     model.register_forward_hook(lambda _model, _given, answered: answers.append(answered[0].detach()))
@@ -70,8 +67,8 @@ def transport_loss(case: Case, arrays: Arrays) -> Arrays:
     weight = method.proj_coeff or 1.0
     found = {
         "loss": terms["denoising_loss"],
-        "cos_loss": terms["cosine_loss"],
-        "proj_loss": terms["proj_loss"] / weight,
+        "cos_loss": terms.get("cosine_loss", torch.zeros(len(given["x"]))),
+        "proj_loss": terms.get("proj_loss", torch.zeros(())) / weight,
         "total": total,
         "pred": answers[0],
         "grad_norm_total": torch.stack([gradient.norm() for gradient in gradients.values()]).norm(),

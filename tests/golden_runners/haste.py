@@ -16,12 +16,16 @@ from repa_eval.teachers.official import FAMILIES, assemble
 @runner("haste", "dinov2_attn")
 def dinov2_attn(case: Case, arrays: Arrays) -> Arrays:
     config = case["config"]
-    sizes = {key: config[key] for key in ("embed_dim", "depth", "num_heads", "mlp_ratio")}
-    family = dataclasses.replace(FAMILIES["dinov2"], arguments={"s": sizes})
+    sizes = {key: config[key] for key in ("embed_dim", "depth", "num_heads", "mlp_ratio", "init_values")}
+    registers = {"reg_tokens": count} if (count := config.get("num_register_tokens", 0)) else {}
+    name = "dinov2reg" if registers else "dinov2"
+    sizes |= {"patch_size": config["patch_size"], **registers}
+    family = dataclasses.replace(FAMILIES[name], patch=config["patch_size"], arguments={"s": sizes})
     # the release has timm's names and one more
-    named = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=config["img_size"], **sizes)
+    network = family.network.format("small").partition(".")[0]
+    named = timm.create_model(network, num_classes=0, img_size=config["img_size"], **sizes)
     release = fill_values(named.state_dict() | {"mask_token": torch.empty(1, config["embed_dim"])})
-    teacher = assemble("dinov2-vit-s", family, "s", release, Path("release.pth")).freeze()
+    teacher = assemble(f"{name}-vit-s", family, "s", release, Path("release.pth")).freeze()
     layers = range(1, config["depth"] + 1)
     with torch.no_grad(), teacher.attention(layers) as logits:
         tokens = teacher.tokens(torch.from_numpy(arrays["image"]))

@@ -24,4 +24,4 @@ def forward(case: Case, arrays: Arrays) -> Arrays:
 
 @runner("haste", "state_dict")
 def state_dict(case: Case, arrays: Arrays) -> Arrays:
-    return shapes_of(case["config"]["model"], z_dims=tuple(case["config"]["z_dims"]))
+    return shapes_of(case["config"]["model"], case)

@@ -35,7 +35,7 @@ TABLE: dict[str, Value] = {
     r"edit_distance_knn_k(\d+)": lambda a, b, k: edit_distance_knn(a, b, k=int(k)),
     r"hsic_biased": lambda a, b: kernels.hsic_biased(_gram(a), _gram(b)),
     r"hsic_unbiased": lambda a, b: kernels.hsic_unbiased(_gram(a), _gram(b)),
-    r"cknna_centred_first": lambda a, b: cknna_centred_first(a, b, k=10),
+    r"cknna_centred_first(?:_k(\d+))?": lambda a, b, k=10: cknna_centred_first(a, b, k=int(k)),
 }
 
 
@@ -74,7 +74,7 @@ def _find(name: str) -> Value | None:
     """Return the function of two feature sets that an output's name stands for, None for a name of no known form."""
     for pattern, function in TABLE.items():
         if match := re.fullmatch(pattern, name):
-            numbers = [float(number) for number in match.groups()]
+            numbers = [float(number) for number in match.groups() if number is not None]
             return lambda a, b, function=function, numbers=numbers: function(a, b, *numbers)
     return None
 

@@ -40,4 +40,4 @@ def norm_eps(case: Case, arrays: Arrays) -> Arrays:
 
 @runner("reg", "state_dict")
 def state_dict(case: Case, arrays: Arrays) -> Arrays:
-    return shapes_of(case["model"].replace("SiT", "SiT-REG"), z_dims=tuple(case["config"]["z_dims"]))
+    return shapes_of(case["model"].replace("SiT", "SiT-REG"), case)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import torch
 
 from golden_runners import Arrays, Case, runner
-from golden_runners.fill import fill
-from repa_eval.config import from_dict
+from golden_runners.sit_models import network
 from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
-from repa_eval.models.sit_reg import SiTCls, SiTClsConfig
 from repa_eval.sampling.samplers.joint import sample_joint_sde
+
+OPTIONS = ("num_steps", "cfg_scale", "cls_cfg_scale", "guidance_low", "guidance_high", "path_type")
 
 
 @runner("reg", "sampler")
 def sampler(case: Case, arrays: Arrays) -> Arrays:
     config = case["config"]
-    known = {field.name for field in dataclasses.fields(SiTClsConfig)}
-    model = SiTCls(from_dict(SiTClsConfig(), {key: value for key, value in config.items() if key in known})).eval()
-    fill(model, keep=case["fill"]["kept_as_initialised"])
+    model = network("SiT-REG", config, keep=case["fill"]["kept_as_initialised"], ignored=OPTIONS)
     seen: list[tuple[torch.Tensor, torch.Tensor, float, int]] = []
     count = len(arrays["y"])
 

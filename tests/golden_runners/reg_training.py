@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from golden_runners import Arrays, Case, runner
 from golden_runners.repa import optim_of
-from golden_runners.sit_models import network
+from golden_runners.sit_models import network, numbered
 from repa_eval.config import from_dict
 from repa_eval.interfaces.method import Batch
 from repa_eval.train import state
@@ -59,7 +59,7 @@ def loss(case: Case, arrays: Arrays) -> Arrays:
         lambda _model, given, answered: seen.update(t=given[1].detach(), cls=answered[0].class_velocity)
     )
     given = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    targets = [given[name] for name in sorted(given) if name.startswith("zs_target_")]
+    targets = numbered(given, "zs_target_")
     # in eval mode the official model draws nothing and drops nothing
     batch = batch_of(given, targets, drop=torch.ones(len(given["x"])))
     terms = method.losses(model, batch, step=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,35 +9,27 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from golden_runners import Arrays, Case, runner
-from golden_runners.fill import fill
+from golden_runners import Arrays, Case, runner, sit_models
 from repa_eval.config import from_dict
 from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
-from repa_eval.interfaces.architecture import find_preset
+from repa_eval.features.model_input import drawn
+from repa_eval.interfaces.image_source import LatentScale
 from repa_eval.interfaces.method import Batch
-from repa_eval.models.sit import SiT, SiTConfig
+from repa_eval.models.sit import SiT
 from repa_eval.sampling.samplers.repa import sample_ode
 from repa_eval.sampling.samplers.sde import sample_sde
 from repa_eval.train import state
 from repa_eval.train.loop import Objective, update
-from repa_eval.train.losses import posterior
 from repa_eval.train.methods.repa import Repa
 from repa_eval.train.optim import Average, Optim
 from repa_eval.train.recipe import Settings
 
-# official argument -> ours; what is absent here is either ours by the same name or has no effect there
-IGNORED = {"class", "decoder_hidden_size", "encoder_depth", "path_type"}
-
 
 def network(config: dict[str, Any], case: Case) -> SiT:
-    """Return our SiT for official constructor arguments, its weights filled."""
-    unknown = set(config) - {field.name for field in dataclasses.fields(SiTConfig)} - IGNORED
-    if unknown:
-        raise AssertionError(f"arguments that our SiT does not have: {sorted(unknown)}")
-    ours = {key: value for key, value in config.items() if key not in IGNORED}
-    model = SiT(from_dict(SiTConfig(), ours))
-    fill(model, keep=case["fill"]["kept_as_initialised"])
+    """Return our SiT for official constructor arguments, its weights filled, in train mode."""
+    model = sit_models.network("SiT", config, keep=case["fill"]["kept_as_initialised"]).train()
+    assert isinstance(model, SiT)
     return model
 
 
@@ -61,16 +52,16 @@ def forward(case: Case, arrays: Arrays) -> Arrays:
 
 @runner("repa", "state_dict")
 def state_dict(case: Case, arrays: Arrays) -> Arrays:
-    architecture, config = find_preset(case["model"].split(" of ")[0])  # "MMDiT of train_t2i.py (...)"
-    with torch.device("meta"):
-        model = architecture.build(dataclasses.replace(config, z_dims=(768,)))
-    return {f"state_dict:{name}": np.array(tensor.shape) for name, tensor in model.state_dict().items()}
+    return sit_models.shapes_of(case["model"].split(" ")[0], case)  # "MMDiT of train_t2i.py (...)"
 
 
 @runner("repa", "posterior")
 def posterior_draw(case: Case, arrays: Arrays) -> Arrays:
     moments, eps = torch.from_numpy(arrays["moments"]), torch.from_numpy(arrays["eps"])
-    return {"z": posterior(moments, eps).numpy(), "z_t2i": posterior(moments, eps, log_variance=True).numpy()}
+    scale, bias = case["config"]["latents_scale"], case["config"]["latents_bias"]
+    scaled = LatentScale(scale=(scale,), shift=(-bias / scale,))
+    kinds = {"z": False, "z_t2i": True}
+    return {name: scaled(drawn(moments, eps, log_variance=kind)).numpy() for name, kind in kinds.items()}
 
 
 @runner("repa", "ema")
@@ -112,8 +103,9 @@ def batch_of(arrays: Arrays, training: bool) -> Batch:
     """Return the batch with the official draws in it."""
     x, y = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
     # in eval mode the official model draws nothing and drops nothing
-    drop = torch.from_numpy(arrays["drop_draw"]) if training else torch.ones(len(x))
-    teachers = [torch.from_numpy(arrays[name]) for name in sorted(arrays) if name.startswith("z_")]
+    dropped = training and arrays["drop_draw"].size
+    drop = torch.from_numpy(arrays["drop_draw"]) if dropped else torch.ones(len(x))
+    teachers = [torch.from_numpy(array) for array in sit_models.numbered(arrays, "z_")]
     draws = {"time": torch.from_numpy(arrays["t_draw"]), "noise": torch.from_numpy(arrays["noise"]), "drop": drop}
     return Batch(x=x, y=y, images=x, teachers=teachers, draws=draws)
 

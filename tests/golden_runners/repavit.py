@@ -134,8 +134,10 @@ def _layer_norm(config: dict[str, Any], x: Tensor) -> Arrays:
 def vit(case: Case, arrays: Arrays) -> Arrays:
     network, merged, x = both("RePaViT", case, arrays, settings(case["config"]))
     with torch.no_grad():
-        tokens, hidden = network(x, taps=[1])
-        found = {"logits": network.logits(x), "tokens": tokens, "tokens_block0": hidden[1]}
+        layers = range(1, network.config.depth + 1)
+        tokens, hidden = network(x, taps=layers)
+        found = {"logits": network.logits(x), "tokens": tokens}
+        found |= {f"tokens_block{layer - 1}": hidden[layer] for layer in layers}
         if merged is not None:
             found |= {"logits_reparam": merged.logits(x), "tokens_reparam": merged(x)[0]}
     return {name: value.numpy() for name, value in found.items()}

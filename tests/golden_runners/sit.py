@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from typing import Any
 
 import torch
@@ -19,25 +21,35 @@ PATHS = {"Linear": "linear", "GVP": "cosine"}
 def transport(case: Case, arrays: Arrays) -> Arrays:
     model, num_steps = network(case["config"]["model"], case).eval(), case["config"]["num_steps"]
     z, y, x1, x0, t = (torch.from_numpy(arrays[name]) for name in ("z", "y", "x1", "x0", "t"))
+    known = {field.name for field in dataclasses.fields(Transport)}
+    given = {key: value for key, value in case["config"].items() if key in known and value is not None}
     outputs: dict[str, Any] = {}
-    for name, path_type in PATHS.items():
-        path = Interpolant(path_type=path_type)
-        for method in ("euler", "heun2"):
-            options = Transport(sampling_method=method)
-            outputs[f"ode_{method}_{name}"] = sample_transport_ode(
+    for name in case["outputs"]:  # ode_SOLVER_PATH, sde_FORM_PATH, loss_PATH
+        kind, *middle, path_name = name.split("_")
+        path = Interpolant(path_type=PATHS[path_name])
+        if kind == "ode":
+            options = Transport(**{**given, "sampling_method": "_".join(middle)})
+            outputs[name] = sample_transport_ode(
                 model, z, y, num_steps=num_steps, transport=options, guidance=Guidance()
             )
-        for form in ("sigma", "decreasing"):
+        elif kind == "sde":
             draws = iter(torch.from_numpy(arrays["step_noise"]))
-            outputs[f"sde_{form}_{name}"] = sample_transport_sde(
+            outputs[name] = sample_transport_sde(
                 model,
                 z,
                 y,
                 num_steps=num_steps,
                 step_noise=draws.__next__,
-                transport=Transport(diffusion_form=form),
+                transport=Transport(**{**given, "diffusion_form": "_".join(middle), **last_step(case, name)}),
                 interpolant=path,
                 guidance=Guidance(),
             )
-        outputs[f"loss_{name}"] = transport_loss(model, x1, x0, t, y, path).detach()
+        else:
+            outputs[name] = transport_loss(model, x1, x0, t, y, path).detach()
     return {name: value.numpy() for name, value in outputs.items()}
+
+
+def last_step(case: Case, name: str) -> dict[str, Any]:
+    """Return rule and size of the last step, as the meaning of an output says: "last step Mean of size 0.04"."""
+    match = re.search(r"last step (\w+) of size ([\d.]+)", case["outputs"][name].get("meaning", ""))
+    return {"last_step": match[1], "last_step_size": float(match[2])} if match else {}

@@ -44,5 +44,6 @@ def wrapped(config: dict[str, Any]) -> SoftTokens:
 @runner("softrepa", "state_dict")
 def state_dict(case: Case, arrays: Arrays) -> Arrays:
     with torch.device("meta"):
-        model = SoftTokens(build_sd3(case["config"]))  # 5 blocks, 4 tokens, as a fresh training makes them
+        layers, tokens, width = case["state_dict"]["dc_tokens"]
+        model = SoftTokens(build_sd3(case["config"]), num_layers=layers, num_tokens=tokens, token_width=width)
     return {f"state_dict:{name}": np.array(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -63,7 +63,7 @@ def sd3_flowedit(case: Case, arrays: Arrays) -> Arrays:
     )
 
     def edit(*, official: bool) -> np.ndarray:
-        draws = iter(noises.split(1))
+        draws = iter(noises if noises.ndim > latents.ndim else noises.split(len(latents)))
         edited = edit_flow(
             guided(source, null, config["src_cfg_scale"]),
             guided(target, null, config["tar_cfg_scale"], flow_edit_target=official),

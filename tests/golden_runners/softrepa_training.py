@@ -25,28 +25,29 @@ from repa_eval.train.recipe import Settings
 
 OPTIONS = ("temp", "scale", "dweight")
 STAGES = ("down", "mid", "up")
+STEPS = 1000  # of the schedule, where a case does not say it
 
 
 class ByLabel(nn.Module):
     """A network that takes t in 0..1000 and text, as the trainer calls one: t in [0, 1] and labels of captions."""
 
-    def __init__(self, network: Any, text: Tensor, pooled: Tensor | None) -> None:
+    def __init__(self, network: Any, text: Tensor, pooled: Tensor | None, *, steps: int = STEPS) -> None:
         super().__init__()
-        self.network, self.text, self.pooled = network, text, pooled
+        self.network, self.text, self.pooled, self.steps = network, text, pooled, steps
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, dict[Any, Tensor]]:
         pooled = None if self.pooled is None else self.pooled[y]
-        return self.network(x, t * 1000, self.text[y], pooled)
+        return self.network(x, t * self.steps, self.text[y], pooled)
 
 
 def method_of(config: dict[str, Any], **options: float) -> SoftREPA:
     return SoftREPA(**{**{key: config[key] for key in OPTIONS if key in config}, **options})
 
 
-def batch_of(arrays: Arrays) -> Batch:
+def batch_of(arrays: Arrays, *, steps: int = STEPS) -> Batch:
     """One image a caption, with the official noise and step."""
     x, noise, t = inputs(arrays, "latents", "noise", "t")
-    lead = {"noise": noise, "time": (t + 0.5) / 1000}
+    lead = {"noise": noise, "time": (t + 0.5) / steps}
     labels = torch.arange(len(x))
     return Batch(x=x, y=labels, images=x, lead=lead, whole=labels)
 
@@ -93,8 +94,9 @@ def standin_errors(case: Case, arrays: Arrays) -> Arrays:
         turned = (t / config["num_train_timesteps"]).view(-1, 1, 1, 1) * x.flip(-1)
         return config["a"] * x + config["b"] * turned + shift[:, :, None, None], {}
 
-    method, batch = method_of(config), batch_of(arrays)
-    model = ByLabel(velocity, text, pooled)
+    steps = config["num_train_timesteps"]
+    method, batch = method_of(config), batch_of(arrays, steps=steps)
+    model = ByLabel(velocity, text, pooled, steps=steps)
     return {"errors": method.errors(model, batch).numpy(), "loss": loss_of(method, model, batch).numpy()}
 
 
@@ -126,7 +128,8 @@ def sd3_train_step(case: Case, arrays: Arrays) -> Arrays:
     loss = loss_of(method, model, batch)
     loss.backward()
     found |= {"loss": loss.detach().numpy(), "grad_dc_tokens": tokens.dc_tokens.grad.clone().numpy()}
-    row = min(int(arrays["t"][0]), 999) // 10
+    rows = 0 if tokens.dc_t_tokens is None else len(tokens.dc_t_tokens.weight)
+    row = min(int(arrays["t"][0]), STEPS - 1) * rows // STEPS
     if tokens.dc_t_tokens is not None:
         gradient = tokens.dc_t_tokens.weight.grad.clone()
         found["grad_dc_t_row"] = gradient[row].clone().numpy()
@@ -144,7 +147,7 @@ def sd3_train_step(case: Case, arrays: Arrays) -> Arrays:
     found["dc_tokens_delta_after_adamw"] = moved["dc_tokens"]
     if tokens.dc_t_tokens is not None:
         offsets = moved["dc_t_tokens.weight"]
-        found |= {"dc_t_row_delta_after_adamw": offsets[row], "dc_t_other_row_delta": offsets[(row + 1) % 100]}
+        found |= {"dc_t_row_delta_after_adamw": offsets[row], "dc_t_other_row_delta": offsets[(row + 1) % rows]}
     return found
 
 

@@ -16,7 +16,7 @@ from repa_eval.interfaces.architecture import find_preset
 from repa_eval.models.sit_down import SiTDown
 from repa_eval.models.udit import STAGES, UDiT
 
-TEACHER = 768
+TEACHER = 768  # width of the teacher that the printed numbers are of, where a case does not say it
 
 
 @runner("u-repa", "forward")
@@ -45,7 +45,7 @@ def _map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 @runner("u-repa", "state_dict")
 def state_dict(case: Case, arrays: Arrays) -> Arrays:
-    return shapes_of(case["config"]["model"])
+    return shapes_of(case["config"]["model"], case)
 
 
 def printed(case: Case) -> Arrays:
@@ -66,7 +66,7 @@ def parameter_counts(case: Case, arrays: Arrays) -> Arrays:
     for size in case["models"]:
         architecture, config = find_preset(size)
         with torch.device("meta"):
-            model = architecture.build(dataclasses.replace(config, z_dims=(TEACHER,))).to("meta")
+            model = architecture.build(dataclasses.replace(config, z_dims=(case.get("z_dim", TEACHER),))).to("meta")
         assert isinstance(model, SiTDown)
         found |= {f"{size}.{name}": np.asarray(value) for name, value in _facts(model).items()}
     return found

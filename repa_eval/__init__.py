@@ -31,7 +31,8 @@ _PLACES = {
     "UserError": "errors",
 }
 _MODULES = {"align", "features"}  # functions that have the name of a module
-__all__ = list(_PLACES)
+_DOORS = ("checkpoints", "data", "extractors", "teachers")  # packages with a load(name) each
+__all__ = [*_PLACES, *_DOORS]
 
 
 class _CallableModule(ModuleType):
@@ -65,9 +66,9 @@ def _defined(name: str) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in _MODULES:
+    if name in _MODULES or name in _DOORS:
         return import_module(f"{__name__}.{name}")  # which makes it callable, see _Package
     found = globals()[name] = _defined(name)
     return found

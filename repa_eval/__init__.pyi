@@ -1,4 +1,8 @@
 # What type checkers read in place of __init__.py, whose names are imported when they are first used.
+from repa_eval import checkpoints as checkpoints
+from repa_eval import data as data
+from repa_eval import extractors as extractors
+from repa_eval import teachers as teachers
 from repa_eval.api.alignment import Monitor as Monitor
 from repa_eval.api.alignment import align as align
 from repa_eval.api.alignment import align_module as align_module

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 import repa_eval as re
 from helpers import ROOT, digits, run, tiny
 from repa_eval import cli, data, extractors, results, teachers
+from repa_eval.features.capture import Capture
+from repa_eval.interfaces.monitor import Monitor as Contract
 from repa_eval.metrics.fid import frechet_distance
 from repa_eval.probes.splits import Splits
 
@@ -449,6 +451,8 @@ def test_a_foreign_model_from_monitor_to_report(tmp_path: Path) -> None:
     )
     for step in (100, 200):
         assert len(monitor(step, wrapped)) == 8
+    rows = results.read(tmp_path / "mine")
+    assert [monitor.done(step, rows) for step in (100, 200, 300)] == [True, True, False]
     records = results.read_protocols(tmp_path / "mine")
     record = next(iter(records.values()))
     assert (record["network"], record["part"], record["layer_names"]) == ("TwoStreams", 1, ["pairs.0", "pairs.1"])
@@ -461,6 +465,25 @@ def test_a_foreign_model_from_monitor_to_report(tmp_path: Path) -> None:
     answer = CliRunner().invoke(cli.main, ["report", str(tmp_path / "mine"), "--out", str(tmp_path / "report.html")])
     assert answer.exit_code == 0, answer.output
     assert "cknna" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_monitor_knows_a_whole_map(tmp_path: Path) -> None:
+    model, common = awake(), {"images": PIXELS, "timesteps": [0.1, 0.3], "metrics": "cka"}
+    monitor = re.Monitor(teacher="digits-vit", **common)
+    rows = list(monitor(7, model))
+    assert isinstance(monitor, Contract)
+    assert monitor.done(7, rows)
+    assert not monitor.done(8, rows)
+    assert not monitor.done(7, [])
+    assert not any(monitor.done(7, rows[:place] + rows[place + 1 :]) for place in range(len(rows)))
+    others = [
+        {"teacher": "digits-vit-random"}, {"teacher": ["digits-vit", "digits-vit-random"]}, {"images": PIXELS[1:]},
+        {"timesteps": [0.1, 0.3, 0.5]}, {"metrics": "cka,cknna"}, {"layers": [1, 99]}, {"capture": Capture(seed=1)},
+        {"columns": {"run": "another"}},
+    ]  # fmt: skip
+    for other in others:
+        assert not re.Monitor(**{"teacher": "digits-vit", **common, **other}).done(7, rows), other
+    assert re.Monitor(teacher="digits-vit", **common, layers="1-2", capture=Capture()).done(7, rows)
 
 
 @pytest.mark.parametrize(

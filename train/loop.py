@@ -35,7 +35,7 @@ from repa_eval.train import batches, resumption, stages, state, whole_batch
 from repa_eval.train.recipe import Recipe, Settings
 from repa_eval.train.writer import Writer, environment
 
-Monitor = Callable[[int, Any], Iterable[Row]]  # (step, averaged model) -> rows
+Evaluate = Callable[[int, Any], Iterable[Row]]  # (step, averaged model) -> rows: a Monitor, or any function
 
 
 class Interrupted(Exception):  # noqa: N818  (no error: everything is saved)
@@ -61,7 +61,7 @@ def train(
     recipe: Recipe,
     out: str | Path,
     *,
-    monitors: Sequence[Monitor] = (),
+    monitors: Sequence[Evaluate] = (),
     resume: bool = False,
     allow_changed_plugin: bool = False,
     device: str = "auto",
@@ -117,7 +117,7 @@ def train(
             torch.manual_seed(seeding.derive(settings.seed, "torch", step))  # ours never draw from it; a plug-in might
             watched = monitors if stage.samples else ()
             if resumed and position.status != "done":
-                _measure(writer, watched, ema, step, settings)  # a run killed between a checkpoint and its measurement
+                _evaluate(writer, watched, ema, step, settings)  # a run killed between a checkpoint and its measurement
             for fetched in batches.loader(images, stage.recipe, step, share, reads=reads):
                 began = time.perf_counter()
                 asked = () if stage.recipe.method.stopped(objective.extras) else teachers
@@ -138,7 +138,7 @@ def train(
                     _save(run, accelerator, wrapped, ema, optimizer, step, stage.recipe)
                 if stopped:
                     break
-                _measure(writer, watched, ema, step, settings)
+                _evaluate(writer, watched, ema, step, settings)
                 bar.update()
             if stopped:
                 break
@@ -154,7 +154,9 @@ def train(
     return state.checkpoint_path(run, step)
 
 
-def _measure(writer: Writer | None, monitors: Iterable[Monitor], ema: nn.Module, step: int, settings: Settings) -> None:
+def _evaluate(
+    writer: Writer | None, monitors: Iterable[Evaluate], ema: nn.Module, step: int, settings: Settings
+) -> None:
     """Write the rows of the monitors, where a step is due for them: every eval_every, and the last."""
     if writer and step and (step == settings.max_steps or _due(step, settings.evaluation.eval_every)):
         for monitor in monitors:

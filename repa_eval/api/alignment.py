@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,13 @@ from repa_eval.evaluation.alignment import METRICS, TIMESTEPS, Preparation
 from repa_eval.features.capture import Capture
 from repa_eval.features.hooks import Part
 from repa_eval.features.model_state import unwrapped
+from repa_eval.interfaces import monitor as contract
 from repa_eval.interfaces.teacher import Teacher
-from repa_eval.results import Row, append
+from repa_eval.results import Row, append, read_protocols, records_of
 
 PREPARED = Preparation()
+MODEL_FREE = ("kind", "data_hash", "num_images", "teacher_hash", *PREPARED.record())  # entries of every protocol
+CAPTURED = ("pooling", "path_type", "seed")  # entries that `capture` says where it is given
 Run = Callable[[Any, Tensor], object]  # (network, uint8 images (B, C, H, W)) -> anything
 
 
@@ -88,7 +93,7 @@ def align(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Monitor:
+class Monitor(contract.Monitor):
     """Alignment along a training that is not ours: call it as monitor(step, model) every so many steps.
 
     teacher, images, layers, timesteps, metrics: as for `align`. table: a run folder or results.jsonl to which the rows
@@ -125,6 +130,37 @@ class Monitor:
         if self.table is not None:
             append(self.table, found.rows)
         return found
+
+    def done(self, step: int, rows: Collection[Row]) -> bool:
+        """Return whether rows hold every metric of a step at every timestep and layer, against every teacher.
+
+        rows: returned by this monitor, or read from `table`. Where all layers are meant, those that the rows of the
+        step have count as all.
+        """
+        records = records_of(rows) | (read_protocols(self.table) if self.table is not None else {})
+        columns = {**(self.columns or {}), "step": step}
+        own = [row for row in rows if all(getattr(row, name) == value for name, value in columns.items())]
+        return all(
+            self._complete([row for row in own if facts.items() <= records.get(row.protocol or "", {}).items()])
+            for facts in self._facts()
+        )
+
+    def _complete(self, rows: Collection[Row]) -> bool:
+        """Return whether the rows of a step against one teacher are a whole map."""
+        cells = {(row.metric, row.timestep, row.layer) for row in rows}
+        several = self.layers is None or self.layers == "all"
+        layers = {row.layer for row in rows} if several else layer_numbers(self.layers or (), sys.maxsize)
+        expected = set(itertools.product(_names(self.metrics), times_of(self.timesteps), layers))
+        return bool(cells) and expected <= cells
+
+    def _facts(self) -> list[dict[str, Any]]:
+        """Return, teacher by teacher, the protocol entries that do not depend on the model."""
+        assert isinstance(self.teacher, list)
+        images = open_images(self.images, None, split=None, num_images=None)
+        names = MODEL_FREE if self.capture is None else (*MODEL_FREE, *CAPTURED)
+        capture = self.capture or Capture()
+        records = [alignment.protocol(teacher, images, capture, PREPARED) for teacher in self.teacher]
+        return [{name: record[name] for name in names} for record in records]
 
     def _near(self, model: nn.Module) -> list[Teacher]:
         """Return the teachers, on the model's device."""

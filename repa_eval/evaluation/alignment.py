@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from repa_eval.features.foreign import Call, foreign_features, foreign_record
 from repa_eval.features.hidden_states import hidden_features, model_record
 from repa_eval.features.hooks import Part
 from repa_eval.features.model_input import model_input
-from repa_eval.features.model_state import preserved
 from repa_eval.features.teacher import teacher_features
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.metric import ALIGNMENT
@@ -27,7 +25,7 @@ from repa_eval.interfaces.teacher import Teacher
 from repa_eval.metrics.shared.checks import reason_of
 from repa_eval.metrics.shared.kernels import normalise_rows, remove_outliers
 from repa_eval.metrics.shared.prepared import Prepared, prepare
-from repa_eval.results import Row, append, make_row
+from repa_eval.results import Row, make_row
 from repa_eval.runtime.hashing import digest_module
 
 METRICS = ("cknna", "cka")
@@ -98,41 +96,6 @@ def align(
             cell = {"layer": layer, "timestep": float(t), "n": len(images), "seed": capture.seed, **(columns or {})}
             rows += _cells(features, target, metrics, record, cell, confidence)
     return rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Monitor:
-    """Alignment along somebody else's training: call it as monitor(step, model) every so many steps.
-
-    layers: None for all. table: results.jsonl to which the rows are appended, with their protocols beside it.
-    columns: further entries of every row, such as {"run": "mine"}.
-    """
-
-    teacher: Teacher
-    images: ImageSource
-    layers: Sequence[int] | None = None
-    timesteps: Sequence[float] = (0.1, 0.3)
-    metrics: Sequence[str] = METRICS
-    capture: Capture | None = None
-    table: str | Path | None = None
-    columns: Mapping[str, Any] | None = None
-
-    def __call__(self, step: int, model: DiffusionModel) -> list[Row]:
-        """Return the rows of this step; the model is left in the mode that it was in."""
-        with preserved(model):
-            rows = align(
-                model,
-                self.teacher,
-                self.images,
-                layers=self.layers or range(1, model.depth + 1),
-                timesteps=self.timesteps,
-                metrics=self.metrics,
-                capture=self.capture,
-                columns={**(self.columns or {}), "step": step},
-            )
-        if self.table is not None:
-            append(self.table, rows)
-        return rows
 
 
 def align_foreign(

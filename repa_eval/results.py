@@ -57,6 +57,7 @@ class Row:
 
 _COLUMNS = tuple(field.name for field in fields(Row))
 _records: dict[str, dict[str, Any]] = {}  # content-addressed, hence harmless to share: hash -> protocol record
+_RENAMED = {"_torn": "_permuted"}  # endings of metrics in tables of earlier versions
 _KEY = tuple(name for name in _COLUMNS if name not in {"value", "stderr", "note", "version"})
 
 
@@ -199,6 +200,10 @@ def _parse(line: bytes, table: Path, number: int) -> Row:
     value = values.get("value")
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
         raise UserError(f"{table}, line {number}: value {value!r} is not a number")
+    metric = values["metric"]
+    for old, new in _RENAMED.items():
+        if isinstance(metric, str) and metric.endswith(old):
+            values["metric"] = metric.removesuffix(old) + new
     return Row(**values)
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from helpers import digits
 from repa_eval.errors import Failure, UserError
-from repa_eval.evaluation.alignment import Preparation, align, level
-from repa_eval.evaluation.uncertainty import half_sample_error, torn_level
+from repa_eval.evaluation.alignment import Preparation, align, teacher_baseline
+from repa_eval.evaluation.uncertainty import half_sample_error, permutation_baseline
 from repa_eval.features import store as cache
 from repa_eval.features.capture import Capture
 from repa_eval.features.foreign import foreign_features
@@ -286,7 +286,7 @@ def test_the_standard_error_is_that_of_fresh_samples() -> None:
     true = float(np.std([metric(*draw(200)) for _ in range(400)]))
     estimates = [half_sample_error(metric, *draw(200), seed=seed) for seed in range(20)]
     assert np.mean(estimates) == pytest.approx(true, rel=0.15)
-    mean, deviation = torn_level(metric, *draw(200))
+    mean, deviation = permutation_baseline(metric, *draw(200))
     assert abs(mean) < 0.05
     assert deviation == pytest.approx(1 / np.sqrt(200), rel=0.4)
 
@@ -294,16 +294,16 @@ def test_the_standard_error_is_that_of_fresh_samples() -> None:
 def test_rows_with_confidence_and_levels() -> None:
     teacher, images = load_teacher("digits-vit"), digits("test-large").head(60)
     rows = align(awake(), teacher, images, layers=(2,), timesteps=(0.1,), metrics=("cka",), confidence=True)
-    torn, value = rows
-    assert (torn.metric, value.metric) == ("cka_torn", "cka")
-    assert torn.value is not None
+    permuted, value = rows
+    assert (permuted.metric, value.metric) == ("cka_permuted", "cka")
+    assert permuted.value is not None
     assert value.value is not None
     assert value.stderr is not None
-    assert torn.value < value.value
+    assert permuted.value < value.value
     assert 0 < value.stderr < 0.2
-    [other] = level(teacher, [load_teacher("digits-vit-random")], images, metrics=("cka",))
+    [other] = teacher_baseline(teacher, [load_teacher("digits-vit-random")], images, metrics=("cka",))
     assert (other.metric, other.layer, other.note) == ("cka_teachers", None, "digits-vit-random against digits-vit")
-    [itself] = level(teacher, [teacher], images, metrics=("cka",), preparation=Preparation(clamp=1.0))
+    [itself] = teacher_baseline(teacher, [teacher], images, metrics=("cka",), preparation=Preparation(clamp=1.0))
     assert itself.value == pytest.approx(1.0, abs=1e-5)
 
 

@@ -85,6 +85,11 @@ def test_protocols_keep_numbers_apart(tmp_path: Path) -> None:
     assert [found.value for found in results.read(tmp_path)] == [50.0, 250.0]
 
 
+def test_an_old_name_of_a_metric_is_read_as_the_new_one(tmp_path: Path) -> None:
+    results.append(tmp_path, [row(metric="cknna_torn"), row(metric="torn_cknna"), row(metric="cknna_permuted", step=2)])
+    assert [found.metric for found in results.read(tmp_path)] == ["cknna_permuted", "torn_cknna", "cknna_permuted"]
+
+
 def test_a_torn_last_line_is_ignored_and_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     results.append(tmp_path, [row(), row(step=2)])
     table = tmp_path / "results.jsonl"

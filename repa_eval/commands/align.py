@@ -146,7 +146,7 @@ def _alignment(
     options: AlignOptions,
 ) -> list[Row]:
     """Return the alignment of the hidden states with a teacher, and that of the teacher with itself and others."""
-    from repa_eval.evaluation.alignment import RAW, Preparation, align, level
+    from repa_eval.evaluation.alignment import RAW, Preparation, align, teacher_baseline
 
     if not metrics:
         return []
@@ -157,7 +157,7 @@ def _alignment(
         "confidence": options.confidence,
     }
     rows = align(current.model, teacher, images, **_grid(current), **shared)
-    return rows + level(teacher, others, images, columns={"run": current.opened.run}, **shared)
+    return rows + teacher_baseline(teacher, others, images, columns={"run": current.opened.run}, **shared)
 
 
 def _grid(current: Session) -> dict[str, Any]:
@@ -167,12 +167,12 @@ def _grid(current: Session) -> dict[str, Any]:
 def _show(rows: Sequence[Row], aligned: int | None) -> str:
     from repa_eval.console.tables import table
 
-    of_layers = [row for row in rows if row.layer is not None and not row.metric.endswith("_torn")]
+    of_layers = [row for row in rows if row.layer is not None and not row.metric.endswith("_permuted")]
     blocks = [layer_table(of_layers, aligned)] if of_layers else []
     levels = [[row.metric, row.note or "", _number(row)] for row in rows if row.layer is None]
-    for metric in dict.fromkeys(row.metric for row in rows if row.metric.endswith("_torn")):
+    for metric in dict.fromkeys(row.metric for row in rows if row.metric.endswith("_permuted")):
         values = [row.value for row in rows if row.metric == metric and row.value is not None]
-        levels.append([metric, "pairs torn apart, all cells", f"{min(values):.3f} .. {max(values):.3f}"])
+        levels.append([metric, "randomly re-paired images, all cells", f"{min(values):.3f} .. {max(values):.3f}"])
     if levels:
         blocks.append(table(["level", "of", "value"], levels))
     return "\n\n".join(blocks)

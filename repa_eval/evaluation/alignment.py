@@ -12,7 +12,7 @@ from torch import nn
 from repa_eval.diffusion.model import DiffusionModel, check_taps
 from repa_eval.diffusion.timesteps import TIMESTEPS
 from repa_eval.errors import UserError
-from repa_eval.evaluation.uncertainty import ROUNDS, half_sample_error, torn_level
+from repa_eval.evaluation.uncertainty import ROUNDS, half_sample_error, permutation_baseline
 from repa_eval.features.capture import POOLINGS, Array, Capture
 from repa_eval.features.foreign import Call, foreign_features, foreign_record
 from repa_eval.features.hidden_states import hidden_features, model_record
@@ -75,7 +75,8 @@ def align(
 
     layers: block numbers, 1-based. images: read by the teacher, and by the model unless it reads the latents that the
     source gives of them. capture: noise, pooling, batch size, cache.
-    confidence: give every row a standard error, and add rows METRIC_torn: the level when pairs are torn apart.
+    confidence: give every row a standard error, and add rows METRIC_permuted: the score of
+    randomly re-paired images (chance level).
     columns: further entries of every row (run, step, ...).
     """
     for name in metrics:
@@ -137,7 +138,7 @@ def align_foreign(
     return rows
 
 
-def level(
+def teacher_baseline(
     teacher: Teacher,
     others: Sequence[Teacher],
     images: ImageSource,
@@ -160,7 +161,7 @@ def level(
         }
         cell = {"n": len(images), "note": f"{other.name} against {teacher.name}", **(columns or {})}
         found = _cells(features, target, metrics, record, cell, confidence)
-        rows += [replace(row, metric=f"{row.metric}_teachers") for row in found if not row.metric.endswith("_torn")]
+        rows += [replace(row, metric=f"{row.metric}_teachers") for row in found if not row.metric.endswith("_permuted")]
     return rows
 
 
@@ -182,9 +183,9 @@ def _cells(
         elif confidence:
             x, y = features.values, target.values
             columns["stderr"] = half_sample_error(function, x, y)
-            mean, deviation = torn_level(function, x, y)
-            torn = {**cell, "stderr": deviation, "note": f"rows of the teacher permuted, {ROUNDS} times"}
-            rows.append(make_row(metric=f"{name}_torn", value=mean, protocol=dict(record), **torn))
+            mean, deviation = permutation_baseline(function, x, y)
+            baseline = {**cell, "stderr": deviation, "note": f"rows of the teacher permuted, {ROUNDS} times"}
+            rows.append(make_row(metric=f"{name}_permuted", value=mean, protocol=dict(record), **baseline))
         rows.append(make_row(metric=name, value=value, protocol=dict(record), **columns))
     return rows
 

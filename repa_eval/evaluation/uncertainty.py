@@ -1,4 +1,4 @@
-"""How sure a similarity of two feature sets is: its spread over half samples, its level when pairs are torn apart."""
+"""Uncertainty of a similarity: standard error from half-samples, and a permutation baseline."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ def half_sample_error(metric: Metric, x: Array, y: Array, *, seed: int = 0, roun
     return float(np.std(values, ddof=1))
 
 
-def torn_level(metric: Metric, x: Array, y: Array, *, seed: int = 0, rounds: int = ROUNDS) -> tuple[float, float]:
-    """Return (mean, standard deviation) of metric(x, y) when the rows of y are permuted: what no relation gives."""
-    orders = (permutation(len(y), seed, "torn pairs", number).numpy() for number in range(rounds))
+def permutation_baseline(
+    metric: Metric, x: Array, y: Array, *, seed: int = 0, rounds: int = ROUNDS
+) -> tuple[float, float]:
+    """Return (mean, standard deviation) of metric(x, y) with the rows of y permuted: what unrelated pairs score."""
+    stream = "torn pairs"  # names the random stream of numbers already published: keep it
+    orders = (permutation(len(y), seed, stream, number).numpy() for number in range(rounds))
     values = [metric(x, y[order]) for order in orders]
     return float(np.mean(values)), float(np.std(values, ddof=1))

@@ -29,7 +29,7 @@ from repa_eval.reports.numbers.levels import teacher_levels
 from repa_eval.reports.numbers.pairs import spread
 from repa_eval.reports.numbers.profiles import alignment_choice, best_over_time, over_layers, over_steps, trajectories
 from repa_eval.reports.numbers.protocols import difference, families, flat
-from repa_eval.reports.numbers.reach import crossing, reach
+from repa_eval.reports.numbers.time_to_reach import crossing, time_to_reach
 from repa_eval.reports.numbers.words import Metrics, number, rank
 from repa_eval.reports.sections.final_values import final_table
 from repa_eval.reports.sections.missing import missing
@@ -183,7 +183,7 @@ def test_compare_and_reach_give_the_numbers_of_the_formula():
     assert (result.points, result.better, result.seeds, result.lasting) == (15, 15, 1, 100)
     assert result.ratio == pytest.approx(0.85)
     timing = [row for row in inputs["curves"] if row.metric == SECONDS]
-    arrival = reach(panel, rows, timing, arms["repa"], arms["vanilla"])
+    arrival = time_to_reach(panel, rows, timing, arms["repa"], arms["vanilla"])
     assert arrival is not None
     assert arrival.step is not None
     assert 1000 < arrival.step < 1100

@@ -186,7 +186,7 @@ def test_one_run_and_many_seeds_render():
     assert "at 30 of 30" in render(**small(("vanilla", "repa", "vanilla-s1", "repa-s1")))
 
 
-def test_the_verdict_changes_with_the_numbers():
+def test_the_summary_changes_with_the_numbers():
     inputs = small()
     worse = [replace(row, value=row.value * 2) if row.run == "repa" else row for row in inputs["rows"]]
     assert "<h1>repa has lower fd_digits than vanilla at 15 of 15" in render(**inputs)

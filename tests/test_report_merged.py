@@ -104,8 +104,8 @@ def test_numbers_of_two_measurements_are_not_mixed() -> None:
     assert times == {"original": "", "training form": "0.500", "merged": "0.300"}
 
 
-@pytest.mark.parametrize("lacking", ["_original", "cknna", "probe_accuracy", "ms_per_image", "merge_difference"])
-def test_what_was_not_measured_is_left_out(lacking: str) -> None:
-    found = [row for row in rows() if lacking not in row.metric]
+@pytest.mark.parametrize("missing", ["_original", "cknna", "probe_accuracy", "ms_per_image", "merge_difference"])
+def test_what_was_not_measured_is_left_out(missing: str) -> None:
+    found = [row for row in rows() if missing not in row.metric]
     page = render(found, protocols=records_of(found), runs={"cheap": {"method": "repavit"}})
     assert 'id="merged"' in page

@@ -1,4 +1,4 @@
-"""An arm against the baseline: pairs of seeds at common steps. Numbers only; verdict.py puts them into words."""
+"""An arm against the baseline: pairs of seeds at common steps. Numbers only; the summary puts them into words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from repa_eval.reports.numbers.arms import Arm, aligned_block, arms_of
 from repa_eval.reports.numbers.differences import differences
 from repa_eval.reports.numbers.frames import SECONDS, Group, Panel, is_curve_row, maps_of, quality_panels, split
 from repa_eval.reports.numbers.pairs import Spread, paired, spread
-from repa_eval.reports.numbers.reach import reach
+from repa_eval.reports.numbers.time_to_reach import time_to_reach
 from repa_eval.reports.numbers.words import Metrics
 from repa_eval.results import Row
 
@@ -45,7 +45,7 @@ class Comparison:
         return spread(known, geometric=True) if len(known) == len(self.ratios) else None
 
     @property
-    def verdict(self) -> str:
+    def outcome(self) -> str:
         """Return "better", "worse" or "mixed": the majority of the points and the mean must agree."""
         gain = None if self.ratio is None else self.ratio < 1
         if self.ratio is not None and self.direction == "higher":
@@ -182,7 +182,7 @@ def _along(panel: Panel, rows: Sequence[Row], timing: Sequence[Row], arm: Arm, b
     if start is not None:
         name = f"mean ratio of {metric}, steps {EARLY[0]} to {EARLY[1]}{_count(group)}"
         lines.append(_line(name, "ratio", start.spread, group, seeds=start.seeds))
-    arrival = reach(panel, rows, timing, arm, baseline)
+    arrival = time_to_reach(panel, rows, timing, arm, baseline)
     if arrival is not None:
         goal = f"to the baseline's last {metric}, as a share of its"
         shares = (("steps", arrival.shares), ("training seconds", arrival.second_shares))

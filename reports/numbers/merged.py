@@ -13,7 +13,7 @@ from repa_eval.results import Row
 
 FORMS = {"original": "original", "training": "training form", "merged": "merged"}
 PROBES = {"probe_accuracy": "linear probe", "knn_accuracy": "k-NN"}
-LIKENESS = {"cknna_merged": "CKNNA", "cka_merged": "CKA"}
+ALIGNMENT = {"cknna_merged": "CKNNA", "cka_merged": "CKA"}
 COLUMNS = {"ms_per_image": "ms per image", "num_parameters": "parameters", **PROBES}
 Key = tuple[str, int | None]
 
@@ -75,7 +75,7 @@ def _of_one_protocol(rows: Sequence[Row]) -> list[Row]:
 def _family(row: Row) -> str:
     if row.metric.startswith(("ms_per_image", "speedup")):
         return "speed"
-    return "likeness" if row.metric in LIKENESS else row.metric
+    return "alignment" if row.metric in ALIGNMENT else row.metric
 
 
 def _cell(column: str, row: Row | None) -> str:

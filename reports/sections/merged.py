@@ -1,4 +1,4 @@
-"""Merged encoders: what the merge changes, what it saves, and how alike its blocks are to the original's."""
+"""Merged encoders: what the merge changes, what it saves, and how well its blocks align with the original's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from repa_eval.reports.drawing import figures
 from repa_eval.reports.drawing.figure import SMALL, Figure
 from repa_eval.reports.numbers.arms import Arm
 from repa_eval.reports.numbers.frames import Curve, Group, Panel, Points
-from repa_eval.reports.numbers.merged import FORMS, LIKENESS, Key, merges
+from repa_eval.reports.numbers.merged import ALIGNMENT, FORMS, Key, merges
 from repa_eval.reports.numbers.protocols import Records, field
 from repa_eval.reports.numbers.words import number, plural
 from repa_eval.reports.page import Page
@@ -19,9 +19,9 @@ from repa_eval.results import Row
 
 @section(order=50, anchor="merged", title="Merged encoders")
 def build(page: Page) -> dict[str, Any] | None:
-    """Return every merge with its figures: time per image, and likeness by block."""
+    """Return every merge with its figures: time per image, and alignment by block."""
     found = merges(page.rows, page.records)
-    drawn = [[_times(one.known, page.records), _likeness(one.known, one.run)] for one in found]
+    drawn = [[_times(one.known, page.records), _alignment(one.known, one.run)] for one in found]
     shown = [[figure for figure in row if figure is not None] for row in drawn]
     return {"merges": list(zip(found, shown, strict=True))} if found else None
 
@@ -46,10 +46,10 @@ def _times(known: Mapping[Key, Row], records: Records) -> Figure | None:
     return Figure(svg, "Time per image", caption, label)
 
 
-def _likeness(known: Mapping[Key, Row], run: str) -> Figure | None:
-    """Return how alike each merged block is to the original's, by block."""
+def _alignment(known: Mapping[Key, Row], run: str) -> Figure | None:
+    """Return how well each merged block aligns with the original's, by block."""
     curves = []
-    for place, (metric, name) in enumerate(LIKENESS.items()):
+    for place, (metric, name) in enumerate(ALIGNMENT.items()):
         own = [row for row in known.values() if row.metric == metric and row.value is not None]
         points: Points = tuple(sorted((float(row.layer or 0), row.value or 0.0) for row in own))
         if points:
@@ -58,9 +58,9 @@ def _likeness(known: Mapping[Key, Row], run: str) -> Figure | None:
         return None
     panel = Panel(Group("merged against original", None), tuple(curves))
     with figures.canvas(SMALL, 0.64 * SMALL) as (figure, ax):
-        figures.blocks(panel, ax, xlabel="block", ylabel="likeness (1: the same)")
+        figures.blocks(panel, ax, xlabel="block", ylabel="alignment (1: identical)")
         svg = figures.svg(figure)
-    spoken = "; ".join(f"{one.arm.name} {', '.join(number(y) for _, y in one.mean)}" for one in curves)
-    n = next(row.n for row in known.values() if row.metric in LIKENESS)
+    alt_text = "; ".join(f"{one.arm.name} {', '.join(number(y) for _, y in one.mean)}" for one in curves)
+    n = next(row.n for row in known.values() if row.metric in ALIGNMENT)
     caption = f"Mean patch tokens of {n} unseen images: each block of the merged encoder against the original's."
-    return Figure(svg, "Merged against original, by block", caption, spoken)
+    return Figure(svg, "Merged against original, by block", caption, alt_text)

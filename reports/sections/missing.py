@@ -133,8 +133,8 @@ def _teacher(run: str, arms: Sequence[Arm]) -> str:
     return f" --teacher {shlex.quote(teacher)}" if teacher and teacher != own else ""
 
 
-def _gap(what: str, why: str, lacking: Sequence[str], command: Callable[[str], str]) -> Gap:
-    return Gap(what, why, command(lacking[0]), listing(lacking[1:]))
+def _gap(what: str, why: str, without: Sequence[str], command: Callable[[str], str]) -> Gap:
+    return Gap(what, why, command(without[0]), listing(without[1:]))
 
 
 def _absent_metrics(rows: Sequence[Row], arms: Sequence[Arm]) -> list[Gap]:
@@ -143,10 +143,10 @@ def _absent_metrics(rows: Sequence[Row], arms: Sequence[Arm]) -> list[Gap]:
     chosen = [row for row in rows if is_map_row(row) or is_curve_row(row)]
     for metric in dict.fromkeys(row.metric for row in chosen):
         have = {run_name(row) for row in chosen if row.metric == metric}
-        lacking = [run for arm in arms for run in arm.runs if run not in have]
-        if lacking:
-            why = f"no rows for {listing(lacking)}"
-            found.append(_gap(metric, why, lacking, partial(_measure, metric=metric, rows=rows, arms=arms)))
+        without = [run for arm in arms for run in arm.runs if run not in have]
+        if without:
+            why = f"no rows for {listing(without)}"
+            found.append(_gap(metric, why, without, partial(_measure, metric=metric, rows=rows, arms=arms)))
     return found
 
 
@@ -192,14 +192,14 @@ def _absent_pictures(media: Iterable[str], arms: Sequence[Arm], names: Sequence[
     found = []
     for kind, what in PICTURES.items():
         prefixes = {run: f"{run}/{kind}-" for run in names}
-        lacking = [run for run in names if not any(name.startswith(prefixes[run]) for name in have)]
-        if lacking:
-            why = f"no media/{kind}-<step>.png of {listing(lacking)}"
+        without = [run for run in names if not any(name.startswith(prefixes[run]) for name in have)]
+        if without:
+            why = f"no media/{kind}-<step>.png of {listing(without)}"
             found.append(
                 _gap(
                     what,
                     why,
-                    lacking,
+                    without,
                     partial(_sweep_with_teacher, arms=arms) if kind == "pca" else sweep,
                 )
             )

@@ -33,9 +33,9 @@ def draw(found: Probed, records: Records) -> Figure:
         "Both change as a model trains, so a correlation along one training is no cause: compare the lines, "
         "not the points of one line."
     )
-    spoken = "; ".join(
+    alt_text = "; ".join(
         f"{trace.arm.name} from ({number(trace.mean[0][0])}, {number(trace.mean[0][1])}) "
         f"to ({number(trace.mean[-1][0])}, {number(trace.mean[-1][1])})"
         for trace in found.traces
     )
-    return Figure(svg, f"{quality} against {metric}", caption, f"{metric} and {quality}: {spoken}")
+    return Figure(svg, f"{quality} against {metric}", caption, f"{metric} and {quality}: {alt_text}")

@@ -15,7 +15,7 @@ from repa_eval.reports.numbers.compare import EARLY, Comparison, compare, early
 from repa_eval.reports.numbers.frames import Map, Panel, groups_of, is_curve_row, without_merged
 from repa_eval.reports.numbers.pairs import Spread, spread
 from repa_eval.reports.numbers.protocols import Records, difference, field
-from repa_eval.reports.numbers.reach import Reach, reach
+from repa_eval.reports.numbers.time_to_reach import TimeToReach, time_to_reach
 from repa_eval.reports.numbers.words import listing, number, over_seeds, plural
 from repa_eval.reports.page import Page
 from repa_eval.reports.sections.shared.alignment_summary import Item, representation_items
@@ -85,7 +85,7 @@ def _lead(results: Sequence[Comparison | None], panel: Panel, arms: Sequence[Arm
 def _overview(results: Sequence[Comparison]) -> str:
     """Return one sentence for many arms; their items hold the numbers."""
     words = {"better": "better", "worse": "worse", "mixed": "no clear difference"}
-    named = {word: [one.arm.name for one in results if one.verdict == key] for key, word in words.items()}
+    named = {word: [one.arm.name for one in results if one.outcome == key] for key, word in words.items()}
     found = "; ".join(f"{word}: {listing(names)}" for word, names in named.items() if names)
     return f"Compared with {results[0].other.name} in {results[0].group.metric}: {found}."
 
@@ -97,9 +97,9 @@ def headline(result: Comparison) -> str:
     ratio = ratio_text(result)
     word = result.direction or "higher"
     opposite = "higher" if word == "lower" else "lower"
-    if result.verdict == "better":
+    if result.outcome == "better":
         return f"{arm} has {word} {metric} than {other} at {result.better} of {points}, {ratio}."
-    if result.verdict == "worse":
+    if result.outcome == "worse":
         return f"{arm} is worse than {other}: its {metric} is {opposite} at {result.worse} of {points}, {ratio}."
     return f"No clear difference in {metric}: {arm} is better than {other} at {result.better} of {points}, {ratio}."
 
@@ -131,7 +131,7 @@ def _arm_items(result: Comparison | None, panel: Panel, page: Page, arm: Arm, ba
         since = f"{name} is better from the first evaluation (step {result.lasting:.0f}) to the last."
     else:
         since = f"{name} is better at every evaluation from step {result.lasting:.0f} on."
-    arrival = reach(panel, rows, page.timing, arm, baseline)
+    arrival = time_to_reach(panel, rows, page.timing, arm, baseline)
     if arrival is not None:
         since = f"{since} {reach_text(arrival, arm, baseline)}"
     return [Item("By how much", by_how_much), Item("From when", since)]
@@ -163,7 +163,7 @@ def change(own: float, base: float) -> str:
     return f"{number(100 * abs(own - base) / base, 2)} % {word}"
 
 
-def reach_text(arrival: Reach, arm: Arm, baseline: Arm) -> str:
+def reach_text(arrival: TimeToReach, arm: Arm, baseline: Arm) -> str:
     """Return when the arm first has the baseline's last value, in steps and in seconds."""
     goal = f"{baseline.name}'s final value ({number(arrival.target)})"
     if arrival.step is None:

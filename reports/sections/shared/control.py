@@ -65,7 +65,7 @@ def _credit(result: Comparison | None, own: Comparison, arm: Arm, control: Arm) 
     if result is None:
         return ""
     metric = own.group.metric
-    if result.verdict != "better":
+    if result.outcome != "better":
         return f"{arm.name} shows no gain in {metric} that would need an explanation."
     whole, part = gain(result), gain(own)
     if whole is None or part is None or whole <= 0:

@@ -12,7 +12,7 @@ from repa_eval.results import Row
 
 
 @dataclass(frozen=True)
-class Reach:
+class TimeToReach:
     """When an arm first has the other's last value."""
 
     target: float
@@ -25,7 +25,7 @@ class Reach:
     second_shares: tuple[float, ...] = ()  # of the other's seconds; empty if a clock is missing
 
 
-def reach(panel: Panel, rows: Sequence[Row], timing: Sequence[Row], arm: Arm, other: Arm) -> Reach | None:
+def time_to_reach(panel: Panel, rows: Sequence[Row], timing: Sequence[Row], arm: Arm, other: Arm) -> TimeToReach | None:
     """Return when the arm first has the last value of the other; None if nothing can be compared."""
     lower = panel.direction == "lower"
     targets, steps, lasts, ends = [], [], [], []
@@ -48,7 +48,7 @@ def reach(panel: Panel, rows: Sequence[Row], timing: Sequence[Row], arm: Arm, ot
         return None
     complete = len(steps) == len(targets)
     timed = complete and len(seconds) == len(steps) and all(base > 0 for _, base in seconds)
-    return Reach(
+    return TimeToReach(
         target=_average(targets),
         step=_average(steps) if complete else None,
         last_step=_average(lasts),

@@ -317,8 +317,8 @@ def test_a_report_of_captions_begins_with_them() -> None:
         ("caption_digits", 0.75), ("caption_digits_base", 0.5), ("fd_pixels", 2.0), ("fd_pixels_base", 1.5)
     )]  # fmt: skip
     page = render(rows, protocols=records_of(rows))
-    assert "soft: without guidance 0.75 of the digits are those of the caption, 0.5 with the frozen model alone" in page
-    assert "Fréchet distance on pixels is 2.00 and 1.50" in page
+    assert "soft: without guidance, 0.75 of the digits match the caption (frozen model: 0.5)" in page
+    assert "Fréchet distance on pixels is 2.00 (frozen model: 1.50)" in page
     assert "without guidance" not in render(rows[:1], protocols=records_of(rows))
 
 

@@ -186,7 +186,7 @@ def test_copies_of_training_images_are_found(tmp_path: Path, monkeypatch: pytest
     assert np.array_equal(tiles[:, :10], tiles[:, 10:20])  # beside each copy stands its original
     words = json.loads(picture.with_suffix(".json").read_text())
     assert (words["rows"], words["columns"], words["tile"]) == (["cosine 1.000"] * 10, 6, 10)
-    assert "of 100 samples those most like one of 12000 real images" in words["caption"]
+    assert "samples (of 100) closest to one of 12000 real images" in words["caption"]
     assert copies.done(6, rows)
     assert not copies.done(6, rows[:1])
     picture.unlink()

@@ -351,7 +351,7 @@ def test_what_a_side_file_says_is_escaped():
 
 def test_quality_against_the_probe_is_drawn_or_its_absence_explained(page):
     assert "<h4>fd_digits against probe_accuracy</h4>" in page
-    assert "a correlation along one training is no cause" in page
+    assert "correlation along one curve is not evidence of causation" in page
     inputs = small(metrics=("fd_digits", "probe_accuracy"))
     rows = [row for row in inputs["rows"] if row.metric == "fd_digits" or row.step == 1500]
     text = render(**inputs | {"rows": rows})

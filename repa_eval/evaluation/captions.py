@@ -38,8 +38,8 @@ FRAME, BETWEEN = 96, 3  # grey between images; white pixels between one strength
 Array = np.ndarray[Any, Any]
 # name of a number -> (which values are better, half a sentence on it, as the report explains it)
 MEANINGS = {
-    "caption_digits": ("higher", "share of the digits of samples that are those of the caption, by a judge"),
-    "caption_both": ("higher", "share of samples whose digits are all those of the caption, by a judge"),
+    "caption_digits": ("higher", "share of digits in samples that match the caption, as read by a classifier"),
+    "caption_both": ("higher", "share of samples whose digits all match the caption, as read by a classifier"),
     "caption_rank1": ("higher", "share of held-out images whose true caption has the lowest denoising error"),
     "fd_pixels": ("lower", "Fréchet distance on the pixels"),
 }

@@ -48,8 +48,8 @@ def nearest_picture(
         framed = np.pad(np.concatenate(images), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=96)
         rows.append(np.concatenate(list(framed), axis=-1))
     words = {
-        "caption": f"First column: of {made.n} samples those most like one of {seen.n} real images ({real.name}). "
-        f"Beside each: its {index.shape[1]} nearest, by the cosine of the features of extractor {judge.name}.",
+        "caption": f"Left: the {len(rows)} samples (of {made.n}) closest to one of {seen.n} real images ({real.name}). "
+        f"Right: the {index.shape[1]} nearest real images, by cosine similarity of {judge.name} features.",
         "rows": names,
         "columns": 1 + index.shape[1],
         "tile": rows[0].shape[-2],

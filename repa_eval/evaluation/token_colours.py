@@ -63,7 +63,7 @@ def token_colours(
     picture = np.concatenate([np.concatenate(list(framed(row)), axis=-1) for row in rows], axis=-2)
     words = {
         "caption": f"First three principal components of token features as colours, t = {t:g}, null label, the mean of "
-        "each position subtracted. Colours compare tokens within a row, not rows with each other.",
+        "each position subtracted. Each row has its own components: compare colours within a row, not between rows.",
         "rows": ["image", *sources],
         "columns": count,
         "tile": side + 2 * GAP,

@@ -55,9 +55,9 @@ class Interpolations(PictureMonitor):
         between = images_between(model, bank, pairs, self.run.sampler(PREVIEW_STEPS, seed=1)).numpy()
         starts, ends = (self._train_images(rows) for rows in zip(*pairs, strict=True))
         words = {
-            "caption": "Each row leads from one snippet of the memory bank to another by linear interpolation, always "
-            "with the same noise. The first and the last image are the training images of the two snippets; those "
-            "between are generated.",
+            "caption": "Each row interpolates linearly from one snippet of the memory bank to another, with the same "
+            "noise throughout. The first and last image are the training images of the two snippets; the others are "
+            "generated.",
             "rows": [f"{a} to {b}" for a, b in pairs],
             "columns": between.shape[1] + 2,
             "tile": between.shape[-1] + 2 * GAP,

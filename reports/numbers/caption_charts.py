@@ -47,7 +47,7 @@ def charts(rows: Sequence[Row], arms: Sequence[Arm], records: Records) -> list[C
 
 
 def lead_of(rows: Sequence[Row], arms: Sequence[Arm]) -> str:
-    """Return what a report of captions alone says first: faithfulness and its price; empty if neither was measured."""
+    """Return the first sentence of a report of captions only: digits that match, and the distance; or nothing."""
     sentences = []
     for run in (run for arm in arms for run in arm.runs):
         own = [row for row in rows if run_name(row) == run and row.value is not None]
@@ -55,11 +55,12 @@ def lead_of(rows: Sequence[Row], arms: Sequence[Arm]) -> str:
         values = {row.metric: number(row.value) for row in own if row.step == last}
         if last is None or "caption_digits" + FROZEN not in values:
             continue
-        told = f"{run}: without guidance {values['caption_digits']} of the digits are those of the caption, "
-        told += f"{values['caption_digits' + FROZEN]} with the frozen model alone"
+        text = f"{run}: without guidance, {values['caption_digits']} of the digits match the caption "
+        text += f"(frozen model: {values['caption_digits' + FROZEN]})"
         if {"fd_pixels", "fd_pixels" + FROZEN} <= set(values):
-            told += f"; the Fréchet distance on pixels is {values['fd_pixels']} and {values['fd_pixels' + FROZEN]}"
-        sentences.append(f"{told}.")
+            text += f"; the Fréchet distance on pixels is {values['fd_pixels']} "
+            text += f"(frozen model: {values['fd_pixels' + FROZEN]})"
+        sentences.append(f"{text}.")
     return " ".join(sentences)
 
 

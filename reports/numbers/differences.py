@@ -10,7 +10,7 @@ from repa_eval.reports.numbers.frames import Group, Map
 from repa_eval.reports.numbers.pairs import Spread, pairs_of, spread
 from repa_eval.reports.numbers.profiles import by_group
 
-MOST_NOISE = 0.3  # timesteps up to this one: above it the small images of the embedded data hold little
+MOST_NOISE = 0.3  # timesteps up to this one: above it the small images of the bundled data hold little
 
 
 @dataclass(frozen=True)

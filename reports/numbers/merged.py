@@ -41,7 +41,7 @@ def merges(rows: Sequence[Row], records: Records) -> list[Merge]:
 
 
 def lead_of(found: Sequence[Merge]) -> str:
-    """Return what a report of merged encoders alone says first: speed and accuracy together."""
+    """Return the first sentences of a report that holds merged encoders only: speed and accuracy together."""
     return " ".join(f"{one.run}, merged: {' '.join(one.sentences[1:])}" for one in found)
 
 
@@ -98,7 +98,7 @@ def _sentences(known: Mapping[Key, Row], records: Records) -> list[str]:
     told = []
     if apart:
         told.append(
-            f"The merged form is the training form up to rounding: relative difference {number(max(apart), 2)}."
+            f"The merged form equals the training form up to rounding: relative difference {number(max(apart), 2)}."
         )
     speed = known.get(("speedup", None))
     against = field(records, speed.protocol if speed else None, "original") or "the original"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MINUS = "\N{MINUS SIGN}"
-MORE = {"alignment": "more alike", "structure": "more spatial structure"}  # kinds that are no quality of their own
+MORE = {"alignment": "more similar", "structure": "more spatial structure"}  # kinds that are no quality of their own
 ORDER = (
     "fid", "fd_dinov2", "fd_digits", "sfid", "fd_", "kid", "cmmd", "inception_score", "is_", "precision", "recall",
     "density", "coverage", "vendi", "cknna", "cka", "mutual_knn", "probe_accuracy", "knn_accuracy",

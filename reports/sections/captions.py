@@ -34,7 +34,7 @@ def draw(chart: Chart, records: Records) -> Figure:
     accuracy = field(records, protocol, "judge_accuracy")
     among = field(records, protocol, "num_candidates")
     parts = [conditions(chart.panel.group, records)]
-    parts += [f"Judge: {judge}, right on {accuracy} of held-out digits."] if judge else []
+    parts += [f"Classifier: {judge}, right on {accuracy} of held-out digits."] if judge else []
     parts += [f"Chance is 1/{among} = {number(1 / int(among))}."] if among else []
     parts += ["Dashed: the frozen model."] if any(curve.arm.dashed for curve in chart.panel.curves) else []
     return Figure(svg, chart.title, " ".join(filter(None, parts)), alt_text(chart))

@@ -12,8 +12,8 @@ from repa_eval.reports.page import Page
 @section(
     order=82,
     anchor="interpolations",
-    title="Between snippets of the memory bank",
-    name="Between snippets",
+    title="Interpolations between snippets of the memory bank",
+    name="Interpolations",
     grids=("interpolation",),
 )
 def build(page: Page) -> dict[str, Any] | None:

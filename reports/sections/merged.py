@@ -41,7 +41,7 @@ def _times(known: Mapping[Key, Row], records: Records) -> Figure | None:
     parts += [f"batch {facts['batch_size']}" if facts["batch_size"] else None]
     parts += [f"original: {facts['original']}" if facts["original"] else None]
     rounds = next(row.n for row in found.values() if row is not None)
-    caption = f"Medians of {rounds} rounds in which the forms took turns; {', '.join(filter(None, parts))}."
+    caption = f"Medians of {rounds} rounds, the forms taking turns; {', '.join(filter(None, parts))}."
     label = "; ".join(f"{name} {number(value)} ms" for name, value in bars)
     return Figure(svg, "Time per image", caption, label)
 

@@ -1,4 +1,4 @@
-"""What a reader might look for and not find: why it is not there, and the command that makes it."""
+"""What a reader may look for in vain: why it is missing, and the command that produces it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def missing(
     records: Records | None = None,
     media: Iterable[str] = (),
 ) -> list[Gap]:
-    """Return everything that a reader might look for and not find. media: names of the pictures at hand."""
+    """Return everything that a reader may look for in vain. media: names of the pictures at hand."""
     names = [run for arm in arms for run in arm.runs]
     found = [
         Gap(f"run {name}", f"status is {facts['status']!r}, so its last rows may be missing", _resume(name))
@@ -85,11 +85,11 @@ def missing(
         found += _absent_pictures(media, arms, names)
     found += _without_clock(rows, curves, arms)
     if not curves and names:
-        found.append(_gap("training curves", "no log.jsonl beside the results; training writes it", names, _again))
+        found.append(_gap("training curves", "no log.jsonl with the results; training writes it", names, _again))
     return found
 
 
-# probes that are taken on request only, and how they are asked for
+# probes measured on request only, with the name of their --kinds
 FURTHER_PROBES = {"linear_bn_accuracy": "linear-bn", "logistic_accuracy": "logistic"}
 
 
@@ -107,7 +107,7 @@ def _resume(run: str) -> str:
 
 
 def _again(run: str, to: str = "") -> str:
-    """Return the command that trains the run's recipe once more, into a folder beside it."""
+    """Return the command that trains the run's recipe once more, into another folder."""
     return f"repa-train --recipe {shlex.quote(f'{run}/recipe.yaml')} --out {shlex.quote(to or f'{run}-again')}"
 
 
@@ -155,7 +155,7 @@ def _absent_kinds(rows: Sequence[Row], arms: Sequence[Arm], names: Sequence[str]
     metrics = {row.metric for row in rows if is_map_row(row)}
     found = []
     if not any(is_curve_row(row) for row in rows):
-        found.append(_gap("sample quality", "no rows of whole checkpoints", names, sweep))
+        found.append(_gap("sample quality", "no rows of sample quality", names, sweep))
     if not metrics - set(PROBES):
         why = "no rows with a layer and a timestep"
         found.append(
@@ -174,7 +174,7 @@ def _absent_kinds(rows: Sequence[Row], arms: Sequence[Arm], names: Sequence[str]
 
 
 def _absent_levels(rows: Sequence[Row], arms: Sequence[Arm], names: Sequence[str], records: Records) -> list[Gap]:
-    """Return the probes that have no teacher's level to stand beside."""
+    """Return the probes for which the teacher itself was not measured."""
     found = []
     for group in sorted(split(row for row in rows if is_map_row(row) and row.metric in PROBES), key=Group.order):
         if teacher_levels(rows, group, records):
@@ -218,7 +218,7 @@ def _without_clock(rows: Sequence[Row], curves: Sequence[Row], arms: Sequence[Ar
 
 
 def _nulls(rows: Sequence[Row]) -> list[Gap]:
-    """Return the values that are no numbers, with the reason recorded beside them; measuring again would not help."""
+    """Return the values that are no numbers, with the recorded reason; measuring again would not help."""
     grouped: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if row.value is None:

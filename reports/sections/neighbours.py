@@ -1,4 +1,4 @@
-"""The samples closest to training images, beside those."""
+"""The samples closest to a training image, and the nearest training images of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from repa_eval.reports.page import Page
 @section(
     order=84,
     anchor="neighbours",
-    title="Samples beside their nearest training images",
+    title="Samples and their nearest training images",
     name="Neighbours",
     grids=("neighbours",),
 )

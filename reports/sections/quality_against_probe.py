@@ -30,8 +30,8 @@ def draw(found: Probed, records: Records) -> Figure:
     steps = listing(str(step) for step in dict.fromkeys(step for trace in found.traces for step in trace.steps))
     caption = (
         f"A point is one checkpoint (steps {steps}), lines follow training. {conditions(found.panel.group, records)} "
-        "Both change as a model trains, so a correlation along one training is no cause: compare the lines, "
-        "not the points of one line."
+        "Both improve with training, so correlation along one curve is not evidence of causation: compare the curves, "
+        "not the points of one curve."
     )
     alt_text = "; ".join(
         f"{trace.arm.name} from ({number(trace.mean[0][0])}, {number(trace.mean[0][1])}) "

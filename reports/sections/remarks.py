@@ -1,4 +1,4 @@
-"""The notes recorded beside numbers, e.g. that n is small for a metric."""
+"""The notes recorded with numbers, e.g. that n is small for a metric."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from repa_eval.reports.page import Page
 from repa_eval.results import Row
 
 
-@section(order=120, anchor="remarks", title="Remarks recorded beside the numbers", name="Remarks")
+@section(order=120, anchor="remarks", title="Notes recorded with the numbers", name="Notes")
 def build(page: Page) -> dict[str, Any] | None:
     """Return every note once."""
     found = remarks(page.rows)

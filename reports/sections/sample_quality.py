@@ -47,13 +47,14 @@ def protocol_notes(rows: Iterable[Row], records: Records) -> list[str]:
         if len(found) > 1:
             by_text.setdefault((len(found), difference(found, records)), []).append(metric)
     return [
-        f"{', '.join(metrics)}: measured under {count} protocols, which differ in {fields}; never drawn in one curve."
+        f"{', '.join(metrics)}: measured under {count} protocols, which differ in {fields}. "
+        "Each curve shows one protocol."
         for (count, fields), metrics in by_text.items()
     ]
 
 
 def values(panels: Sequence[Panel]) -> list[dict[str, Any]]:
-    """Return every curve as a table: for those who want the numbers."""
+    """Return every curve as a table: steps as rows, arms as columns."""
     tables = []
     for panel in panels:
         columns = [dict(curve.mean) for curve in panel.curves]

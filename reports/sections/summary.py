@@ -212,7 +212,7 @@ def seeds_items(results: dict[str, Comparison | None], arms: Sequence[Arm]) -> l
     if not pairs:
         return []
     if max(pairs.values()) == 1:
-        text = "One training seed per arm: differences between arms have no error bar here."
+        text = "One training seed per model: differences between models have no error bar."
         return [Item("Seeds", text)]
     parts = []
     for result in filter(None, results.values()):
@@ -264,5 +264,5 @@ def _mean_ends(seeds: Sequence[Sequence[tuple[float, float]]]) -> tuple[tuple[fl
 def _without_quality(arms: Sequence[Arm], maps: Sequence[Map]) -> str:
     names = listing(arm.name for arm in arms) or "No run is named in the table"
     if maps:
-        return f"{names}: no sample quality measured at two steps or more; the layer by timestep maps are below."
-    return f"{names}: nothing measured at two steps or more, so there is nothing to compare yet."
+        return f"{names}: no sample quality was measured at two steps or more; the layer by timestep maps are below."
+    return f"{names}: nothing was measured at two steps or more, so there is nothing to compare yet."

@@ -1,4 +1,4 @@
-"""What a control arm says about the gain of the treated ones, e.g. alignment to a teacher with random weights."""
+"""What a control says about the gain of the treated ones, e.g. alignment to a teacher with random weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def control_text(
     own = results.get(control.name)
     what = introduction(control)
     if own is None:
-        return f"{what} It has no {panel.group.metric} that could be compared, so the cause of a gain stays open."
+        return f"{what} Its {panel.group.metric} cannot be compared, so the cause of a gain remains open."
     metric, word = own.group.metric, own.direction or "higher"
     found = own.spread
     ratio = ""
@@ -69,17 +69,17 @@ def _credit(result: Comparison | None, own: Comparison, arm: Arm, control: Arm) 
         return f"{arm.name} shows no gain in {metric} that would need an explanation."
     whole, part = gain(result), gain(own)
     if whole is None or part is None or whole <= 0:
-        return f"The cause of {arm.name}'s gain stays open: there is no ratio to compare."
+        return f"There is no ratio to compare, so the cause of {arm.name}'s gain remains open."
     share = part / whole
     if share >= ALL_OF_IT:
         amount = "at least as much" if share >= 1 else "nearly as much"
         return (
-            f"The control gains {amount}, so {arm.name}'s gain in {metric} must not be credited "
-            "to what its teacher has learned."
+            f"The control gains {amount}, so {arm.name}'s gain in {metric} cannot be attributed "
+            "to what its teacher learned."
         )
     if share >= NONE_OF_IT:
         return (
             f"The control shows {100 * share:.0f} % of {arm.name}'s gain (in log ratio): "
-            "at most the rest can be credited to what the teacher has learned."
+            "at most the rest can be attributed to what the teacher learned."
         )
     return f"The control does not show {arm.name}'s gain, so it does not explain that gain away."

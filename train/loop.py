@@ -7,7 +7,6 @@ processes, and a resumed run equals one that never stopped.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import threading
@@ -28,7 +27,7 @@ from repa_eval.interfaces.architecture import find_preset
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import load_data
 from repa_eval.interfaces.method import Batch, Method, name_of
-from repa_eval.interfaces.teacher import Teacher, load_teacher
+from repa_eval.interfaces.teacher import Teacher
 from repa_eval.results import Row
 from repa_eval.runtime import seeding
 from repa_eval.train import batches, resumption, stages, state, whole_batch
@@ -83,7 +82,7 @@ def train(
     lock = state.lock_run(run) if accelerator.is_main_process else contextlib.nullcontext()
 
     images = load_data(settings.data, settings.split)
-    teachers = _teachers(recipe, accelerator.device)
+    teachers = [teacher.load().to(accelerator.device) for teacher in recipe.teachers]
     resolved = stages.resolve_stages(recipe, images, teachers)
     recipe = resolved[-1].recipe
     position = resumption.position_of(run, resolved, checkpoint, allow_changed_plugin=allow_changed_plugin)
@@ -161,12 +160,6 @@ def _evaluate(
     if writer and step and (step == settings.max_steps or _due(step, settings.evaluation.eval_every)):
         for monitor in monitors:
             writer.rows(monitor(step, conventions.as_project_convention(ema.eval())))
-
-
-def _teachers(recipe: Recipe, device: torch.device) -> list[Teacher]:
-    """Return the teachers that the method asks for; the file of weights is the first one's."""
-    named = itertools.zip_longest(recipe.method.teachers(), [recipe.settings.teacher_weights])
-    return [load_teacher(name, file).to(device) for name, file in named if name]
 
 
 def build(recipe: Recipe, images: ImageSource, teachers: Sequence[Teacher]) -> tuple[Recipe, Objective]:

@@ -17,7 +17,7 @@ from repa_eval.interfaces.architecture import MODELS, architectures_for, find_pr
 from repa_eval.interfaces.extractor import EXTRACTORS
 from repa_eval.interfaces.images import DATA, find_layout
 from repa_eval.interfaces.method import METHODS, Method, name_of
-from repa_eval.interfaces.teacher import TEACHERS, registered_name
+from repa_eval.interfaces.teacher import TEACHERS, RecordedTeacher, recorded_teachers, registered_name
 from repa_eval.plugin_files.loading import Plugin
 from repa_eval.plugin_files.records import naming_plugins, records_of
 from repa_eval.train.optim import Average, Optim
@@ -66,10 +66,21 @@ class Recipe:
     model: str  # a size, such as SiT-XL/2
     architecture: Any  # the config of that model
 
+    @property
+    def teachers(self) -> tuple[RecordedTeacher, ...]:
+        """The method's teachers with their files of weights."""
+        return recorded_teachers(self.method.teachers(), self.settings.teacher_weights)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved tree: what recipe.yaml, a checkpoint and --dry-run show."""
-        systems = list(self.method.systems)
-        head = {"name": self.name, "method": name_of(self.method), "systems": systems, "model": self.model}
+        head = {
+            "name": self.name,
+            "method": name_of(self.method),
+            "systems": list(self.method.systems),
+            "model": self.model,
+            "teachers": [{"name": teacher.name, "weights": teacher.weights} for teacher in self.teachers],
+            "aligned_layer": self.method.aligned_layer(),
+        }
         tree = {"options": to_dict(self.method), "architecture": to_dict(self.architecture)}
         plugins = self.plugins()
         return {**head, **to_dict(self.settings), **tree, **({"plugins": plugins} if plugins else {})}
@@ -101,7 +112,8 @@ def _plugin_of_data(spec: str) -> Plugin | None:
     return next((DATA.plugin_of(name) for name, layout in DATA.items() if layout is chosen), None)
 
 
-DERIVED = ("systems", "plugins")  # follow from the method and the rest; a resolved recipe shows them
+# follow from the method and the rest: a resolved recipe shows them, none is read
+DERIVED = ("systems", "teachers", "aligned_layer", "plugins")
 
 
 def builtin_recipes() -> dict[str, Path]:

@@ -14,12 +14,12 @@ from repa_eval.errors import UserError, first_line
 from repa_eval.interfaces.method import name_of
 from repa_eval.plugin_files.records import recorded_in, refuse_changed
 from repa_eval.train import state
-from repa_eval.train.recipe import Recipe
+from repa_eval.train.recipe import DERIVED, Recipe
 from repa_eval.train.stages import ResolvedStage, stage_at
 
 # what a resumed run may change without becoming another run; the hashes of plug-ins are compared on their own
 FREE_ON_RESUME = frozenset(
-    {"max_steps", "checkpoint_every", "log_every", "num_workers", "description", "name", "plugins"}
+    {"max_steps", "checkpoint_every", "log_every", "num_workers", "description", "name", *DERIVED}
 )
 
 

@@ -23,7 +23,7 @@ from repa_eval.features.model_state import preserved, unwrapped
 from repa_eval.interfaces.checkpoint_layout import Checkpoint
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import DATA, held_out_split, load_data
-from repa_eval.interfaces.teacher import Teacher, class_tokens_by, load_teacher, split_names
+from repa_eval.interfaces.teacher import RecordedTeacher, Teacher, class_tokens_by, load_teacher, split_names
 from repa_eval.runtime.device import choose_device
 
 Model = Checkpoint | nn.Module | str | Path
@@ -43,6 +43,16 @@ class OpenedModel:
     def recorded(self, key: str) -> Any:
         """Return an option of the method that trained the checkpoint, None if it is not recorded."""
         return None if self.checkpoint is None else self.checkpoint.option(key)
+
+    @property
+    def teachers(self) -> tuple[RecordedTeacher, ...]:
+        """The teachers that the checkpoint was trained with, if they are recorded."""
+        return () if self.checkpoint is None else self.checkpoint.teachers
+
+    @property
+    def aligned_layer(self) -> int | None:
+        """The block that was aligned in training, if it is recorded."""
+        return None if self.checkpoint is None else self.checkpoint.aligned_layer
 
     @property
     def interpolant(self) -> Interpolant:
@@ -103,13 +113,9 @@ def open_teachers(given: Teachers | None, opened: OpenedModel | None, device: to
     What is loaded here is put on `device`; a Teacher stays where it is. UserError if there is none.
     """
     if given is None:
-        names = split_names((opened.recorded("enc_type") if opened else None) or "")
-        if not names:
+        if opened is None or not opened.teachers:
             raise UserError("no teacher is recorded for this model: name one, such as teacher='digits-vit'")
-        assert opened is not None
-        assert opened.checkpoint is not None
-        files = [opened.checkpoint.recipe.get("teacher_weights"), *[None] * (len(names) - 1)]
-        return [load_teacher(name, file).to(device) for name, file in zip(names, files, strict=True)]
+        return [teacher.load().to(device) for teacher in opened.teachers]
     several = [given] if isinstance(given, nn.Module | str | Path) else list(given)
     found: list[Teacher] = []
     for one in several:
@@ -153,5 +159,5 @@ def class_tokens_of(opened: OpenedModel, teachers: Teachers | None) -> Callable[
     """
     if not opened.model.has_class_token:
         return None
-    given = None if opened.recorded("enc_type") else teachers
+    given = None if opened.teachers else teachers
     return class_tokens_by(open_teachers(given, opened, opened.device or device_of(opened.model))[0])

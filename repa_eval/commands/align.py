@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from repa_eval.commands.shared.checkpoint import data_of
+from repa_eval.commands.shared.checkpoint import data_of, teachers_of
 from repa_eval.commands.shared.session import CacheOptions, Session, SessionOptions, cache_options, session
 from repa_eval.console.app import Command, example
 from repa_eval.console.option_groups import flag, option_group
@@ -108,8 +108,9 @@ def _measure(current: Session, grid: GridOptions, options: AlignOptions) -> list
     from repa_eval.interfaces.metric import SPATIAL
     from repa_eval.interfaces.teacher import load_teacher, split_names
 
-    names = split_names(grid.teacher_name or current.opened.option("enc_type") or "")
-    if not names:
+    weights = options.teacher_weights
+    teachers = teachers_of(current.opened, grid.teacher_name, None if weights is None else str(weights))
+    if not teachers:
         raise UserError(f"{current.opened.path} records no teacher: name one with --teacher, such as digits-vit")
     data_name = data_of(current.opened, grid.data_name)
     images = load_data(data_name, options.split or held_out_split(data_name)).head(options.num_images)
@@ -118,8 +119,8 @@ def _measure(current: Session, grid: GridOptions, options: AlignOptions) -> list
     of_images = [name for name in wanted if name not in of_tokens]
     others = [load_teacher(name).to(current.device) for name in split_names(options.against)]
     rows = _token_structure(current, None, images, of_tokens)
-    for name in names:
-        teacher = load_teacher(name, options.teacher_weights).to(current.device)
+    for recorded in teachers:
+        teacher = recorded.load().to(current.device)
         rows += _token_structure(current, teacher, images, of_tokens)
         rows += _alignment(current, teacher, others, images, of_images, options)
     return rows

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repa_eval.commands.shared.checkpoint import data_of
+from repa_eval.commands.shared.checkpoint import data_of, teachers_of
 from repa_eval.commands.shared.session import CacheOptions, Session, SessionOptions, cache_options, session
 from repa_eval.console.app import Command, example
 from repa_eval.console.option_groups import flag, option_group
@@ -90,7 +90,6 @@ def command(
 
 
 def _measure(current: Session, grid: GridOptions, options: ProbeOptions) -> list[Row]:
-    from repa_eval.interfaces.teacher import load_teacher, split_names
     from repa_eval.probes.grid import probe, teacher_level
     from repa_eval.probes.splits import probe_splits
 
@@ -105,8 +104,8 @@ def _measure(current: Session, grid: GridOptions, options: ProbeOptions) -> list
         "with_confusion": options.confusion,
     }
     rows = probe(current.model, splits, layers=current.layers, timesteps=current.times, columns=current.columns, **fit)
-    for name in split_names(grid.teacher_name or opened.option("enc_type") or ""):
-        teacher = load_teacher(name).to(current.device)
+    for recorded in teachers_of(opened, grid.teacher_name):
+        teacher = recorded.load().to(current.device)
         rows += teacher_level(teacher, splits, columns={"run": opened.run}, **fit)
     return rows
 

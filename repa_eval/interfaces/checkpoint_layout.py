@@ -14,6 +14,7 @@ from repa_eval.diffusion import behaviour
 from repa_eval.diffusion.conventions import unwrap
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
+from repa_eval.interfaces.teacher import RecordedTeacher, recorded_teachers, split_names
 from repa_eval.plugin_files.records import describe_records, recorded_in
 from repa_eval.registry import Registry
 
@@ -83,6 +84,20 @@ class Checkpoint:
         """Return a recorded option of the method, or None."""
         return self.recipe.get("options", {}).get(key)
 
+    @property
+    def teachers(self) -> tuple[RecordedTeacher, ...]:
+        """The encoders that the model was trained with, none where the file names none."""
+        recorded = self.recipe.get("teachers")
+        if recorded is None:  # a file of an official trainer, or of ours before the teachers were recorded
+            return recorded_teachers(split_names(self.option("enc_type") or ""), self.recipe.get("teacher_weights"))
+        return tuple(RecordedTeacher(**teacher) for teacher in recorded)
+
+    @property
+    def aligned_layer(self) -> int | None:
+        """The block that was aligned with a teacher, None where the file names none."""
+        layer: int | None = self.recipe.get("aligned_layer", self.option("encoder_depth"))
+        return layer
+
     def columns(self) -> dict[str, Any]:
         """Return the columns of a row that say which checkpoint it is of."""
         return {
@@ -113,8 +128,8 @@ class Checkpoint:
             "class_token": diffusion and network.has_class_token,
             "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
             "convention": " or ".join(str(model.native) for model in self.models) if diffusion else None,
-            "teacher": self.option("enc_type"),
-            "encoder_depth": self.option("encoder_depth"),
+            "teacher": ",".join(teacher.name for teacher in self.teachers) or None,
+            "encoder_depth": self.aligned_layer,
             **({} if memory is None else {"memory_bank": memory.describe()}),
             **self.facts,
             **({"plugins": describe_records(recorded)} if (recorded := recorded_in(self.recipe)) else {}),

@@ -76,7 +76,7 @@ def load_teacher(name: str, weights: str | Path | None = None) -> Teacher:
     """Return the frozen teacher called `name`; `weights` is a file that replaces its own."""
     path = None if weights is None else Path(weights)
     if path is not None and not path.is_file():
-        raise UserError(f"teacher weights {str(weights)!r} do not exist")
+        raise UserError(f"teacher weights {str(weights)!r} do not exist; name the file of {name}, or another teacher")
     if Path(name).suffix in FILES or (Path(name).is_file() and name not in TEACHERS.names()):
         return _from_file(name, path).freeze()
     return TEACHERS.get(registered_name(name))(name, path).freeze()
@@ -86,6 +86,23 @@ def registered_name(name: str) -> str:
     """Return the name that the builder of a teacher is registered under: "timm:NAME" for "timm:vit_base"."""
     kind, colon, _ = name.partition(":")
     return f"{kind}:NAME" if colon else name
+
+
+@dataclass(frozen=True)
+class RecordedTeacher:
+    """A teacher as a run records it: its name, and the file that replaced its weights, if one did."""
+
+    name: str
+    weights: str | None = None
+
+    def load(self) -> Teacher:
+        """Return the frozen teacher with these weights; UserError if the file does not exist."""
+        return load_teacher(self.name, self.weights)
+
+
+def recorded_teachers(names: Sequence[str], weights: str | None) -> tuple[RecordedTeacher, ...]:
+    """Return the teachers of a run; weights: the file that replaces those of the first."""
+    return tuple(RecordedTeacher(name, None if place else weights) for place, name in enumerate(names))
 
 
 def _from_file(name: str, weights: Path | None) -> Teacher:

@@ -19,7 +19,7 @@ from repa_eval.features.foreign import foreign_features
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import Images, held_out_split, load_data
 from repa_eval.interfaces.metric import ALIGNMENT
-from repa_eval.interfaces.teacher import Teacher, load_teacher, split_names
+from repa_eval.interfaces.teacher import Teacher
 from repa_eval.models.encoders.repa_vit import RePaViT
 from repa_eval.models.shared.encoder import Encoder
 from repa_eval.probes import grid
@@ -57,8 +57,7 @@ class Pair:
 
 def original_of(opened: Any) -> Teacher | None:
     """Return the teacher that a converted encoder was made from, None where the file names none."""
-    names = split_names(opened.option("enc_type") or "")
-    return load_teacher(names[0], opened.recipe.get("teacher_weights")) if names else None
+    return opened.teachers[0].load() if opened.teachers else None
 
 
 def images_of(config: Any, data_name: str | None, count: int) -> ImageSource:

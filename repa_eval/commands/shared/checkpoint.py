@@ -35,16 +35,30 @@ def class_tokens_of(opened: Any, device: str, given: str | None) -> Any:
 
     It is that of the teacher the checkpoint was trained with; where the file names none, of the first of `given`.
     """
-    from repa_eval.interfaces.teacher import class_tokens_by, load_teacher, split_names
+    from repa_eval.interfaces.teacher import class_tokens_by, recorded_teachers, split_names
 
     if not measurable(opened).has_class_token:
         return None
-    recorded = split_names(opened.option("enc_type") or "")
-    names = recorded or split_names(given or "")
-    if not names:
+    teachers = opened.teachers or recorded_teachers(split_names(given or ""), None)
+    if not teachers:
         raise UserError(f"{opened.path} reads a teacher's class token: name the teacher with --teacher")
-    weights = opened.recipe.get("teacher_weights") if recorded else None
-    return class_tokens_by(load_teacher(names[0], weights).to(device))
+    return class_tokens_by(teachers[0].load().to(device))
+
+
+def teachers_of(opened: Any, given: str | None, weights: str | None = None) -> tuple[Any, ...]:
+    """Return the teachers to compare with: those named, else those that the checkpoint was trained with.
+
+    weights: a file in place of the weights of each that is named, and of the first that is recorded. A recorded
+    teacher has the weights that it had in training.
+    """
+    from repa_eval.interfaces.teacher import RecordedTeacher, split_names
+
+    if given:
+        return tuple(RecordedTeacher(name, weights) for name in split_names(given))
+    first, *others = opened.teachers or (None,)
+    if first is None:
+        return ()
+    return (RecordedTeacher(first.name, weights or first.weights), *others)
 
 
 def block_numbers(text: str, opened: Any) -> list[int]:
@@ -52,7 +66,7 @@ def block_numbers(text: str, opened: Any) -> list[int]:
     from repa_eval.diffusion.layers import layer_numbers
 
     depth = measurable(opened).depth
-    return layer_numbers(text, depth, aligned=opened.option("encoder_depth"), what="--layer")
+    return layer_numbers(text, depth, aligned=opened.aligned_layer, what="--layer")
 
 
 def run_columns(opened: Any) -> dict[str, Any]:

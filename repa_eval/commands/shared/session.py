@@ -66,7 +66,7 @@ class Session:
     @property
     def aligned(self) -> int | None:
         """The block that was aligned in training, where the checkpoint says it."""
-        return self.opened.option("encoder_depth")  # type: ignore[no-any-return]
+        return self.opened.aligned_layer  # type: ignore[no-any-return]
 
 
 @contextmanager

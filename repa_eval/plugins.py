@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from repa_eval.checkpoints.shared.recognise import from_state as from_state
     from repa_eval.config import option as option
+    from repa_eval.diffusion.guidance import Guidance as Guidance
+    from repa_eval.diffusion.guidance import guided_velocity as guided_velocity
     from repa_eval.diffusion.interpolant import Interpolant as Interpolant
     from repa_eval.diffusion.model import DiffusionModel as DiffusionModel
     from repa_eval.diffusion.model import check_taps as check_taps
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from repa_eval.interfaces.metric import spatial_metric as spatial_metric
     from repa_eval.interfaces.monitor import Monitor as Monitor
     from repa_eval.interfaces.monitor import monitor as monitor
+    from repa_eval.interfaces.sampler import SamplerSettings as SamplerSettings
+    from repa_eval.interfaces.sampler import sampler as sampler
     from repa_eval.interfaces.section import section as section
     from repa_eval.interfaces.teacher import Teacher as Teacher
     from repa_eval.interfaces.teacher import Tokens as Tokens
@@ -65,6 +69,7 @@ if TYPE_CHECKING:
 MODULES: dict[str, tuple[str, ...]] = {
     "checkpoints.shared.recognise": ("from_state",),
     "config": ("option",),
+    "diffusion.guidance": ("Guidance", "guided_velocity"),
     "diffusion.interpolant": ("Interpolant",),
     "diffusion.model": ("DiffusionModel", "check_taps"),
     "errors": ("Failure", "UserError"),
@@ -76,6 +81,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "interfaces.method": ("Batch", "Method", "Stage", "method"),
     "interfaces.metric": ("alignment_metric", "sample_metric", "spatial_metric"),
     "interfaces.monitor": ("Monitor", "monitor"),
+    "interfaces.sampler": ("SamplerSettings", "sampler"),
     "interfaces.section": ("section",),
     "interfaces.teacher": ("Teacher", "Tokens", "teacher"),
     "metrics.shared.checks": ("undefined",),

@@ -23,6 +23,7 @@ from repa_eval.interfaces.architecture import find_preset
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import Images, load_data
 from repa_eval.interfaces.method import METHODS, Batch
+from repa_eval.interfaces.sampler import SamplerSettings
 from repa_eval.interfaces.teacher import Teacher, load_teacher
 from repa_eval.train import batches, loop
 from repa_eval.train.recipe import Recipe, builtin_recipes, read_recipe, resolve
@@ -37,6 +38,13 @@ SMALL = {
     "depth": 2, "hidden_size": 32, "num_heads": 2, "projector_dim": 32, "stem_size": 8, "encoder_depth": 1,
     "student_layers": [1, 2], "l2r_depth": 1, "stage1_steps": 2,
 }  # fmt: skip
+
+
+def sampling(**given: Any) -> SamplerSettings:
+    """Settings of a sampler, its own options written among the common ones."""
+    common = {field.name for field in fields(SamplerSettings)}
+    own = {name: value for name, value in given.items() if name not in common}
+    return SamplerSettings(**{name: value for name, value in given.items() if name in common}, options=own)
 
 
 def recipe_of(method: str) -> str:

@@ -322,10 +322,12 @@ def test_inspect(work: Path) -> None:
     assert json.loads(repa_eval("inspect", work / "judge.pt", "--json").stdout)["num_heads"] is None
 
 
-@pytest.mark.parametrize("kind", ["methods", "metrics", "models", "teachers", "extractors", "recipes", "data"])
+@pytest.mark.parametrize(
+    "kind", ["methods", "metrics", "models", "teachers", "extractors", "samplers", "recipes", "data"]
+)
 def test_list(kind: str) -> None:
     known = {"methods": "repa", "metrics": "cknna", "models": "SiT-XL/2", "teachers": "digits-vit"}
-    known |= {"extractors": "inception", "recipes": "digits-repa", "data": "digits"}
+    known |= {"extractors": "inception", "samplers": "transport", "recipes": "digits-repa", "data": "digits"}
     listed = json.loads(repa_eval("list", kind, "--json").stdout)
     assert known[kind] in listed
     assert all(text and "\n" not in text for text in listed.values()), listed

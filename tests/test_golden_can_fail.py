@@ -22,9 +22,9 @@ from repa_eval.models.shared.layers import Attention, modulate, sincos_table
 from repa_eval.models.shared.soft_tokens import SoftTokens
 from repa_eval.models.shared.token_hosts import UNetHost
 from repa_eval.models.sit_reg import SiTCls
-from repa_eval.sampling.flow import edit_flow, guided
+from repa_eval.sampling.samplers.flow import edit_flow, guided
 from repa_eval.sampling.samplers.repa import sample_ode
-from repa_eval.sampling.samplers.sde import sample_sde
+from repa_eval.sampling.samplers.shared.sde import sde_step
 from repa_eval.train.contrastive_loss import contrastive_losses, flow_pair, pair_errors, scaled_linear_schedule
 from repa_eval.train.methods.erw import ERW, fading
 from repa_eval.train.methods.gmem import GMem
@@ -45,8 +45,8 @@ CHANGES: dict[str, tuple[str, Callable[..., Any], str, str]] = {
     "guidance judged at t_next": (
         "repa/sample_ode_euler_cfg", sample_ode, "guidance.applies(now)", "guidance.applies(after)",
     ),
-    "the score's sign": ("repa/sample_sde", sample_sde, "velocity - 0.5 * diffusion", "velocity + 0.5 * diffusion"),
-    "the SDE's w = t": ("repa/sample_sde", sample_sde, "diffusion = 2 * now", "diffusion = now"),
+    "the score's sign": ("repa/sample_sde", sde_step, "velocity - 0.5 * diffusion", "velocity + 0.5 * diffusion"),
+    "the SDE's w = t": ("repa/sample_sde", sde_step, "diffusion = 2 * now", "diffusion = now"),
     "head count halved": (
         "repa/sit_forward_a", Attention.heads,
         "3, self.num_heads, width // self.num_heads)", "3, self.num_heads // 2, 2 * width // self.num_heads)",

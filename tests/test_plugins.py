@@ -150,6 +150,17 @@ def measure_extractor(work: Path, words: list[str]) -> None:
     assert metrics_of(repa_eval("fid", "--samples", work / "made", *chosen, *words)) == {"fd_profiles"}
 
 
+def sample_by_sampler(work: Path, words: list[str]) -> None:
+    chosen = ["--sampler", "crowded", "--num", 4, "--num-steps", 2, "--out", "made", "--json", *QUICK]
+    made = repa_eval("sample", "--ckpt", work / "repa.pt", *chosen, "--sampler-option", "power=3", *words)
+    assert made.exit_code == 0, made.stderr
+    code = sha256(Path("mine_of_this_test.py").read_bytes()).hexdigest()
+    wanted = {"sampler": "crowded", "power": 3.0, "path_type": None, "sampler_sha256": code}
+    assert wanted.items() <= json.loads(made.stdout)["record"].items()
+    scored = repa_eval("fid", "--samples", "made", "--json", *QUICK)
+    assert metrics_of(scored)
+
+
 def monitor_run(work: Path, words: list[str]) -> None:
     often = ["eval_every=2", "evaluation.num_samples=8", "evaluation.num_steps=1"]
     done = repa_train("--method", "vanilla", *words, "--out", "out", *QUICK, *SMALL, *often, "split=val")
@@ -180,6 +191,7 @@ USES: dict[str, tuple[tuple[str, str], str, Callable[[Path, list[str]], None]]] 
     "data": (("data", "stripes"), example("data layout"), train_data),
     "metric": (("metrics", "token-spread"), example("metric"), measure_metrics),
     "extractor": (("extractors", "profiles"), example("extractor"), measure_extractor),
+    "sampler": (("samplers", "crowded"), example("sampler"), sample_by_sampler),
     "monitor": (("monitors", "weight-norm"), example("monitor"), monitor_run),
     "section of the report": (("sections", "fastest"), example("section of the report"), write_report),
     "checkpoint layout": (("layouts", "my-trainer"), example("checkpoint layout"), open_layout),

@@ -22,7 +22,7 @@ from repa_eval.metrics.inception_score import inception_score_adm, inception_sco
 from repa_eval.metrics.kid import kid, kid_subsets
 from repa_eval.metrics.precision_recall import precision_recall, realism
 from repa_eval.metrics.vendi import vendi_score
-from repa_eval.sampling.flow import flow_timesteps
+from repa_eval.sampling.samplers.flow import flow_timesteps
 from repa_eval.train.contrastive_loss import scaled_linear_schedule
 
 LINEAR = Interpolant(path_type="linear", prediction="v", weighting="uniform")

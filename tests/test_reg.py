@@ -174,7 +174,7 @@ def test_it_samples_latent_and_class_token_together(trained: tuple[int, Path]) -
     _, out = trained
     model = checkpoints.load(out / "checkpoints" / "0000006.pt").model
     for mode in ("ode", "sde"):
-        [(_, images, _)] = generate(model, range(3), SamplerSettings(num_steps=3, mode=mode), batch_size=4)
+        [(_, images, _)] = generate(model, range(3), SamplerSettings(num_steps=3, options={"mode": mode}), batch_size=4)
         assert images.shape == (3, 1, 8, 8)
 
 

@@ -14,31 +14,33 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import wake
+from helpers import sampling, wake
 from repa_eval.diffusion.conventions import NoisePrediction, ReversedTime
 from repa_eval.diffusion.ddpm_schedule import linear_schedule, losses, q_sample
 from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
+from repa_eval.interfaces import sampler as contract
+from repa_eval.interfaces.sampler import SAMPLERS, SamplerSettings, default_sampler
 from repa_eval.models.dit import DiT, DiTConfig
 from repa_eval.models.lightning_dit import LightningDiT, LightningDiTConfig
 from repa_eval.models.sit import SiT, SiTConfig
 from repa_eval.models.sit_reg import SiTCls, SiTClsConfig
+from repa_eval.models.text_to_image import MMDiTText, MMDiTTextConfig
 from repa_eval.runtime import seeding
-from repa_eval.sampling import families, flow
 from repa_eval.sampling.generate import chosen_of, generate, rows_of
+from repa_eval.sampling.samplers import flow
 from repa_eval.sampling.samplers.ddpm import sample_ddpm
 from repa_eval.sampling.samplers.joint import sample_joint_ode, sample_joint_sde
-from repa_eval.sampling.samplers.sde import sample_sde
+from repa_eval.sampling.samplers.repa import sample_sde
 from repa_eval.sampling.samplers.transport import (
     FORMS,
-    Transport,
+    TransportOptions,
     diffusion,
     sample_transport_ode,
     sample_transport_sde,
     transport_loss,
 )
-from repa_eval.sampling.settings import FAMILIES, UINT8, SamplerSettings, family_of, takes_snippets
 
 FREE = Guidance()
 WIDTHS: dict[str, Any] = {"input_size": 4, "hidden_size": 32, "depth": 2, "num_heads": 2}
@@ -73,8 +75,8 @@ KINDS = {"REPA": "repa", "REG": "joint", "SiT": "transport", "GMem": "transport"
 
 def pixels(model: Any, indices: Any, batch_size: int, **settings: Any) -> Tensor:
     """Images of any channel count, as the latents are."""
-    bank = BANK if takes_snippets(model) else None
-    chosen = SamplerSettings(**{"num_steps": 3, "transport": Transport(sampling_method=""), **settings})
+    bank = BANK if model.conditioning == "snippet" else None
+    chosen = sampling(**{"num_steps": 3, **settings})
     parts = generate(model, indices, chosen, batch_size=batch_size, snippets=bank)
     return torch.cat([images for _, images, _ in parts])
 
@@ -109,8 +111,8 @@ def labels(count: int) -> Tensor:
 
 def solve(method: str, num_steps: int) -> float:
     """The relative error at t = 1."""
-    options = Transport(sampling_method=method)
-    found = sample_transport_ode(Field(), ones(), labels(1), num_steps=num_steps, transport=options, guidance=FREE)
+    options = TransportOptions(sampling_method=method)
+    found = sample_transport_ode(Field(), ones(), labels(1), num_steps=num_steps, options=options, guidance=FREE)
     return abs(float(found) / math.exp(math.sin(2) / 2) - 1)
 
 
@@ -127,8 +129,8 @@ def test_the_solvers_are_those_of_torchdiffeq(method: str) -> None:
 
     model, y = small("SiT").network, labels(2)
     noise = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    options = Transport(sampling_method=method, timestep_shift=0.3)
-    ours = sample_transport_ode(model, noise, y, num_steps=5, transport=options, guidance=FREE)
+    options = TransportOptions(sampling_method=method, timestep_shift=0.3)
+    ours = sample_transport_ode(model, noise, y, num_steps=5, options=options, guidance=FREE)
     grid = torch.linspace(0, 1, 5, dtype=torch.float64)
     grid = 0.3 * grid / (1 - 0.7 * grid)
     field = lambda t, x: model(x.float(), t.float().expand(2), y)[0].double()  # noqa: E731
@@ -153,9 +155,9 @@ def test_dopri5_without_its_package_is_one_line(monkeypatch: pytest.MonkeyPatch)
 
 def test_dopri5_is_guided_where_it_looks_beyond_the_data() -> None:
     field = Field(constant=True)
-    options = Transport(sampling_method="dopri5")
+    options = TransportOptions(sampling_method="dopri5")
     sample_transport_ode(
-        field, ones(2), labels(2), num_steps=3, transport=options, guidance=Guidance(cfg_scale=3)
+        field, ones(2), labels(2), num_steps=3, options=options, guidance=Guidance(cfg_scale=3)
     )  # fmt: skip
     assert max(t for _, t in field.seen) > 1
     assert {size for size, _ in field.seen} == {4}
@@ -163,8 +165,8 @@ def test_dopri5_is_guided_where_it_looks_beyond_the_data() -> None:
 
 def test_transport_keeps_the_guidance_interval_in_this_projects_time() -> None:
     field, guidance = Field(), Guidance(cfg_scale=2, low=0.0, high=0.25)
-    options = Transport(sampling_method="euler")
-    sample_transport_ode(field, ones(3), labels(3), num_steps=5, transport=options, guidance=guidance)
+    options = TransportOptions(sampling_method="euler")
+    sample_transport_ode(field, ones(3), labels(3), num_steps=5, options=options, guidance=guidance)
     assert field.seen == [(3, 0.0), (3, 0.25), (3, 0.5), (6, 0.75)]  # guided near the data
 
 
@@ -204,9 +206,11 @@ def test_every_form_reaches_the_distribution_of_the_data(
     path_type: str, method: str, form: str, last_step: str
 ) -> None:
     path, draw = Interpolant(path_type=path_type), normals()
-    options = Transport(sampling_method=method, diffusion_form=form, last_step=last_step, last_step_size=0.01)
+    options = TransportOptions(
+        mode="sde", sampling_method=method, diffusion_form=form, last_step=last_step, last_step_size=0.01
+    )
     found = sample_transport_sde(
-        Gaussian(path), draw(), labels(1), num_steps=200, step_noise=draw, transport=options, interpolant=path,
+        Gaussian(path), draw(), labels(1), num_steps=200, step_noise=draw, options=options, interpolant=path,
         guidance=FREE,
     )  # fmt: skip
     assert spread(found) == pytest.approx((0.5, 0.5), abs=0.02)
@@ -214,15 +218,15 @@ def test_every_form_reaches_the_distribution_of_the_data(
 
 def test_forms_sizes_and_last_steps_all_matter() -> None:
     # on the linear path form linear is form sigma, and Tweedie's step is Euler's
-    base, path = Transport(diffusion_form="sigma"), Interpolant(path_type="cosine")
+    base, path = TransportOptions(mode="sde", diffusion_form="sigma"), Interpolant(path_type="cosine")
     others: list[dict[str, Any]] = [{"diffusion_form": form} for form in FORMS[1:]]
     others += [{"last_step": "Euler"}, {"last_step": "Tweedie"}, {"last_step_size": 0.05}, {"diffusion_norm": 0.9}]
     others += [{"sampling_method": "heun"}]
 
-    def sample(options: Transport) -> Tensor:
+    def sample(options: TransportOptions) -> Tensor:
         draw = normals(50)
         return sample_transport_sde(
-            Gaussian(path), draw(), labels(1), num_steps=6, step_noise=draw, transport=options, interpolant=path,
+            Gaussian(path), draw(), labels(1), num_steps=6, step_noise=draw, options=options, interpolant=path,
             guidance=FREE,
         )  # fmt: skip
 
@@ -240,7 +244,7 @@ def test_forms_sizes_and_last_steps_all_matter() -> None:
     ],
 )  # fmt: skip
 def test_diffusion_forms_a_quarter_from_the_noise(form: str, wanted: float) -> None:
-    options = Transport(diffusion_form=form, diffusion_norm=3.0)
+    options = TransportOptions(diffusion_form=form, diffusion_norm=3.0)
     assert diffusion(0.25, options, Interpolant(path_type="cosine")) == pytest.approx(wanted)
 
 
@@ -251,7 +255,7 @@ def test_tweedies_step_is_the_expected_data(path_type: str) -> None:
     field.register_forward_pre_hook(lambda _m, given: seen.append((given[0], float(given[1][0]))))
     found = sample_transport_sde(
         field, ones(3) * 2, labels(3), num_steps=3, step_noise=normals(3), interpolant=path, guidance=FREE,
-        transport=Transport(last_step="Tweedie", last_step_size=0.3),
+        options=TransportOptions(mode="sde", last_step="Tweedie", last_step_size=0.3),
     )  # fmt: skip
     x, t = seen[-1]
     assert t == pytest.approx(0.7)
@@ -266,7 +270,12 @@ def test_form_sigma_is_repas_sde_in_the_other_time() -> None:
         common: dict[str, Any] = {"num_steps": 7, "interpolant": Interpolant(), "guidance": guidance}
         theirs = sample_sde(model, noise, y, step_noise=normals(3, 3, 4, 4), **common)
         ours = sample_transport_sde(
-            ReversedTime(model), noise, y, step_noise=normals(3, 3, 4, 4), transport=Transport(), **common
+            ReversedTime(model),
+            noise,
+            y,
+            step_noise=normals(3, 3, 4, 4),
+            options=TransportOptions(mode="sde"),
+            **common,
         )
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -295,7 +304,7 @@ def test_transport_loss_is_zero_for_the_exact_velocity() -> None:
 )
 def test_transport_options_that_make_no_sense(given: dict[str, Any], text: str) -> None:
     with pytest.raises(UserError, match=text):
-        Transport(**given)
+        TransportOptions(**given)
 
 
 # --- DDPM
@@ -379,7 +388,7 @@ def test_three_of_four_channels_are_guided() -> None:
     assert guidance.mix(conditional, unconditional).flatten().tolist() == [4, 4, 4, 2]
     field = Field(constant=True)
     found = sample_transport_ode(
-        field, torch.zeros(2, 4, 1, 1), labels(2), num_steps=3, transport=Transport(sampling_method="euler"),
+        field, torch.zeros(2, 4, 1, 1), labels(2), num_steps=3, options=TransportOptions(sampling_method="euler"),
         guidance=guidance,
     )  # fmt: skip
     assert found[0].flatten().tolist() == pytest.approx([4, 4, 4, 2])
@@ -531,15 +540,38 @@ def test_editing_follows_the_difference_of_two_velocities() -> None:
         flow.edit_flow(source, source, ones(), timesteps, num_edited=5, step_noise=ones)
 
 
+def test_the_flow_sampler_is_for_models_of_text() -> None:
+    config = MMDiTTextConfig(**WIDTHS, in_channels=2, num_classes=3, captions=("a", "b", "c"), context_size=16)
+    model = awake(MMDiTText(config))
+    assert default_sampler(model) == "repa"  # whose numbers are in the tables
+    noise, y, seen = torch.randn(2, 2, 4, 4), torch.tensor([0, 2]), list[tuple[int, float]]()
+    model.register_forward_pre_hook(lambda _m, given: seen.append((len(given[0]), float(given[1][0]))))
+    settings = sampling(family="flow", num_steps=3, shift=2.0, guidance=Guidance(cfg_scale=2.5)).for_model(model)
+    ours = SAMPLERS.get("flow").integrate(model, noise, y, range(2), settings)
+    timesteps = flow.flow_timesteps(3, shift=2.0)
+    assert seen == [(4, pytest.approx(timestep / 1000)) for timestep in timesteps]
+    assert (settings.record()["nfe"], settings.record()["shift"], settings.uint8) == (3, 2.0, "round")
+
+    def branch(labels: Tensor) -> flow.Velocity:
+        return lambda x, timestep: model(x.float(), torch.full((2,), timestep / 1000), labels)[0].double()
+
+    velocity = flow.guided(branch(y), branch(torch.full_like(y, 3)), 2.5)
+    torch.testing.assert_close(ours, flow.sample_flow(velocity, noise.double(), timesteps), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="the sampler flow does not fit this model; choose repa, transport"):
+        sampling(family="flow").for_model(small("REPA"))
+    with pytest.raises(UserError, match=r"shift 0\.0: it must be above 0"):
+        sampling(family="flow", shift=0)
+
+
 # --- one way to all of them
 
 
 @pytest.mark.parametrize(("kind", "family"), KINDS.items())
 def test_a_model_tells_its_family(kind: str, family: str) -> None:
     model = small(kind)
-    assert family_of(model) == family
+    assert default_sampler(model) == family
     settings = SamplerSettings().for_model(model)
-    assert (settings.family, settings.uint8) == (family, UINT8[family])
+    assert (settings.family, settings.uint8) == (family, SAMPLERS.get(family).uint8)
     assert settings.guidance.channels == (3 if kind in ("SiT", "DiT") else None)
     assert SamplerSettings(uint8="floor").for_model(model).uint8 == "floor"
 
@@ -548,9 +580,9 @@ def test_a_model_tells_its_family(kind: str, family: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_bytes_depend_on_seed_index_and_batch_size_alone(kind: str, mode: str) -> None:
     model = small(kind)
-    options: dict[str, Any] = {"mode": mode, "guidance": Guidance(cfg_scale=1.5)}
+    options: dict[str, Any] = {"guidance": Guidance(cfg_scale=1.5), **({} if kind == "DiT" else {"mode": mode})}
     if kind != "GMem" or mode != "ode":  # dopri5 steps by the error of the whole batch
-        options["transport"] = Transport(sampling_method="euler")
+        options |= {"sampling_method": "euler"} if kind in ("SiT", "GMem") else {}
     whole = pixels(model, range(13), 5, **options)
     assert len(whole.flatten(1).unique(dim=0)) == 13
     for part in ([12], [3, 4], [11, 0, 7], range(6, 13)):
@@ -566,7 +598,7 @@ def test_class_token_and_latent_have_noises_of_their_own(monkeypatch: pytest.Mon
         streams.append(stream)
         return seeding.generators(seed, stream, indices)
 
-    monkeypatch.setattr(families, "generators", recording)
+    monkeypatch.setattr(contract, "generators", recording)
     pixels(model, range(2), 2, mode="sde", num_steps=2)
     assert streams == ["class noise", "step noise", "class step noise"]  # "noise" and "label" are generate's own
     assert torch.equal(inputs[0], seeding.normal(seeding.generators(0, "class noise", range(2)), (6,)))
@@ -598,19 +630,19 @@ def test_samplers_that_do_not_fit(kind: str, family: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"family": "edm"}, "family 'edm': choose repa, joint, transport, ddpm"),
+        ({"family": "edm"}, "family 'edm': choose ddpm, flow, joint, repa, transport"),
         ({"family": "transport", "heun": True}, "heun does not apply to the sampler transport"),
         ({"family": "ddpm", "num_steps": 1}, "num_steps 1: the sampler ddpm needs at least 2"),
         ({"balanced": True, "labels": (1,)}, "balanced labels or given labels: choose one"),
         (
-            {"family": "transport", "mode": "sde", "transport": Transport(sampling_method="dopri5")},
+            {"family": "transport", "mode": "sde", "sampling_method": "dopri5"},
             "sampling_method 'dopri5': with sde choose euler, heun",
         ),
     ],
 )
 def test_settings_that_make_no_sense(given: dict[str, Any], text: str) -> None:
     with pytest.raises(UserError, match=text):
-        SamplerSettings(**given)
+        sampling(**given)
 
 
 def test_given_labels() -> None:
@@ -627,7 +659,7 @@ def test_given_labels() -> None:
 def test_snippets_are_drawn_uniformly_and_normalised() -> None:
     model, told = small("GMem"), []
     model.network.condition_projection.register_forward_pre_hook(lambda _m, inputs: told.append(inputs[0]))
-    settings = SamplerSettings(num_steps=2, transport=Transport(sampling_method="euler"))
+    settings = sampling(num_steps=2, sampling_method="euler")
     [(_, _, rows)] = generate(model, range(6), settings, batch_size=6, snippets=BANK)
     assert torch.equal(rows, rows_of(range(6), 7, settings))
     torch.testing.assert_close(told[0], BANK[rows] / BANK[rows].norm(dim=1, keepdim=True))
@@ -654,15 +686,14 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "joint": [{"mode": "sde"}, {"heun": True}, {"cls_cfg_scale": 1.0}],
     "transport": [
         {"mode": "sde"},
-        *({"transport": Transport(**change)} for change in (
-            {"sampling_method": "heun2"}, {"timestep_shift": 0.3}, {"atol": 1e-3}, {"rtol": 1e-2}
-        )),
-        *({"mode": "sde", "transport": Transport(**change)} for change in (
+        {"sampling_method": "heun2"}, {"timestep_shift": 0.3}, {"atol": 1e-3}, {"rtol": 1e-2},
+        *({"mode": "sde", **change} for change in (
             {"sampling_method": "heun"}, {"diffusion_form": "linear"}, {"diffusion_norm": 2.0},
             {"last_step": "Euler"}, {"last_step_size": 0.1},
         )),
     ],
     "ddpm": [],
+    "flow": [{"shift": 1.0}],
 }  # fmt: skip
 COMMON: list[dict[str, Any]] = [
     {}, {"num_steps": 7}, {"guidance": Guidance(cfg_scale=2)}, {"balanced": True}, {"labels": (1,)}, {"seed": 1},
@@ -670,10 +701,10 @@ COMMON: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SAMPLERS.names())
 def test_every_setting_is_in_the_record(family: str) -> None:
-    own = [change for change in COMMON if change.get("uint8") != UINT8[family]]
-    records = [json.dumps(SamplerSettings(family=family, **change).record()) for change in [*own, *CHANGES[family]]]
+    own = [change for change in COMMON if change.get("uint8") != SAMPLERS.get(family).uint8]
+    records = [json.dumps(sampling(family=family, **change).record()) for change in [*own, *CHANGES[family]]]
     assert len(set(records)) == len(records)
     assert family == "repa" or all(json.loads(record)["sampler"] == family for record in records)
 
@@ -683,14 +714,14 @@ def test_every_setting_is_in_the_record(family: str) -> None:
     [
         ({"family": "joint"}, 50), ({"family": "joint", "heun": True}, 99), ({"family": "joint", "mode": "sde"}, 50),
         ({"family": "transport"}, "adaptive"), ({"family": "ddpm"}, 50),
-        ({"family": "transport", "transport": Transport(sampling_method="euler")}, 49),
-        ({"family": "transport", "transport": Transport(sampling_method="midpoint")}, 98),
+        ({"family": "transport", "sampling_method": "euler"}, 49),
+        ({"family": "transport", "sampling_method": "midpoint"}, 98),
         ({"family": "transport", "mode": "sde"}, 50),
-        ({"family": "transport", "mode": "sde", "transport": Transport(sampling_method="heun")}, 99),
+        ({"family": "transport", "mode": "sde", "sampling_method": "heun"}, 99),
     ],
 )  # fmt: skip
 def test_the_record_counts_network_calls(given: dict[str, Any], nfe: int | str) -> None:
-    settings = SamplerSettings(**given)
+    settings = sampling(**given)
     assert settings.record()["nfe"] == nfe
     kind = next(kind for kind, family in KINDS.items() if family == given["family"])
     if nfe == "adaptive":

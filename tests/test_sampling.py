@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from helpers import files_of, wake
+from helpers import files_of, sampling, wake
 from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.diffusion.model import DiffusionModel
@@ -21,8 +21,7 @@ from repa_eval.interfaces.images import to_uint8
 from repa_eval.models.sit import SiT, SiTConfig
 from repa_eval.sampling.generate import SamplerSettings, generate, labels_of
 from repa_eval.sampling.sample_files import SampleFolder, read_record, save_npz
-from repa_eval.sampling.samplers.repa import sample_ode
-from repa_eval.sampling.samplers.sde import sample_sde
+from repa_eval.sampling.samplers.repa import RepaOptions, sample_ode, sample_sde
 
 
 class Field(DiffusionModel):
@@ -61,7 +60,7 @@ def solve(num_steps: int, *, heun: bool = False) -> float:
 
 def pixels(model: nn.Module, indices: range | list[int], batch_size: int, **settings: object) -> Tensor:
     """uint8 images, one per index."""
-    parts = generate(model, indices, SamplerSettings(**{"num_steps": 4, **settings}), batch_size=batch_size)
+    parts = generate(model, indices, sampling(**{"num_steps": 4, **settings}), batch_size=batch_size)
     return torch.cat([images for _, images, _ in parts])
 
 
@@ -264,13 +263,13 @@ def test_labels() -> None:
 
 def test_the_record_holds_all_settings() -> None:
     guidance = Guidance(cfg_scale=1.5, low=0.1, high=0.9)
-    record = SamplerSettings(num_steps=7, heun=True, guidance=guidance, balanced=True, uint8="round", seed=3).record()
+    record = sampling(num_steps=7, heun=True, guidance=guidance, balanced=True, uint8="round", seed=3).record()
     assert record == {
         "sampler_mode": "ode", "sampler_seed": 3, "num_steps": 7, "solver": "heun", "uint8": "round",
         "path_type": "linear", "cfg_scale": 1.5, "guidance_interval": [0.1, 0.9], "labels": "balanced",
     }  # fmt: skip
     assert json.dumps(record)
-    noisy = SamplerSettings(mode="sde", interpolant=Interpolant(path_type="cosine")).record()
+    noisy = sampling(mode="sde", interpolant=Interpolant(path_type="cosine")).record()
     assert noisy["sampler_mode"] == "sde"
     assert noisy["path_type"] == "cosine"
     assert str(noisy["solver"]).startswith("euler-maruyama")
@@ -280,9 +279,11 @@ def test_settings_that_make_no_sense() -> None:
     with pytest.raises(UserError, match="num_steps 0: at least 1 step is needed"):
         SamplerSettings(num_steps=0)
     with pytest.raises(UserError, match="mode 'dpm': choose ode or sde"):
-        SamplerSettings(mode="dpm")
+        RepaOptions(mode="dpm")
+    with pytest.raises(UserError, match="mode: 'dpm' is not allowed; choose one of ode, sde"):
+        sampling(family="repa", mode="dpm")
     with pytest.raises(UserError, match="Heun steps belong to the ODE"):
-        SamplerSettings(mode="sde", heun=True)
+        sampling(family="repa", mode="sde", heun=True)
 
 
 # --- uint8

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from repa_eval.diffusion.conventions import REVERSED
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.diffusion.model import DiffusionModel, depth_of
 from repa_eval.features.hidden_states import model_record
 from repa_eval.interfaces.architecture import find_preset
 from repa_eval.interfaces.method import name_of
 from repa_eval.interfaces.monitor import Monitor
+from repa_eval.interfaces.sampler import DEFAULT, SAMPLERS, default_sampler
 from repa_eval.monitors.shared.run import EvaluatedRun, NetworkFacts, SampleRound
 from repa_eval.monitors.shared.suites import training_monitors
 from repa_eval.runtime.distributed import ALONE, Share
@@ -75,8 +77,19 @@ def _network_facts(recipe: Recipe) -> NetworkFacts:
     network: type[DiffusionModel] = find_preset(recipe.model)[0].build  # type: ignore[assignment]
     return NetworkFacts(
         depth=depth_of(recipe.architecture),
-        native=network.native,
+        sampler=_sampler_of(network),
         conditioning=network.conditioning,
         has_class_token=network.has_class_token,
         record=model_record(network),
     )
+
+
+def _sampler_of(network: type[DiffusionModel]) -> str:
+    """Return the sampler of all evaluations, "" for the default one where the protocols of runs do not name it.
+
+    The published sampler of a network in reversed time is another one; its numbers belong to another table.
+    """
+    if network.native == REVERSED:
+        return DEFAULT
+    chosen = SAMPLERS.get(default_sampler(network))
+    return chosen.name if chosen.named_in_runs else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from repa_eval.api.opening import Model, OpenedModel, device_of, lent, open_mode
 from repa_eval.diffusion.conventions import unwrap
 from repa_eval.diffusion.guidance import Guidance
 from repa_eval.errors import UserError
+from repa_eval.interfaces.sampler import SamplerSettings
 from repa_eval.runtime.hashing import digest_module
 from repa_eval.sampling.generate import bank_for, chosen_of, generate
 from repa_eval.sampling.sample_files import open_samples
-from repa_eval.sampling.settings import SamplerSettings
 from repa_eval.sampling.vae import decoder_for
 
 
@@ -24,8 +24,9 @@ def sample(
     num: int,
     out: str | Path,
     *,
+    sampler: str = "",
+    sampler_options: Mapping[str, Any] | None = None,
     num_steps: int = 50,
-    mode: str = "ode",
     cfg_scale: float = 1.0,
     guidance_low: float = 0.0,
     guidance_high: float = 1.0,
@@ -42,8 +43,9 @@ def sample(
     """Generate `num` images into a folder of PNG files or, with the suffix .npz, into one file; return its path.
 
     An image depends on the seed and its index alone. What an interrupted call left in `out` is kept and continued.
-    mode: ode or sde, by REPA's samplers or the model's own. cfg_scale: classifier-free guidance, 1 = none; it applies
-    where guidance_low <= t <= guidance_high. labels: these in turn; balanced: all classes equally often; else random.
+    sampler: a name of `repa-eval list samplers`, by default the model's own; sampler_options: {name: value} of what it
+    declares, such as {"mode": "sde"}. cfg_scale: classifier-free guidance, 1 = none; it applies where guidance_low <= t
+    <= guidance_high. labels: these in turn; balanced: all classes equally often; else random.
     settings: all of it at once, in place of the arguments before it. vae: folder or hub name of the AutoencoderKL that
     decodes latents, where the model does not decode them itself. batch_size: images per forward; an image may differ by
     one grey level between two batch sizes. The model is left in the mode and on the device that it was on.
@@ -53,7 +55,8 @@ def sample(
     opened = open_model(model, device)
     inner, target = opened.model, Path(out)
     chosen = settings or SamplerSettings(
-        mode=mode,
+        family=sampler,
+        options=sampler_options or {},
         num_steps=num_steps,
         interpolant=opened.interpolant,
         guidance=Guidance(cfg_scale=cfg_scale, low=guidance_low, high=guidance_high),

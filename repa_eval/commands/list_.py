@@ -53,6 +53,15 @@ def _extractors() -> Entries:
     yield from _described(EXTRACTORS)
 
 
+def _samplers() -> Entries:
+    from repa_eval.interfaces.sampler import SAMPLERS, Sampler
+
+    def described(sampler: Sampler) -> str:
+        return _first(sampler.integrate) + (f" [{', '.join(sampler.option_names)}]" if sampler.option_names else "")
+
+    yield from _described(SAMPLERS, described)
+
+
 def _recipes() -> Entries:
     from repa_eval.train.recipe import builtin_recipes, read_recipe
 
@@ -101,6 +110,7 @@ KINDS: dict[str, tuple[Callable[[], Entries], str]] = {
     "models": (_models, "sizes of the architectures"),
     "teachers": (_teachers, "frozen encoders"),
     "extractors": (_extractors, "networks whose features sample metrics compare"),
+    "samplers": (_samplers, "ways from noise to images, and their options"),
     "recipes": (_recipes, "recipes of repa-train"),
     "data": (_data, "data sets and layouts of images"),
     "layouts": (_layouts, "layouts of checkpoints that are recognised"),

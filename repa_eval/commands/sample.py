@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from repa_eval.commands.shared.checkpoint import open_checkpoint, run_columns
-from repa_eval.commands.shared.sample_options import open_bank, sampling, settings_for
+from repa_eval.commands.shared.sample_options import (
+    SamplerFlags,
+    SamplerOptions,
+    open_bank,
+    sampler_flags,
+    sampler_options,
+    settings_for,
+)
 from repa_eval.commands.shared.soft_tokens import TokenOptions, token_options, with_tokens
 from repa_eval.console.app import Command, example
+from repa_eval.console.option_groups import flag, option_group
 from repa_eval.console.options import (
     CheckpointOptions,
     ComputeOptions,
@@ -22,42 +31,57 @@ from repa_eval.console.options import (
 from repa_eval.errors import UserError
 from repa_eval.runtime.device import choose_device
 
+if TYPE_CHECKING:
+    from repa_eval.diffusion.model import DiffusionModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """How many images, and where they go."""
+
+    num: int = flag("--num", "--num-fid-samples", type=click.IntRange(min=1), default=50_000, help="images")
+    out: Path = flag("--out", required=True, type=click.Path(path_type=Path), help="folder of PNG files, or FILE.npz")
+    flat: bool = flag("--flat", is_flag=True, help="all PNG files in one folder; default: a folder per thousand")
+    vae: str | None = flag("--vae", help="decoder of latents: folder or hub name of an AutoencoderKL")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankOptions:
+    """The memory bank of a model that is conditioned on snippets."""
+
+    bank: Path | None = flag(
+        "--bank", type=click.Path(dir_okay=False, path_type=Path), help="GMem: memory bank; default: its own"
+    )
+    interpolate: str | None = flag(
+        "--interpolate", metavar="A,B", help="GMem: one PNG, from row A of the memory bank to row B"
+    )
+    interpolation: str = flag(
+        "--interpolation",
+        type=click.Choice(["linear", "spherical", "concat", "mask"]),
+        default="linear",
+        help="between the rows of --interpolate",
+    )
+
 
 @click.command(cls=Command)
 @checkpoint_options
-@click.option(
-    "--num", "--num-fid-samples", "num", type=click.IntRange(min=1), default=50_000, show_default=True, help="images"
-)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="folder of PNG files, or FILE.npz")
-@click.option("--flat", is_flag=True, help="all PNG files in one folder; default: a folder per thousand")
-@sampling
-@click.option("--balanced", is_flag=True, help="equally many images of every class; default: random labels")
-@click.option("--labels", help="these labels in turn, joined by commas")
-@click.option("--bank", type=click.Path(dir_okay=False, path_type=Path), help="GMem: memory bank; default: its own")
-@click.option("--interpolate", metavar="A,B", help="GMem: one PNG, from row A of the memory bank to row B")
-@click.option(
-    "--interpolation",
-    type=click.Choice(["linear", "spherical", "concat", "mask"]),
-    default="linear",
-    show_default=True,
-    help="between the rows of --interpolate",
-)
+@option_group("output", OutputOptions)
+@sampler_options
+@sampler_flags
+@option_group("memory", BankOptions)
 @token_options
-@click.option("--vae", help="decoder of latents: folder or hub name of an AutoencoderKL")
-@click.option(
-    "--uint8", type=click.Choice(["floor", "round"]), help="default: as published (REPA, REG floor; others round)"
-)
 @compute_options
 @json_option
 @example("repa-eval sample --ckpt runs/digits-repa/checkpoints/0001500.pt --num 2000 --out samples")
 def command(
     checkpoint: CheckpointOptions,
-    num: int,
-    out: Path,
+    output: OutputOptions,
+    options: SamplerOptions,
+    flags: SamplerFlags,
+    memory: BankOptions,
     soft_tokens: TokenOptions,
     compute: ComputeOptions,
     as_json: bool,
-    **given: Any,
 ) -> None:
     """Generate images; what an interrupted call left in --out is kept and continued.
 
@@ -65,8 +89,6 @@ def command(
     torchrun every process makes its share, and the files are the same bytes. (torchrun takes --num for an option of its
     own: say --num-fid-samples there.)
     """
-    import json
-
     import torch
 
     from repa_eval.commands.shared.interpolate import rows_between, write_between
@@ -79,32 +101,31 @@ def command(
     model = with_tokens(opened, soft_tokens.tokens)
     if not isinstance(model, DiffusionModel):
         raise UserError(f"{opened.path} holds {opened.model_name}, which generates no images")
-    settings = settings_for(model, opened, {**given, "seed": compute.seed})
-    snippets = bank_for(model, open_bank(given["bank"]))
+    settings = settings_for(model, opened, options, flags, compute.seed)
+    snippets = bank_for(model, open_bank(memory.bank))
     share = join(choose_device(compute.device))
-    decoder = decoder_for(model, given["vae"], share.device)
+    decoder = decoder_for(model, output.vae, share.device)
     record = {
         **_origin(opened),
         **settings.record(),
         **_of_tokens(model, soft_tokens),
         "dtype": checkpoint.dtype,
         "batch_size": compute.batch_size,
+        **({} if decoder is None else decoder.record()),
+        **({} if snippets is None else _bank_record(memory.bank)),
     }
-    rows = rows_between(given["interpolate"], snippets)
-    if decoder is not None:
-        record.update(decoder.record())
-    if snippets is not None:
-        record.update(_bank_record(given["bank"]))
+    rows = rows_between(memory.interpolate, snippets)
     model = model.to(device=share.device, dtype=getattr(torch, checkpoint.dtype))
     if rows is not None:
         if share.first:
-            told = write_between(model, snippets, rows, out, settings, given["interpolation"], decoder, record)
-            click.echo(json.dumps(told) if as_json else str(out))
+            made = write_between(model, snippets, rows, output.out, settings, memory.interpolation, decoder, record)
+            click.echo(json.dumps(made) if as_json else str(output.out))
         return
     sources = {"snippets": snippets, "decode": decoder, "batch_size": compute.batch_size}
-    _make(share, model, num, out, given["flat"], settings, sources, record, compute.quiet)
+    _make(share, model, output, settings, sources, record, compute.quiet)
     if share.first:
-        click.echo(json.dumps({"samples": str(out), "num": num, "record": record}) if as_json else str(out))
+        made = {"samples": str(output.out), "num": output.num, "record": record}
+        click.echo(json.dumps(made) if as_json else str(output.out))
 
 
 def _of_tokens(model: Any, options: TokenOptions) -> dict[str, Any]:
@@ -144,13 +165,11 @@ def _bank_record(file: Path | None) -> dict[str, Any]:
 
 def _make(
     share: Any,
-    model: Any,
-    num: int,
-    out: Path,
-    flat: bool,
+    model: DiffusionModel,
+    output: OutputOptions,
     settings: Any,
-    sources: Mapping[str, Any],
-    record: Mapping[str, Any],
+    sources: dict[str, Any],
+    record: dict[str, Any],
     quiet: bool,
 ) -> None:
     """Make this process's share of what is missing, and let the first process conclude."""
@@ -160,9 +179,9 @@ def _make(
     from repa_eval.sampling.sample_files import open_samples
 
     # the first process begins the record; the others find it there
-    target = open_samples(out, record, flat=flat) if share.first else None
-    missing = share.agree(None if target is None else target.missing(num))
-    target = target or open_samples(out, record, flat=flat)
+    target = open_samples(output.out, record, flat=output.flat) if share.first else None
+    missing = share.agree(None if target is None else target.missing(output.num))
+    target = target or open_samples(output.out, record, flat=output.flat)
     mine = share.of(missing, sources["batch_size"])
     hidden = True if quiet or not share.first else None
     with tqdm(total=len(mine), disable=hidden, leave=False) as bar:
@@ -171,4 +190,4 @@ def _make(
             bar.update(len(indices))
     share.wait()
     if share.first:
-        target.finish(chosen_of(range(num), model, settings, sources["snippets"]).numpy())
+        target.finish(chosen_of(range(output.num), model, settings, sources["snippets"]).numpy())

@@ -33,12 +33,17 @@ class Converted(DiffusionModel):
         self.conditioning = network.conditioning
         self.has_class_token = network.has_class_token
         self.times = network.times
+        self.one_grid = network.one_grid
         self.decodes = network.decodes
 
     @property
     def depth(self) -> int:
         """Number of blocks of the network."""
         return self.network.depth
+
+    def width(self, layer: int) -> int:
+        """Return the width of a layer of the network."""
+        return self.network.width(layer)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -167,3 +172,18 @@ def as_project_convention(model: Any) -> Any:
 def native_of(network: nn.Module) -> str:
     """Return the convention of a network, the project's where it is no diffusion model."""
     return network.native if isinstance(network, DiffusionModel) else VELOCITY
+
+
+def answers_velocity(model: DiffusionModel | type[DiffusionModel]) -> bool:
+    """Return whether the network answers the velocity of the latent, in either time, and nothing else."""
+    return model.native != EPSILON and not answers_two_velocities(model)
+
+
+def answers_two_velocities(model: DiffusionModel | type[DiffusionModel]) -> bool:
+    """Return whether the network answers the velocities of latent and class token."""
+    return model.has_class_token and model.native not in (EPSILON, REVERSED)
+
+
+def predicts_noise(model: DiffusionModel | type[DiffusionModel]) -> bool:
+    """Return whether the network predicts the noise of DDPM's steps."""
+    return model.native == EPSILON

@@ -35,17 +35,27 @@ class Guidance:
 
 
 def guided_velocity(
-    model: DiffusionModel, x: Tensor, t: float, labels: Tensor, guidance: Guidance, *, guided: bool, dtype: torch.dtype
+    model: DiffusionModel,
+    x: Tensor,
+    t: float,
+    labels: Tensor,
+    guidance: Guidance,
+    *,
+    guided: bool,
+    dtype: torch.dtype,
+    r: float | None = None,
 ) -> Tensor:
     """Return the velocity (B, C, H, W), float64, at state x (float64) and time t: u + cfg_scale (c - u) if guided.
 
     labels: (B,), or whatever else the model is conditioned on (GMem: snippets (B, D)). t runs as the model counts it.
+    r: the second time, for a model of two (`times`).
     """
     count = len(x)
     if guided:
         x, labels = torch.cat([x, x]), torch.cat([labels, null_of(model, labels)])
-    times = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
-    velocity = model(x.to(dtype), times.to(dtype), labels)[0].double()
+    times = torch.full((len(x),), t, dtype=torch.float64, device=x.device).to(dtype)
+    second = {} if r is None else {"r": torch.full_like(times, r)}
+    velocity = model(x.to(dtype), times, labels, **second)[0].double()
     return guidance.mix(velocity[:count], velocity[count:]) if guided else velocity
 
 

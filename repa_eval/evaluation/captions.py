@@ -20,13 +20,13 @@ from repa_eval.diffusion.guidance import Guidance
 from repa_eval.errors import UserError
 from repa_eval.evaluation.caption_classifier import PairJudge, pair_judge
 from repa_eval.interfaces.images import Images, in_memory, load_data, to_signed
+from repa_eval.interfaces.sampler import SamplerSettings
 from repa_eval.metrics.fid import frechet_distance
 from repa_eval.models.text_to_image import TextToImage
 from repa_eval.results import Row, make_row
 from repa_eval.runtime.seeding import generator, generators, normal
 from repa_eval.sampling.generate import generate
 from repa_eval.sampling.sample_files import png
-from repa_eval.sampling.settings import SamplerSettings
 
 TIMESTEPS = tuple(round(0.05 + 0.1 * i, 2) for i in range(10))  # the middles of ten bins
 SCALES = (1.0, 1.5, 3.0)

@@ -6,19 +6,18 @@ neighbours in every run at one batch size B, and its bytes cannot depend on what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
 from repa_eval.interfaces.images import to_uint8
+from repa_eval.interfaces.sampler import SamplerSettings
 from repa_eval.memory_bank.bank import Bank, FullBank, of_tensors
 from repa_eval.runtime.seeding import generators, integers, normal
-from repa_eval.sampling.families import integrate
-from repa_eval.sampling.settings import SamplerSettings, takes_snippets
 
 
 def labels_of(indices: Iterable[int], num_classes: int, settings: SamplerSettings) -> Tensor:
@@ -36,7 +35,7 @@ def rows_of(indices: Iterable[int], size: int, settings: SamplerSettings) -> Ten
 
 
 def generate(
-    model: Any,
+    model: DiffusionModel,
     indices: Iterable[int],
     settings: SamplerSettings,
     *,
@@ -65,19 +64,28 @@ def generate(
         yield batch, images[places], chosen[places]
 
 
-def chosen_of(indices: Iterable[int], model: Any, settings: SamplerSettings, snippets: Bank | None) -> Tensor:
+def integrate(
+    model: DiffusionModel, noise: Tensor, y: Tensor, indices: Sequence[int], settings: SamplerSettings
+) -> Tensor:
+    """Return latents (B, C, H, W), float64; settings must have been made `for_model`."""
+    return settings.sampler.integrate(model, noise, y, indices, settings)
+
+
+def chosen_of(
+    indices: Iterable[int], model: DiffusionModel, settings: SamplerSettings, snippets: Bank | None
+) -> Tensor:
     """Return what sample indices are conditioned on, int64: labels, or row numbers of the bank."""
     if snippets is not None:
         return rows_of(indices, len(snippets), settings)
     return labels_of(indices, model.num_classes, settings)
 
 
-def bank_for(model: Any, snippets: Bank | Tensor | None) -> Bank | None:
+def bank_for(model: DiffusionModel, snippets: Bank | Tensor | None) -> Bank | None:
     """Return the memory bank of a model that draws from one, the given one or its own, else None.
 
     UserError where there is none or it does not fit, and for a model that takes neither snippets nor labels.
     """
-    if not takes_snippets(model):
+    if model.conditioning != "snippet":
         if snippets is not None:
             raise UserError("this model is conditioned on labels: a memory bank (--bank) does not apply")
         if not model.num_classes:
@@ -96,7 +104,7 @@ def bank_for(model: Any, snippets: Bank | Tensor | None) -> Bank | None:
     return bank
 
 
-def own_bank(model: Any) -> Bank | None:
+def own_bank(model: DiffusionModel) -> Bank | None:
     """Return the memory bank that lies in a model's checkpoint, if one does."""
     memory = model.snippet_memory
     return None if memory is None else of_tensors(memory.tensors())

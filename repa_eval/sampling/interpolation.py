@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.interfaces.images import to_uint8
+from repa_eval.interfaces.sampler import SamplerSettings
 from repa_eval.memory_bank.bank import Bank
 from repa_eval.memory_bank.interpolation import interpolate
 from repa_eval.runtime.seeding import generators, integers, normal, uniform
-from repa_eval.sampling.families import integrate
-from repa_eval.sampling.settings import SamplerSettings
+from repa_eval.sampling.generate import integrate
 
 STEPS = 6  # images from one snippet to the other, both ends among them, as published
 
@@ -26,7 +26,7 @@ def pairs_of(count: int, size: int, seed: int) -> list[tuple[int, int]]:
 
 
 def images_between(
-    model: Any,
+    model: DiffusionModel,
     bank: Bank,
     pairs: Sequence[tuple[int, int]],
     settings: SamplerSettings,

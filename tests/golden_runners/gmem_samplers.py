@@ -14,9 +14,9 @@ from golden_runners.gmem import PATHS, lightning_dit
 from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.models.lightning_dit import LightningDiT, LightningDiTConfig
-from repa_eval.sampling.samplers.transport import Transport, sample_transport_ode, sample_transport_sde
+from repa_eval.sampling.samplers.transport import TransportOptions, sample_transport_ode, sample_transport_sde
 
-OPTIONS = {field.name for field in dataclasses.fields(Transport)}
+OPTIONS = {field.name for field in dataclasses.fields(TransportOptions)}
 
 
 @runner("gmem", "sampler")
@@ -24,13 +24,14 @@ def sampler(case: Case, arrays: Arrays) -> Arrays:
     config, model = case["config"], _network(case["config"], arrays["c"].shape[-1])
     sde = config["mode"] == "SDE"
     given = {key: config[key] for key in OPTIONS if config.get(key) is not None}
+    given["mode"] = config["mode"].lower()
     if sde:  # the json says in words that the shift is not used there
         given.pop("timestep_shift", None)
     times: list[float] = []
     model.register_forward_pre_hook(lambda _model, inputs: times.append(float(inputs[1][0])))
     z, snippets = torch.from_numpy(arrays["z"]), F.normalize(torch.from_numpy(arrays["c"]), dim=1)
     common: dict[str, Any] = {
-        "num_steps": config["num_steps"], "transport": Transport(**given), "guidance": Guidance(),
+        "num_steps": config["num_steps"], "options": TransportOptions(**given), "guidance": Guidance(),
     }  # fmt: skip
     path = Interpolant(path_type=PATHS[config.get("path_type", "Linear")])
     if sde:

@@ -17,8 +17,7 @@ from repa_eval.features.model_input import drawn
 from repa_eval.interfaces.image_source import LatentScale
 from repa_eval.interfaces.method import Batch
 from repa_eval.models.sit import SiT
-from repa_eval.sampling.samplers.repa import sample_ode
-from repa_eval.sampling.samplers.sde import sample_sde
+from repa_eval.sampling.samplers.repa import sample_ode, sample_sde
 from repa_eval.train import state
 from repa_eval.train.loop import Objective, update
 from repa_eval.train.methods.repa import Repa

@@ -12,7 +12,12 @@ from golden_runners import Arrays, Case, runner
 from golden_runners.repa import network
 from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
-from repa_eval.sampling.samplers.transport import Transport, sample_transport_ode, sample_transport_sde, transport_loss
+from repa_eval.sampling.samplers.transport import (
+    TransportOptions,
+    sample_transport_ode,
+    sample_transport_sde,
+    transport_loss,
+)
 
 PATHS = {"Linear": "linear", "GVP": "cosine"}
 
@@ -21,26 +26,26 @@ PATHS = {"Linear": "linear", "GVP": "cosine"}
 def transport(case: Case, arrays: Arrays) -> Arrays:
     model, num_steps = network(case["config"]["model"], case).eval(), case["config"]["num_steps"]
     z, y, x1, x0, t = (torch.from_numpy(arrays[name]) for name in ("z", "y", "x1", "x0", "t"))
-    known = {field.name for field in dataclasses.fields(Transport)}
+    known = {field.name for field in dataclasses.fields(TransportOptions)} - {"mode"}
     given = {key: value for key, value in case["config"].items() if key in known and value is not None}
     outputs: dict[str, Any] = {}
     for name in case["outputs"]:  # ode_SOLVER_PATH, sde_FORM_PATH, loss_PATH
         kind, *middle, path_name = name.split("_")
         path = Interpolant(path_type=PATHS[path_name])
         if kind == "ode":
-            options = Transport(**{**given, "sampling_method": "_".join(middle)})
-            outputs[name] = sample_transport_ode(
-                model, z, y, num_steps=num_steps, transport=options, guidance=Guidance()
-            )
+            options = TransportOptions(**{**given, "sampling_method": "_".join(middle)})
+            outputs[name] = sample_transport_ode(model, z, y, num_steps=num_steps, options=options, guidance=Guidance())
         elif kind == "sde":
             draws = iter(torch.from_numpy(arrays["step_noise"]))
+            chosen = {**given, "diffusion_form": "_".join(middle), **last_step(case, name)}
+            options = TransportOptions(mode="sde", **chosen)
             outputs[name] = sample_transport_sde(
                 model,
                 z,
                 y,
                 num_steps=num_steps,
                 step_noise=draws.__next__,
-                transport=Transport(**{**given, "diffusion_form": "_".join(middle), **last_step(case, name)}),
+                options=options,
                 interpolant=path,
                 guidance=Guidance(),
             )

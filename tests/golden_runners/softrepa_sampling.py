@@ -14,7 +14,7 @@ from golden_runners.fill import fill
 from golden_runners.sit_models import inputs
 from golden_runners.softrepa import KEPT, wrapped
 from repa_eval.models.shared.soft_tokens import SoftTokens
-from repa_eval.sampling.flow import Velocity, edit_flow, flow_timesteps, guided, sample_flow
+from repa_eval.sampling.samplers.flow import Velocity, edit_flow, flow_timesteps, guided, sample_flow
 
 
 def model_of(config: dict[str, Any]) -> SoftTokens:

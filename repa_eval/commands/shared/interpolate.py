@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from repa_eval.console.option_groups import given
 from repa_eval.errors import UserError
 from repa_eval.evaluation.tiles import side_by_side
 from repa_eval.runtime.files import write_atomic
@@ -18,7 +19,7 @@ from repa_eval.sampling.interpolation import STEPS, images_between
 def rows_between(text: str | None, bank: Any) -> tuple[int, int] | None:
     """Return the two rows of "A,B", None if nothing is given; UserError for anything else and without a bank."""
     if text is None:
-        if _given("interpolation"):
+        if given("interpolation"):
             raise UserError("--interpolation says how: name the two rows with --interpolate A,B")
         return None
     if bank is None:
@@ -45,13 +46,9 @@ def write_between(
     """Write the images side by side as a PNG, and beside it, in OUT.json, how they were made."""
     if out.suffix != ".png":
         raise UserError(f"--out {out}: --interpolate makes one picture, a .png")
-    count = int(click.get_current_context().params["num"]) if _given("num") else STEPS
+    count = int(click.get_current_context().params["num"]) if given("num") else STEPS
     [images] = images_between(model, bank, [rows], settings, steps=count, method=method, decode=decode)
     told = {**record, "labels": "between two snippets", "rows": list(rows), "interpolation": method}
     write_atomic(out.with_name(f"{out.name}.json"), json.dumps(told, indent=1) + "\n")
     write_atomic(out, side_by_side(images.numpy()))
     return {"picture": str(out), "num": count, "record": told}
-
-
-def _given(name: str) -> bool:
-    return click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT

@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repa_eval.diffusion.conventions import REVERSED
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.diffusion.model import Conditioning
 from repa_eval.features.capture import Capture, ClassTokens
+from repa_eval.interfaces.sampler import SamplerSettings
 from repa_eval.interfaces.teacher import Teacher, class_tokens_by, load_teacher
 from repa_eval.runtime.distributed import ALONE, Share
-from repa_eval.sampling.settings import SamplerSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkFacts:
     """What monitors need to know of a network before they see it: the facts that DiffusionModel has under these names.
 
+    sampler: name of the sampler of all evaluations; "": the model's default, which the protocol does not name.
     record: the protocol entries of the network (`model_record`).
     """
 
     depth: int
-    native: str
+    sampler: str
     conditioning: Conditioning
     has_class_token: bool
     record: Mapping[str, Any]
@@ -111,12 +111,8 @@ class EvaluatedRun:
         return [self.regular, self.final] if self.final and self.is_last(step) else [self.regular]
 
     def sampler(self, num_steps: int, **more: Any) -> SamplerSettings:
-        """Return the settings of the sampler that all runs are evaluated with: REPA's ODE, by Euler steps.
-
-        The published sampler of a model in reversed time is another one; its numbers belong to another table.
-        """
-        family = "repa" if self.network.native == REVERSED else ""
-        return SamplerSettings(num_steps=num_steps, interpolant=self.interpolant, family=family, **more)
+        """Return the settings of the sampler that the run is evaluated with, by default REPA's ODE by Euler steps."""
+        return SamplerSettings(num_steps=num_steps, interpolant=self.interpolant, family=self.network.sampler, **more)
 
     def sample_record(self, sampler: SamplerSettings) -> dict[str, Any]:
         """Return the protocol entries of samples of the model."""

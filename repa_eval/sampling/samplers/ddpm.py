@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from repa_eval.diffusion.conventions import predicts_noise, unwrap
 from repa_eval.diffusion.ddpm_schedule import linear_schedule, reverse
 from repa_eval.diffusion.guidance import Guidance, null_of
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
+from repa_eval.interfaces.sampler import SamplerSettings, named, sampler
+
+SOLVER = "ancestral, learned-range variance, linear betas, 1000 steps respaced evenly, no clipping"
+
+
+def record(settings: SamplerSettings) -> dict[str, object]:
+    """Return solver and network calls."""
+    return {**named(settings), "solver": SOLVER, "nfe": settings.num_steps}
+
+
+@sampler(
+    "ddpm",
+    applies=predicts_noise,
+    default_for=predicts_noise,
+    named_in_runs=False,
+    uint8="round",
+    guided_channels=3,  # of a latent's four
+    reads=(),
+    least_steps=2,
+    record=record,
+)
+def integrate(
+    model: DiffusionModel, noise: Tensor, y: Tensor, indices: Sequence[int], settings: SamplerSettings
+) -> Tensor:
+    """DiT's and U-DiT's, on respaced diffusion steps."""
+    return sample_ddpm(
+        unwrap(model),
+        noise,
+        y,
+        num_steps=settings.num_steps,
+        step_noise=settings.draws("step noise", indices, noise.shape[1:]),
+        guidance=settings.guidance,
+    )
 
 
 @torch.no_grad()

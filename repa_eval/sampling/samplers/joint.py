@@ -5,19 +5,77 @@ The published code samples by the SDE alone; the ODE here is our own (Euler or H
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from repa_eval.config import option
+from repa_eval.diffusion.conventions import answers_two_velocities
 from repa_eval.diffusion.guidance import Guidance, null_of
 from repa_eval.diffusion.interpolant import Interpolant
-from repa_eval.sampling.samplers.sde import LAST_STEP, score
+from repa_eval.diffusion.model import DiffusionModel
+from repa_eval.interfaces.sampler import SamplerSettings, named, sampler
+from repa_eval.sampling.samplers.shared.sde import MODES, check_steps, ode_times, sde_step, sde_times, solver_name
 
 Pair = tuple[Tensor, Tensor]  # latent (B, C, H, W) and class token (B, Z)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointOptions:
+    """Options of REG's sampler."""
+
+    mode: str = option("ode", help="ODE (not of the published code) or SDE of both states", choices=MODES)
+    heun: bool = option(False, help="ode: Heun instead of Euler steps")
+    cls_cfg_scale: float = option(0.0, help="guidance of the class token; 0 = it stays conditional")
+
+    def __post_init__(self) -> None:
+        check_steps(self.mode, heun=self.heun)
+
+
+def record(settings: SamplerSettings) -> dict[str, object]:
+    """Return solver, model calls and the scale of the class token."""
+    options: JointOptions = settings.options
+    solver = solver_name(options.mode, heun=options.heun)
+    solver += " (not of the published code)" if options.mode == "ode" else ""
+    nfe = 2 * settings.num_steps - 1 if options.heun else settings.num_steps
+    return {**named(settings), "solver": solver, "nfe": nfe, "cls_cfg_scale": options.cls_cfg_scale}
+
+
+@sampler(
+    "joint",
+    applies=answers_two_velocities,
+    default_for=answers_two_velocities,
+    named_in_runs=False,
+    options=JointOptions,
+    uint8="floor",
+    record=record,
+)
+def integrate(
+    model: DiffusionModel, noise: Tensor, y: Tensor, indices: Sequence[int], settings: SamplerSettings
+) -> Tensor:
+    """REG's, of latent and class token together."""
+    options: JointOptions = settings.options
+    width = (model.class_token_width,)
+    token = settings.draws("class noise", indices, width)().to(noise)
+    common: dict[str, Any] = {
+        "num_steps": settings.num_steps, "guidance": settings.guidance, "cls_cfg_scale": options.cls_cfg_scale,
+    }  # fmt: skip
+    if options.mode == "ode":
+        return sample_joint_ode(model, (noise, token), y, heun=options.heun, **common)
+    latent_draw = settings.draws("step noise", indices, noise.shape[1:])
+    token_draw = settings.draws("class step noise", indices, width)
+    return sample_joint_sde(
+        model,
+        (noise, token),
+        y,
+        step_noise=lambda: (latent_draw(), token_draw()),
+        interpolant=settings.interpolant,
+        **common,
+    )
 
 
 @torch.no_grad()
@@ -37,14 +95,13 @@ def sample_joint_sde(
     Times, drift and noise are those of `sample_sde`, for both states with the same t and independent noises.
     step_noise: gives the next standard normal draws, that of the latent first.
     """
-    times = [*torch.linspace(1.0, LAST_STEP, num_steps, dtype=torch.float64).tolist(), 0.0]
     state = [part.double() for part in noise]
     field = _Field(model, labels, guidance, cls_cfg_scale, noise[0].dtype)
-    for now, after in pairwise(times):
+    for now, after in pairwise(sde_times(num_steps)):
         velocities = field(state[0], state[1], now, guided=guidance.applies(now))
         draws = step_noise() if after > 0 else (None, None)
         state = [
-            _euler_maruyama(x, velocity, now, after, draw, interpolant)
+            sde_step(x, velocity, now, after, draw, interpolant)
             for x, velocity, draw in zip(state, velocities, draws, strict=True)
         ]
     return state[0]
@@ -65,10 +122,9 @@ def sample_joint_ode(
 
     Our own extension: there is no published ODE sampler to be equal to.
     """
-    times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64).tolist()
     x, token = (part.double() for part in noise)
     field = _Field(model, labels, guidance, cls_cfg_scale, noise[0].dtype)
-    for now, after in pairwise(times):
+    for now, after in pairwise(ode_times(num_steps)):
         step, guided = after - now, guidance.applies(now)
         slope, token_slope = field(x, token, now, guided=guided)
         if heun and after > 0:
@@ -102,11 +158,3 @@ class _Field:
         halves = class_velocity[:count], class_velocity[count:]
         guided_token = self.cls_guidance.mix(*halves) if self.cls_guidance.cfg_scale > 0 else halves[0]
         return self.guidance.mix(velocity[:count], velocity[count:]), guided_token
-
-
-def _euler_maruyama(
-    x: Tensor, velocity: Tensor, now: float, after: float, draw: Tensor | None, interpolant: Interpolant
-) -> Tensor:
-    diffusion = 2 * now
-    ahead = x + (after - now) * (velocity - 0.5 * diffusion * score(x, velocity, now, interpolant))
-    return ahead if draw is None else ahead + math.sqrt(diffusion) * math.sqrt(now - after) * draw.to(x)

@@ -7,7 +7,7 @@ still an `Interpolant`, asked at 1 - t: linear is SiT's Linear, cosine its GVP.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,21 +16,27 @@ import torch
 from torch import Tensor
 
 from repa_eval.config import option
+from repa_eval.diffusion.conventions import REVERSED, ReversedTime, unwrap
 from repa_eval.diffusion.guidance import Guidance, guided_velocity
 from repa_eval.diffusion.interpolant import Interpolant
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
-from repa_eval.sampling.samplers.sde import score
+from repa_eval.interfaces.sampler import SamplerSettings, named, sampler
+from repa_eval.sampling.samplers.shared.sde import MODES, score
 
-METHODS = {"ode": ("dopri5", "euler", "midpoint", "heun2"), "sde": ("euler", "heun")}  # the first is SiT's default
+SOLVERS = {"ode": ("dopri5", "euler", "midpoint", "heun2"), "sde": ("euler", "heun")}  # the first is SiT's default
 FORMS = ("sigma", "linear", "decreasing", "increasing-decreasing", "constant")
 LAST_STEPS = ("Mean", "Euler", "Tweedie")
+ODE_ONLY = ("timestep_shift", "atol", "rtol")
+SDE_ONLY = ("diffusion_form", "diffusion_norm", "last_step", "last_step_size")
 Field = Callable[[Tensor, float], Tensor]  # state (B, C, H, W) float64 and t -> velocity data - noise
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transport:
+class TransportOptions:
     """Options of the transport samplers, spelled as the published ones; the defaults are SiT's."""
 
+    mode: str = option("ode", help="ODE or SDE", choices=MODES)
     sampling_method: str = option("", help="ode: dopri5 (default), euler, midpoint, heun2; sde: euler (default), heun")
     timestep_shift: float = option(1.0, help="ode: t' = s t / (1 + (s - 1) t); GMem 0.3; 1 = none")
     atol: float = option(1e-6, help="absolute tolerance of dopri5")
@@ -46,29 +52,56 @@ class Transport:
         for name, fine in checks.items():
             if not fine:
                 raise UserError(f"{name} {getattr(self, name)}: out of range")
-        for name, allowed in (("diffusion_form", FORMS), ("last_step", LAST_STEPS)):
+        for name, allowed in (("mode", MODES), ("diffusion_form", FORMS), ("last_step", LAST_STEPS)):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} {getattr(self, name)!r}: choose {', '.join(allowed)}")
+        if self.solver not in SOLVERS[self.mode]:
+            solvers = ", ".join(SOLVERS[self.mode])
+            raise UserError(f"sampling_method {self.sampling_method!r}: with {self.mode} choose {solvers}")
 
-    def method(self, mode: str) -> str:
-        """Return the solver of a mode, ode or sde; UserError with the list if it has none of that name."""
-        chosen = self.sampling_method.lower() or METHODS[mode][0]
-        if chosen not in METHODS[mode]:
-            raise UserError(f"sampling_method {self.sampling_method!r}: with {mode} choose {', '.join(METHODS[mode])}")
-        return chosen
+    @property
+    def solver(self) -> str:
+        """The solver, in lower case: the mode's first one where none is named."""
+        return self.sampling_method.lower() or SOLVERS[self.mode][0]
 
-    def record(self, mode: str, num_steps: int) -> dict[str, object]:
-        """Return the options that matter in a mode, as protocol entries."""
-        method = self.method(mode)
-        if mode == "sde":
-            nfe = num_steps if method == "euler" else 2 * num_steps - 1
-            names: tuple[str, ...] = ("diffusion_form", "diffusion_norm", "last_step", "last_step_size")
-            entries: dict[str, object] = {"solver": f"{method}-maruyama" if method == "euler" else method, "nfe": nfe}
-        else:
-            nfe = (num_steps - 1) * (1 if method == "euler" else 2)
-            names = ("timestep_shift", "atol", "rtol") if method == "dopri5" else ("timestep_shift",)
-            entries = {"solver": method, "nfe": "adaptive" if method == "dopri5" else nfe}
-        return {**entries, **{name: getattr(self, name) for name in names}}
+
+def record(settings: SamplerSettings) -> dict[str, object]:
+    """Return the solver, its network calls, and the options that matter in its mode."""
+    options: TransportOptions = settings.options
+    num_steps, solver = settings.num_steps, options.solver
+    if options.mode == "sde":
+        nfe = num_steps if solver == "euler" else 2 * num_steps - 1
+        names: tuple[str, ...] = SDE_ONLY
+        entries: dict[str, object] = {"solver": f"{solver}-maruyama" if solver == "euler" else solver, "nfe": nfe}
+    else:
+        nfe = (num_steps - 1) * (1 if solver == "euler" else 2)
+        names = ODE_ONLY if solver == "dopri5" else ("timestep_shift",)
+        entries = {"solver": solver, "nfe": "adaptive" if solver == "dopri5" else nfe}
+    return {**named(settings), **entries, **{name: getattr(options, name) for name in names}}
+
+
+@sampler(
+    "transport",
+    default_for=lambda model: model.native == REVERSED,
+    options=TransportOptions,
+    only_in={**dict.fromkeys(ODE_ONLY, "ode"), **dict.fromkeys(SDE_ONLY, "sde")},
+    uint8="round",
+    guided_channels=3,  # of a latent's four
+    least_steps=2,
+    record=record,
+)
+def integrate(
+    model: DiffusionModel, noise: Tensor, y: Tensor, indices: Sequence[int], settings: SamplerSettings
+) -> Tensor:
+    """SiT's and GMem's, in their own time."""
+    # turning the time of a model of ours gives one in transport's time
+    network = unwrap(model) if model.native == REVERSED else ReversedTime(model)
+    options: TransportOptions = settings.options
+    common: dict[str, Any] = {"num_steps": settings.num_steps, "options": options, "guidance": settings.guidance}
+    if options.mode == "ode":
+        return sample_transport_ode(network, noise, y, **common)
+    draw = settings.draws("step noise", indices, noise.shape[1:])
+    return sample_transport_sde(network, noise, y, step_noise=draw, interpolant=settings.interpolant, **common)
 
 
 def velocity_field(network: Any, y: Tensor, guidance: Guidance, dtype: torch.dtype) -> Field:
@@ -86,31 +119,32 @@ def velocity_field(network: Any, y: Tensor, guidance: Guidance, dtype: torch.dty
 
 @torch.no_grad()
 def sample_transport_ode(
-    network: Any, noise: Tensor, y: Tensor, *, num_steps: int, transport: Transport, guidance: Guidance
+    network: Any, noise: Tensor, y: Tensor, *, num_steps: int, options: TransportOptions, guidance: Guidance
 ) -> Tensor:
     """Return latents (B, C, H, W), float64. num_steps counts the points of the grid from 0 to 1, as published."""
+    assert options.mode == "ode"
     grid = torch.linspace(0, 1, num_steps, dtype=torch.float64)
-    grid = transport.timestep_shift * grid / (1 + (transport.timestep_shift - 1) * grid)
+    grid = options.timestep_shift * grid / (1 + (options.timestep_shift - 1) * grid)
     field = velocity_field(network, y, guidance, noise.dtype)
-    method = transport.method("ode")
-    if method == "dopri5":
-        return _dopri5(field, noise.double(), grid, transport)
+    solver = options.solver
+    if solver == "dopri5":
+        return _dopri5(field, noise.double(), grid, options)
     x = noise.double()
     for now, after in pairwise(grid.tolist()):
-        x = x + (after - now) * _slope(field, x, now, after - now, method)
+        x = x + (after - now) * _slope(field, x, now, after - now, solver)
     return x
 
 
-def _slope(field: Field, x: Tensor, t: float, step: float, method: str) -> Tensor:
+def _slope(field: Field, x: Tensor, t: float, step: float, solver: str) -> Tensor:
     first = field(x, t)
-    if method == "euler":
+    if solver == "euler":
         return first
-    if method == "midpoint":
+    if solver == "midpoint":
         return field(x + 0.5 * step * first, t + 0.5 * step)
     return 0.5 * (first + field(x + step * first, t + step))
 
 
-def _dopri5(field: Field, x: Tensor, grid: Tensor, transport: Transport) -> Tensor:
+def _dopri5(field: Field, x: Tensor, grid: Tensor, options: TransportOptions) -> Tensor:
     try:
         from torchdiffeq import odeint
     except ImportError as error:
@@ -120,7 +154,7 @@ def _dopri5(field: Field, x: Tensor, grid: Tensor, transport: Transport) -> Tens
     # the step size follows the error of the whole batch: an image depends a little on its neighbours
     states: Tensor = odeint(
         lambda t, state: field(state, float(t)), x, grid.to(x.device), method="dopri5",
-        atol=transport.atol, rtol=transport.rtol,
+        atol=options.atol, rtol=options.rtol,
     )  # fmt: skip
     return states[-1]
 
@@ -133,7 +167,7 @@ def sample_transport_sde(
     *,
     num_steps: int,
     step_noise: Callable[[], Tensor],
-    transport: Transport,
+    options: TransportOptions,
     interpolant: Interpolant,
     guidance: Guidance,
 ) -> Tensor:
@@ -142,45 +176,46 @@ def sample_transport_sde(
     Times are linspace(0, 1 - last_step_size, num_steps). Heun adds the noise first and then averages two drifts.
     The published code asks the network for velocity and score apart, at the same input; here one call serves both.
     """
-    grid = torch.linspace(0, 1 - transport.last_step_size, num_steps, dtype=torch.float64).tolist()
-    method, field = transport.method("sde"), velocity_field(network, y, guidance, noise.dtype)
+    assert options.mode == "sde"
+    grid = torch.linspace(0, 1 - options.last_step_size, num_steps, dtype=torch.float64).tolist()
+    solver, field = options.solver, velocity_field(network, y, guidance, noise.dtype)
 
     def drift(x: Tensor, t: float) -> Tensor:
         velocity = field(x, t)
-        return velocity + diffusion(t, transport, interpolant) * _score(x, velocity, t, interpolant)
+        return velocity + diffusion(t, options, interpolant) * _score(x, velocity, t, interpolant)
 
     x = noise.double()
     for now, after in pairwise(grid):
         step = after - now
-        kick = math.sqrt(2 * diffusion(now, transport, interpolant)) * math.sqrt(step) * step_noise().to(x)
-        if method == "euler":
+        kick = math.sqrt(2 * diffusion(now, options, interpolant)) * math.sqrt(step) * step_noise().to(x)
+        if solver == "euler":
             x = x + step * drift(x, now) + kick
         else:
             x = x + kick
             first = drift(x, now)
             x = x + 0.5 * step * (first + drift(x + step * first, after))
-    return _last_step(field, x, grid[-1], transport, interpolant)
+    return _last_step(field, x, grid[-1], options, interpolant)
 
 
-def diffusion(t: float, transport: Transport, interpolant: Interpolant) -> float:
+def diffusion(t: float, options: TransportOptions, interpolant: Interpolant) -> float:
     """Return D(t) of a diffusion form, t = 1 being data (SiT's transport/path.py; its SBDM has no value at t = 0)."""
-    norm = transport.diffusion_norm
-    if transport.diffusion_form == "sigma":
+    norm = options.diffusion_norm
+    if options.diffusion_form == "sigma":
         return norm * float(interpolant.coefficients(torch.tensor(1 - t, dtype=torch.float64))[1])
-    if transport.diffusion_form == "linear":
+    if options.diffusion_form == "linear":
         return norm * (1 - t)
-    if transport.diffusion_form == "decreasing":
+    if options.diffusion_form == "decreasing":
         return 0.25 * (norm * math.cos(math.pi * t) + 1) ** 2
-    return norm * math.sin(math.pi * t) ** 2 if transport.diffusion_form == "increasing-decreasing" else norm
+    return norm * math.sin(math.pi * t) ** 2 if options.diffusion_form == "increasing-decreasing" else norm
 
 
-def _last_step(field: Field, x: Tensor, t: float, transport: Transport, interpolant: Interpolant) -> Tensor:
+def _last_step(field: Field, x: Tensor, t: float, options: TransportOptions, interpolant: Interpolant) -> Tensor:
     velocity = field(x, t)
-    if transport.last_step == "Euler":
-        return x + transport.last_step_size * velocity
+    if options.last_step == "Euler":
+        return x + options.last_step_size * velocity
     gradient = _score(x, velocity, t, interpolant)
-    if transport.last_step == "Mean":
-        return x + transport.last_step_size * (velocity + diffusion(t, transport, interpolant) * gradient)
+    if options.last_step == "Mean":
+        return x + options.last_step_size * (velocity + diffusion(t, options, interpolant) * gradient)
     alpha, sigma, _, _ = interpolant.coefficients(torch.tensor(1 - t, dtype=torch.float64))
     return x / float(alpha) + float(sigma**2 / alpha) * gradient
 

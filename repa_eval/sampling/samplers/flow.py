@@ -1,24 +1,70 @@
 """Sampling and editing with Stable Diffusion 3's flow, as SoftREPA does (arXiv 2503.08250; FlowEdit, 2412.08629).
 
-t = 1 is noise, sigma = t, velocity = noise - data; the network is told the timestep 1000 t. The times are those of
-diffusers' scheduler, which applies its shift twice at the ends: they are taken from it, never worked out again.
+t = 1 is noise, sigma = t, velocity = noise - data; the network is given the timestep 1000 t. The times are those of
+diffusers' scheduler, which applies its shift twice at the ends: they are taken from it, not recomputed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from repa_eval.config import option
+from repa_eval.diffusion.conventions import answers_velocity
+from repa_eval.diffusion.guidance import guided_velocity
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
+from repa_eval.interfaces.sampler import INTERVAL, SamplerSettings, named, sampler
 
 SHIFT = 3.0  # of Stable Diffusion 3
 TRAIN_STEPS = 1000
 # from state (B, C, H, W) and timestep (0..1000) to the velocity (B, C, H, W)
 Velocity = Callable[[Tensor, float], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowOptions:
+    """Options of SD3's flow sampler."""
+
+    shift: float = option(SHIFT, help="moves the times towards noise: t' = s t / (1 + (s - 1) t); 1 = none")
+
+    def __post_init__(self) -> None:
+        if self.shift <= 0:
+            raise UserError(f"shift {self.shift}: it must be above 0")
+
+
+def record(settings: SamplerSettings) -> dict[str, object]:
+    """Return the solver, its network calls and the shift."""
+    options: FlowOptions = settings.options
+    solver = "euler, times of diffusers' FlowMatchEulerDiscreteScheduler"
+    return {**named(settings), "solver": solver, "nfe": settings.num_steps, "shift": options.shift}
+
+
+@sampler(
+    "flow",
+    applies=lambda model: model.conditioning == "text" and answers_velocity(model),
+    options=FlowOptions,
+    uint8="round",
+    reads=(INTERVAL,),
+    record=record,
+)
+def integrate(
+    model: DiffusionModel, noise: Tensor, y: Tensor, indices: Sequence[int], settings: SamplerSettings
+) -> Tensor:
+    """Stable Diffusion 3's, for text-to-image models: Euler steps at shifted times."""
+    options: FlowOptions = settings.options
+    guidance = settings.guidance
+
+    def velocity(x: Tensor, timestep: float) -> Tensor:
+        t = timestep / TRAIN_STEPS
+        return guided_velocity(model, x, t, y, guidance, guided=guidance.applies(t), dtype=noise.dtype)
+
+    return sample_flow(velocity, noise.double(), flow_timesteps(settings.num_steps, shift=options.shift))
 
 
 def flow_timesteps(num_steps: int, *, shift: float = SHIFT) -> list[float]:

@@ -86,6 +86,15 @@ def test_heat_map_cells_are_marked_in_order(frames):
     assert len(figures.palette()) == 64
 
 
+def test_the_colour_bar_ends_in_the_colours_of_the_lowest_and_the_highest_cell(frames):
+    one = replace(frames[1][0], values={1: ((0.0, 0.1), (0.3, 0.5))}, layers=(1, 2), timesteps=(0.1, 0.5))
+    with figures.canvas(3.4, 2.1) as (figure, ax):
+        figures.heatmap(one, 1, ax, scale=(0.0, 0.5))
+        fills = re.findall(r"fill: (#\w{6})", figures.svg(figure).partition('cells"')[2])
+    assert (fills[0], fills[3]) == (figures.palette()[0], figures.palette()[-1])
+    assert (fills[0], fills[3]) == (figures.palette(9)[0], figures.palette(9)[-1])
+
+
 def test_a_map_with_a_step_that_was_not_measured_is_drawn_empty(frames):
     with figures.canvas() as (figure, ax):
         figures.heatmap(frames[1][0], 123456, ax, scale=(0.0, 1.0))

@@ -18,6 +18,7 @@ import matplotlib
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -365,8 +366,9 @@ def paint(text: str) -> str:
 
 
 def palette(count: int = 64) -> list[str]:
-    """Return the colours of the maps, low to high, for the script and the colour bar."""
-    return [str(colour) for colour in seaborn.color_palette(COLOURS, count).as_hex()]
+    """Return `count` colours of the maps, from that of the lowest value to that of the highest, as #rrggbb."""
+    colours = matplotlib.colormaps[COLOURS]
+    return [to_hex(colours(place / (count - 1))) for place in range(count)]
 
 
 def mark_cells(text: str, empty: Sequence[bool]) -> str:

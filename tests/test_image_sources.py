@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -28,6 +29,7 @@ from repa_eval.features.teacher import teacher_features
 from repa_eval.interfaces.image_source import ImageSource, LatentScale, Samples, Subset, content_digest
 from repa_eval.interfaces.images import DATA, Images, data, held_out_split, in_memory, load_data
 from repa_eval.interfaces.teacher import load_teacher
+from repa_eval.monitors.real_level import RealLevel
 from repa_eval.runtime.seeding import generators
 from repa_eval.train import batches
 
@@ -222,6 +224,15 @@ def test_a_folder_is_measured_batch_by_batch(tmp_path: Path, monkeypatch: pytest
     )
     assert [row.value for row in rows] == pytest.approx([row.value for row in expected], rel=1e-6)
     assert [row.protocol for row in rows] == [row.protocol for row in expected]
+
+
+def test_a_folder_without_splits_has_no_level_of_real_images(tmp_path: Path) -> None:
+    facts = {"data": str(class_folders(tmp_path / "imgs")), "extractor": "digits", "device": "cpu", "last_step": 3}
+    rounds = [SimpleNamespace(num_samples=4)]
+    run_of = SimpleNamespace(**facts, is_last=lambda step: step == 3, rounds=lambda step: rounds, name="run")
+    level = RealLevel(run_of)  # type: ignore[arg-type]
+    assert list(level(3, None)) == []  # type: ignore[arg-type]
+    assert level.done(3, [])
 
 
 def test_a_dataset_is_decoded_when_it_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

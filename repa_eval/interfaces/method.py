@@ -77,7 +77,7 @@ class Method(ABC):
 
     systems: ClassVar[tuple[str, ...]] = ()  # what its checkpoints are; the first is the name in tables
     paper: ClassVar[str] = ""  # arXiv number
-    needs: ClassVar[frozenset[str]] = frozenset({"labels"})  # of "labels", "captions", "ema", "whole batch"
+    needs: ClassVar[frozenset[str]] = frozenset({"labels"})  # of "labels", "images", "captions", "ema", "whole batch"
     # abilities of the networks that it can train (interfaces/architecture.py), among them all that they must be given
     requires: ClassVar[frozenset[str]] = frozenset({"velocity", "class labels", "taps", "one grid"})
     samples: ClassVar[bool] = True  # whether images can be generated from its model

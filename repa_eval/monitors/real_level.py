@@ -49,4 +49,6 @@ class RealLevel(Monitor):
         return not self.run.is_last(step) or present >= set(self._counts())
 
     def _counts(self) -> list[int]:
+        if len(self.train) <= len(self.reference):  # a folder without splits: no image lies outside the reference
+            return []
         return [samples.num_samples for samples in self.run.rounds(self.run.last_step)]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from repa_eval.interfaces.extractor import Features as Features
     from repa_eval.interfaces.extractor import extractor as extractor
     from repa_eval.interfaces.image_source import ImageSource as ImageSource
+    from repa_eval.interfaces.image_source import LatentScale as LatentScale
     from repa_eval.interfaces.image_source import Samples as Samples
     from repa_eval.interfaces.images import Images as Images
     from repa_eval.interfaces.images import data as data
@@ -76,7 +77,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "interfaces.architecture": ("Architecture", "Shapes", "model"),
     "interfaces.checkpoint_layout": ("Checkpoint", "Request", "checkpoint_layout"),
     "interfaces.extractor": ("Extractor", "Features", "extractor"),
-    "interfaces.image_source": ("ImageSource", "Samples"),
+    "interfaces.image_source": ("ImageSource", "LatentScale", "Samples"),
     "interfaces.images": ("Images", "data", "to_signed"),
     "interfaces.method": ("Batch", "Method", "Stage", "method"),
     "interfaces.metric": ("alignment_metric", "sample_metric", "spatial_metric"),

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 import torch
 import torch.nn.functional as F
 
-from repa_eval.interfaces.image_source import ImageSource, LatentScale, Samples
-from repa_eval.interfaces.images import data, load_data
+from repa_eval.data import load as load_data
+from repa_eval.plugins import ImageSource, LatentScale, Samples, data
 
 
 class Moments(ImageSource):

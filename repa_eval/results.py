@@ -13,7 +13,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +49,19 @@ class Row:
     protocol: str | None = None  # hash of the record in protocols.json
     note: str | None = None
     version: str = __version__
+    record: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)  # no column: see `append`
 
     def key(self) -> tuple[Any, ...]:
         """Return what identifies the number: every column but value, stderr, note and version."""
         return tuple(getattr(self, name) for name in _KEY)
 
+    def columns(self) -> dict[str, Any]:
+        """Return {column: value}: what a line of results.jsonl holds."""
+        return {name: getattr(self, name) for name in COLUMNS}
 
-_COLUMNS = tuple(field.name for field in fields(Row))
-_records: dict[str, dict[str, Any]] = {}  # content-addressed, hence harmless to share: hash -> protocol record
+COLUMNS = tuple(column.name for column in fields(Row) if column.name != "record")
 _RENAMED = {"_torn": "_permuted"}  # endings of metrics in tables of earlier versions
-_KEY = tuple(name for name in _COLUMNS if name not in {"value", "stderr", "note", "version"})
+_KEY = tuple(name for name in COLUMNS if name not in {"value", "stderr", "note", "version"})
 
 
 def protocol_hash(record: Mapping[str, Any]) -> str:
@@ -67,9 +70,10 @@ def protocol_hash(record: Mapping[str, Any]) -> str:
 
 
 def make_row(*, value: float | None, protocol: Mapping[str, Any] | None = None, **columns: Any) -> Row:
-    """Return a row; a value or stderr that is not finite becomes None with a note, a record becomes its hash.
+    """Return a row; a value or stderr that is not finite becomes None with a note.
 
-    The record is remembered under its hash, so that whoever appends the row can write it beside the table.
+    protocol: the record of how the number was taken. Its hash becomes a column, and the row carries the record itself,
+    so that `append` can write it beside the table.
     """
     note = columns.pop("note", None)
     stderr = columns.pop("stderr", None)
@@ -78,16 +82,14 @@ def make_row(*, value: float | None, protocol: Mapping[str, Any] | None = None, 
         value = None
     if stderr is not None and not math.isfinite(stderr):
         stderr = None
-    digest = None
-    if protocol is not None:
-        digest = protocol_hash(protocol)
-        _records[digest] = dict(protocol)
-    return Row(value=value, stderr=stderr, note=note, protocol=digest, **columns)
+    digest = None if protocol is None else protocol_hash(protocol)
+    record = None if protocol is None else dict(protocol)
+    return Row(value=value, stderr=stderr, note=note, protocol=digest, record=record, **columns)
 
 
 def records_of(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
-    """Return hash -> record for the protocols of rows that this process made."""
-    return {row.protocol: _records[row.protocol] for row in rows if row.protocol in _records}
+    """Return hash -> record of the rows that carry theirs; rows read from a table do not (see `read_protocols`)."""
+    return {row.protocol: dict(row.record) for row in rows if row.protocol is not None and row.record is not None}
 
 
 def append(path: str | Path, rows: Iterable[Row]) -> None:
@@ -102,7 +104,7 @@ def append(path: str | Path, rows: Iterable[Row]) -> None:
     with _locked(table):
         if protocols:
             _merge_protocols(table.parent / PROTOCOLS, protocols)
-        lines = [json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows]
+        lines = [json.dumps(row.columns(), allow_nan=False) + "\n" for row in rows]
         if not lines:
             return
         _drop_torn_line(table)
@@ -192,7 +194,7 @@ def _parse(line: bytes, table: Path, number: int) -> Row:
         raise UserError(f"{table}, line {number}: not JSON; is this a results table?") from error
     if not isinstance(values, dict) or "metric" not in values:
         raise UserError(f"{table}, line {number}: not a row of results (no 'metric' column)")
-    foreign = sorted(set(values) - set(_COLUMNS))
+    foreign = sorted(set(values) - set(COLUMNS))
     if foreign:
         raise UserError(
             f"{table}, line {number}: unknown columns {', '.join(foreign)}; is this a results table of ours?"

@@ -24,7 +24,6 @@ from repa_eval.cli import main as evaluate
 from repa_eval.console import tables
 from repa_eval.console.app import CommandFolder
 from repa_eval.interfaces.method import METHODS
-from repa_eval.results import Row
 from repa_eval.train.cli import OFFICIAL
 from repa_eval.train.cli import main as trainer
 from repa_eval.train.recipe import builtin_recipes
@@ -730,4 +729,4 @@ def test_modules_run_like_the_scripts(work: Path) -> None:
 
 
 def test_columns_of_the_contract() -> None:
-    assert tuple(field.name for field in dataclasses.fields(Row)) == COLUMNS
+    assert results.COLUMNS == COLUMNS

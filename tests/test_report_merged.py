@@ -11,7 +11,7 @@ import pytest
 from repa_eval.reports.html import render
 from repa_eval.reports.numbers.merged import merges
 from repa_eval.reports.numbers.words import MINUS
-from repa_eval.results import Row, make_row, records_of
+from repa_eval.results import Row, make_row, protocol_hash, records_of
 
 MERGE = {"kind": "merge", "idle_ratio": 0.75}
 SPEED = {**MERGE, "threads": 1, "device": "cpu", "batch_size": 4, "original": "small-vit"}
@@ -95,7 +95,7 @@ def test_numbers_of_two_measurements_are_not_mixed() -> None:
     early, late = rows(), rows(ms_per_image_merged=0.3, ms_per_image_training=0.5, speedup=1.8)
     other = {**SPEED, "threads": 2}
     again = [
-        replace(row, protocol=make_row(metric="x", value=0.0, protocol=other).protocol)
+        replace(row, protocol=protocol_hash(other), record=other)
         for row in late
         if row.metric.startswith(("ms_per_image", "speedup")) and not row.metric.endswith("_original")
     ]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import math
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -33,10 +34,10 @@ def test_a_row_says_its_version() -> None:
 
 def test_the_key_is_every_column_but_the_answer() -> None:
     base = row(layer=3, timestep=0.1, n=10, seed=0)
-    for field in dataclasses.fields(Row):
-        changed = dataclasses.replace(base, **{field.name: "another" if field.name != "step" else 2})
-        same = field.name in ("value", "stderr", "note", "version")
-        assert (changed.key() == base.key()) == same, field.name
+    for name in results.COLUMNS:
+        changed = dataclasses.replace(base, **{name: "another" if name != "step" else 2})
+        same = name in ("value", "stderr", "note", "version")
+        assert (changed.key() == base.key()) == same, name
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -69,7 +70,7 @@ def test_what_is_appended_is_read(tmp_path: Path) -> None:
 @given(st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=20), st.integers(-(2**63), 2**63))
 def test_values_survive_exactly(value: float, name: str, seed: int) -> None:
     made = row(value=value, run=name, note=name, seed=seed)
-    line = json.dumps(dataclasses.asdict(made), allow_nan=False).encode()
+    line = json.dumps(made.columns(), allow_nan=False).encode()
     assert results._parse(line, Path("t"), 1) == made
 
 
@@ -146,6 +147,24 @@ def test_records_are_written_beside_the_table(tmp_path: Path) -> None:
     before = (tmp_path / "protocols.json").stat().st_mtime_ns
     results.append(tmp_path, rows)
     assert (tmp_path / "protocols.json").stat().st_mtime_ns == before
+
+
+def test_a_row_carries_its_record_which_is_no_column(tmp_path: Path) -> None:
+    protocol = {"sampler": "ode", "steps": 50}
+    made = row(protocol=protocol)
+    protocol["steps"] = 250  # of the caller, who may go on with it
+    moved = dataclasses.replace(made, metric="cka_floor")
+    assert results.records_of([moved]) == {made.protocol: {"sampler": "ode", "steps": 50}}
+    assert results.records_of(pickle.loads(pickle.dumps([made]))) == results.records_of([made])
+    assert "record" not in results.COLUMNS
+    assert "steps" not in repr(made)
+    without = dataclasses.replace(made, record=None)
+    assert (without, without.key(), hash(without)) == (made, made.key(), hash(made))
+    results.append(tmp_path, [made])
+    [line] = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert tuple(json.loads(line)) == results.COLUMNS
+    [read] = results.read(tmp_path)
+    assert (read, results.records_of([read])) == (made, {})
 
 
 def test_damaged_records_are_named(tmp_path: Path) -> None:

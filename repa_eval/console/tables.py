@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 
 import click
 
@@ -19,7 +18,7 @@ def deliver(rows: Sequence[Row], output: RowsOptions, *, show: Callable[[Sequenc
     if output.as_json:
         notes = sorted({row.note for row in rows if row.note and not row.note.startswith("{")})  # {: a confusion
         click.echo(
-            json.dumps({"rows": [asdict(row) for row in rows], "protocols": records_of(rows), "warnings": notes})
+            json.dumps({"rows": [row.columns() for row in rows], "protocols": records_of(rows), "warnings": notes})
         )
     else:
         click.echo(show(rows))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -33,3 +34,18 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> UnknownNameError:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its kind where it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def parsing(text: str) -> Iterator[None]:
+    """Turn whatever a parser raises on a file into a Failure "TEXT: its first line"; a UserError passes as it is.
+
+    A parser of foreign bytes may raise anything (IndexError, struct.error, RecursionError, zlib.error, ...), so that a
+    list of exceptions is never complete.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise Failure(f"{text}: {first_line(error)}") from error

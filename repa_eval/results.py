@@ -19,7 +19,7 @@ from typing import Any
 
 from repa_eval import __version__
 from repa_eval.errors import Failure, UserError
-from repa_eval.runtime.files import write_atomic
+from repa_eval.runtime.files import read_json, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -142,11 +142,8 @@ def read_protocols(path: str | Path) -> dict[str, dict[str, Any]]:
     file = table_path(path).parent / PROTOCOLS
     if not file.is_file():
         return {}
-    try:
-        records = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise Failure(f"{file} is damaged: {error}") from error
-    if not isinstance(records, dict):
+    records = read_json(file)
+    if not isinstance(records, dict) or not all(isinstance(record, dict) for record in records.values()):
         raise Failure(f"{file} is damaged: expected an object of protocol records")
     return records
 

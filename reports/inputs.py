@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from repa_eval import results
 from repa_eval.errors import Failure, UserError
 from repa_eval.results import Row
+from repa_eval.runtime.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +91,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     file = folder / results.RUN
     if not file.is_file():
         return {}
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Failure(f"{file} is damaged: {error}") from error
+    facts = read_json(file)
     if not isinstance(facts, dict):
         raise Failure(f"{file} is damaged: expected an object")
     return facts

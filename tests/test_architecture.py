@@ -17,8 +17,8 @@ FOLDERS = ("repa_eval", "probes", "reports", "train")
 # everything in it; a longer name wins. Names are those under `repa_eval`, whose own __init__ is the ground.
 FLOORS: dict[int, tuple[str, ...]] = {
     1: ("errors",),
-    2: ("config", "plugin_files", "runtime", "weight_files", "memory_bank"),
-    3: ("registry", "diffusion", "results"),
+    2: ("config", "plugin_files", "runtime", "weight_files"),
+    3: ("registry", "diffusion", "memory_bank", "results"),
     4: ("interfaces",),
     5: ("metrics", "models", "data", "features", "sampling", "console", "reports"),
     6: ("extractors", "checkpoints", "evaluation", "probes", "preparation"),
@@ -111,6 +111,25 @@ def test_no_arrow_points_up_or_sideways() -> None:
         if end and start != end and FLOOR_OF[end] >= FLOOR_OF.get(start, 0):
             wrong.append(f"{module} imports {target}")
     assert wrong == []
+
+
+def test_torch_load_is_called_in_one_file() -> None:
+    """Every other file asks weight_files/reading.py, which executes nothing and answers with one-line errors."""
+    callers = [module for module, path in MODULES.items() if "torch.load(" in path.read_text(encoding="utf-8")]
+    assert callers == ["weight_files.reading"]
+
+
+def test_safetensors_are_read_in_one_file() -> None:
+    readers = ("safe_open", "load_file", "safetensors.torch.load", "SafetensorError")
+    names = {
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("safetensors")
+        for alias in node.names
+        if alias.name in readers
+    }
+    assert names == {"weight_files.reading"}
 
 
 def test_files_form_no_circle() -> None:

@@ -614,7 +614,11 @@ def broken_files(folder: Path) -> None:
         ("--samples large --reference digits --metrics fdd", 2, "unknown sample metric 'fdd'; did you mean 'fd'?"),
         ("--samples few --reference digits", 2, "k=3 neighbours need more than 3 samples"),
         ("--samples large --extractor-weights no.pt --reference digits", 2, "extractor weights 'no.pt' do not exist"),
-        ("--samples large --extractor-weights notes.txt --reference digits", 1, "notes.txt does not hold its weights"),
+        (
+            "--samples large --extractor-weights notes.txt --reference digits",
+            1,
+            "notes.txt is not a file of weights (or needs code execution",
+        ),
         ("--sample large", 2, "no such option --sample; did you mean --samples?"),
     ],
 )

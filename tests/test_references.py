@@ -177,7 +177,7 @@ def test_damaged_and_hostile_statistics(here: Path, capsys: pytest.CaptureFixtur
     np.savez("objects.npz", mu=np.array([Loud()], dtype=object), sigma=np.eye(1))
     torch.save([1], "list.pt")
     for name, kind, text in (
-        ("code.pt", Failure, "asks to run code; it was not opened"),
+        ("code.pt", Failure, "code execution to load"),
         ("text.pt", Failure, "text.pt"),
         ("half.npz", UserError, "mu without sigma"),
         ("shape.npz", UserError, r"mu is \(3,\) and sigma \(4, 4\); expected"),

@@ -406,7 +406,7 @@ def test_the_default_scale_is_stable_diffusions(vae: Path, tmp_path: Path) -> No
         ("gmem", "--bank bank.pth --balanced", 2, "--balanced: this model has no classes"),
         ("gmem", "--bank bank.pth --labels 1", 2, "label 1: this model has no labels"),
         ("gmem", "--bank nothing.pth", 2, "nothing.pth does not exist"),
-        ("gmem", "--bank broken.pth", 1, "broken.pth cannot be read"),
+        ("gmem", "--bank broken.pth", 1, "broken.pth is not a memory bank (or needs code"),
         ("gmem", "--bank compressed.pth", 2, "compressed.pth holds dict, not one tensor (N, D)"),
         ("dit", "--set system=DiT --mode sde", 2, "--mode does not apply to the sampler ddpm"),
         ("dit", "--set system=DiT --guidance-high 0.7", 2, "--guidance-high does not apply to the sampler ddpm"),

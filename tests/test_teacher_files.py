@@ -61,7 +61,7 @@ def test_names_that_moco_got_wrong(tmp_path: Path) -> None:
     wrong = ["blocks.13.norm13.bias", "blocks.13.mlp.fc13.bias", "blocks.14.norm14.bias", "blocks.14.mlp.fc14.bias"]
     right = ["blocks.13.norm1.bias", "blocks.13.mlp.fc1.bias", "blocks.14.norm2.bias", "blocks.14.mlp.fc2.bias"]
     state = {name: torch.full((1,), float(i)) for i, name in enumerate([*wrong, "blocks.1.norm1.bias"])}
-    found = read_state(saved(moco(state), tmp_path / "moco.pth"), name="mocov3-vit-l")
+    found = read_state(saved(moco(state), tmp_path / "moco.pth"), owner="teacher mocov3-vit-l")
     assert [float(found[name]) for name in right] == [0, 1, 2, 3]
     assert set(found) == {*right, "blocks.1.norm1.bias", "head.0.weight"}
 
@@ -90,7 +90,7 @@ def without(state: State, *names: str) -> State:
 WRONG_FILES = {
     "no state dict": ({"epoch": 3, "arch": "vit"}, "holds no weights by name, but epoch, arch"),
     "a list": ([torch.ones(2)], "holds a list, not weights by name"),
-    "code": ({"state_dict": Evil()}, "asks to run code; it was not opened"),
+    "code": ({"state_dict": Evil()}, r"needs code execution to load \(it asks for .*\), which is never allowed"),
     "missing": (without(vit(patch=16, rows=50), "norm.bias", "norm.weight"), "missing: norm.weight, norm.bias"),
     "many": ({"norm.bias": torch.ones(WIDTH)}, r"missing: cls_token, pos_embed, patch_embed.proj.weight and \d+ more"),
     "surplus": (vit(patch=16, rows=50) | {"adapter.bias": torch.ones(1)}, "not expected: adapter.bias"),
@@ -215,7 +215,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 def test_files_of_the_authors_are_downloaded_once(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = SimpleNamespace(hf_hub_id="", hf_hub_filename=None, url=f"{server}/wanted.pth")
     path = download.fetch(source)
-    assert read_state(path, name="x")["a"] == 1
+    assert read_state(path, owner="teacher x")["a"] == 1
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert download.fetch(source) == path
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

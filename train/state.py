@@ -6,7 +6,6 @@ import copy
 import fcntl
 import io
 import json
-import pickle
 import sys
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +18,8 @@ from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import Failure, UserError, first_line
 from repa_eval.models.shared.encoder import Encoder
 from repa_eval.results import RUN
-from repa_eval.runtime.files import write_atomic
+from repa_eval.runtime.files import read_json, write_atomic
+from repa_eval.weight_files.reading import read_file
 
 KEYS = ("model", "ema", "method", "opt", "step", "rng", "recipe")
 
@@ -74,10 +74,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return what save_checkpoint wrote; Failure if the file is damaged or another program's."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise Failure(f"cannot read checkpoint {path}: {first_line(error)}") from error
+    state = read_file(path, mapped=False)
     if not isinstance(state, dict) or not set(KEYS) <= set(state):
         raise UserError(f"{path} is not a checkpoint of repa-train: expected the keys {', '.join(KEYS)}")
     return state
@@ -93,10 +90,7 @@ def read_run(run: Path) -> dict[str, Any] | None:
     file = run / RUN
     if not file.is_file():
         return None
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Failure(f"{file} is damaged: {error}") from error
+    record = read_json(file)
     return record if isinstance(record, dict) else None
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from repa_eval.errors import Failure, UserError, first_line
 from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
+from repa_eval.runtime.files import read_json
 
 PARTS = ("transformer", "unet")  # where a pipeline keeps its denoiser
 SYSTEMS = {"SD3Transformer2DModel": ("SoftREPA",), "UNet2DConditionModel": ("SoftREPA",)}
@@ -21,10 +21,7 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     config_file = folder / "config.json"
     if not config_file.is_file():
         return None
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Failure(f"{config_file} is damaged: {error}") from error
+    config = read_json(config_file)
     name = config.get("_class_name") if isinstance(config, dict) else None
     if name is None:
         return None

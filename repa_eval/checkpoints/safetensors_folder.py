@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.architecture import MODELS
 from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
 from repa_eval.plugin_files.records import naming_plugins
+from repa_eval.runtime.files import read_json
 from repa_eval.weight_files.reading import read_safetensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -43,10 +43,7 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     config_file = weights.with_name(CONFIG) if weights.name == WEIGHTS else weights.with_suffix(".json")
     if weights.suffix != ".safetensors" or not config_file.is_file():
         return None
-    try:
-        record = json.loads(config_file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Failure(f"{config_file} is damaged: {error}") from error
+    record = read_json(config_file)
     if not isinstance(record, dict) or not {"model", "architecture"} <= set(record):
         return None
     if not weights.is_file():
@@ -59,7 +56,7 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
             config = from_dict(architecture.defaults, record["architecture"], where="architecture")
         else:
             architecture, config = networks.preset_of(record["model"], record["architecture"])
-    state = read_safetensors(weights) if path.is_dir() else content
+    state = read_safetensors(weights)[0] if path.is_dir() else content
     natives = record.get("conventions") or [VELOCITY]
     network = networks.assemble(architecture, config, state, where=str(path))
     return Checkpoint(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repa_eval.checkpoints.shared import networks
 from repa_eval.checkpoints.shared.token_files import BINS, FORMAT, TokenFile
@@ -21,6 +21,7 @@ from repa_eval.interfaces.architecture import Shapes
 from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
 from repa_eval.models.shared.soft_tokens import SoftTokens, build_sd3
 from repa_eval.models.shared.state_dict_shapes import count
+from repa_eval.weight_files.pickled import EmbeddingState
 
 SIZES = {(24, 1536): "SD3-medium"}  # (blocks, width) -> name
 HEAD_WIDTH = 64  # of every published SD3
@@ -56,8 +57,8 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
 
 def _parts(content: Any) -> tuple[Tensor | None, Tensor | None]:
     """Return (tokens, time offsets), None for what the content does not hold."""
-    if isinstance(content, nn.Embedding):
-        weight = content.weight.detach()
+    if isinstance(content, EmbeddingState):
+        weight = content.weight
         return (None, weight) if weight.ndim == 2 and len(weight) == BINS else (None, None)
     if isinstance(content, dict) and "tokens" in content and set(content) <= KEYS | FACTS:
         return content.get("tokens"), content.get("t_offsets.weight")

@@ -6,15 +6,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from repa_eval.errors import Failure, UserError, first_line
+from repa_eval.errors import UserError
 from repa_eval.interfaces.extractor import Extractor, Features, extractor
 from repa_eval.interfaces.images import to_signed
 from repa_eval.models.encoders.cnn import CNN, CNNConfig
 from repa_eval.runtime.hashing import digest_module
+from repa_eval.weight_files.state_dicts import NOTHING, load_strictly, read_state
 
 WEIGHTS = "digits-judge.safetensors"
 
@@ -49,9 +48,6 @@ def digits(weights: Path | None) -> Extractor:
     """Return the judge; its weights ship with the package."""
     network = CNN(CNNConfig())
     path = Path(str(files("repa_eval") / "weights" / WEIGHTS)) if weights is None else weights
-    try:
-        network.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        first = first_line(error)
-        raise Failure(f"extractor digits: {path} does not hold its weights ({first})") from error
+    owner = "extractor digits"
+    load_strictly(network, read_state(path, owner=owner), drop=NOTHING, owner=owner, path=path)
     return DigitsJudge(network)

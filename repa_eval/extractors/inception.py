@@ -6,8 +6,6 @@ is torch-fidelity's, on folded batch norms and channels-last memory: the same fe
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from repa_eval.errors import Failure, first_line
 from repa_eval.extractors.shared.resize import as_rgb, resized
 from repa_eval.interfaces.extractor import Array, Extractor, Features, extractor
 from repa_eval.runtime.hashing import digest_module
+from repa_eval.weight_files.reading import read_file
 
 LAYERS = ["2048", "logits_unbiased"]
 SIDE = 299
@@ -89,18 +88,14 @@ def _network(weights: Path | None) -> nn.Module:
     from torch_fidelity.utils import create_feature_extractor
 
     path = None if weights is None else str(weights)
+    if weights is not None:
+        # torch-fidelity would run the code that a pickle asks for: refuse such a file before it sees it
+        read_file(weights, owner="extractor inception", kind="file of weights")
     try:
-        if weights is not None:
-            # torch-fidelity would run the code that a pickle asks for: refuse such a file before it sees it
-            torch.load(weights, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(weights))
         network: nn.Module = create_feature_extractor(
             "inception-v3-compat", LAYERS, cuda=False, feature_extractor_weights_path=path, verbose=False
         )
-    except pickle.UnpicklingError as error:
-        raise Failure(
-            f"extractor inception: {path or FILE} holds no weights, or asks to run code; it was not opened"
-        ) from error
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError) as error:
+    except Exception as error:  # of torch-fidelity's own reader
         raise _failure(path, first_line(error)) from error
     return network
 

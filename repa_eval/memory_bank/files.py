@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from repa_eval.errors import Failure, UserError, first_line
+from repa_eval.errors import Failure, UserError, parsing
 from repa_eval.memory_bank.bank import BLOCK, Bank, FullBank, SVDBank, of_tensors
+from repa_eval.weight_files.reading import read_file, read_safetensors
 
 SUFFIXES = (".safetensors", ".pth")
 RECORD = "memory_bank"  # the entry of the metadata that holds the record
@@ -36,12 +35,7 @@ def load_bank(path: str | Path, *, what: str = "") -> Bank:
     where = f"{what} {path}".strip()
     if not path.is_file():
         raise UserError(f"{where} does not exist")
-    try:
-        content, record = _read(path)
-    except (
-        OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, SafetensorError, pickle.UnpicklingError,
-    ) as error:  # fmt: skip
-        raise Failure(f"{where} cannot be read: {first_line(error)}") from error
+    content, record = _read(path, what)
     bank = _understood(content, record, where)
     _refuse_bad_rows(bank, where)
     return bank
@@ -64,16 +58,18 @@ def save_bank(bank: Bank, path: str | Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> tuple[Any, dict[str, Any]]:
+def _read(path: Path, what: str) -> tuple[Any, dict[str, Any]]:
     """Return (content, record) of a file."""
+    where = f"{what} {path}".strip()
     if path.suffix == ".npy":
-        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False)), {}
+        with parsing(f"{where} cannot be read"):
+            return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False)), {}
     if path.suffix != ".safetensors":
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True), {}
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-        record = json.loads((file.metadata() or {}).get(RECORD, "{}"))
-    return tensors, record if isinstance(record, dict) else {}
+        return read_file(path, owner=what, kind="memory bank"), {}
+    tensors, metadata = read_safetensors(path, owner=what)
+    with parsing(f"{where}: its record is damaged"):
+        record = json.loads(metadata.get(RECORD, "{}"))
+    return dict(sorted(tensors.items())), record if isinstance(record, dict) else {}
 
 
 def _understood(content: Any, record: Mapping[str, Any], where: str) -> Bank:

@@ -1,14 +1,16 @@
-"""Writing files so that a reader never sees half of one, and a full disk is reported in one line."""
+"""Files of a run: written so that a reader never sees half of one, and read with one-line errors."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from repa_eval.errors import Failure
+from repa_eval.errors import Failure, parsing
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
@@ -21,6 +23,12 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: str | Path) -> Any:
+    """Return the content of a JSON file; Failure in one line if it is damaged (not UTF-8, cut off, nested too deep)."""
+    with parsing(f"{path} is damaged"):
+        return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from repa_eval.errors import Failure, UserError
-from repa_eval.runtime.files import disk_space, write_atomic
+from repa_eval.runtime.files import disk_space, read_json, write_atomic
 
 RECORD = "samples.json"
 PER_FOLDER = 1000
@@ -175,10 +175,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     file = record_path(path)
     if not file.is_file():
         return None
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Failure(f"{file} is damaged: {error}") from error
+    record = read_json(file)
     return record if isinstance(record, dict) else None
 
 

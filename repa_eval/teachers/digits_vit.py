@@ -12,15 +12,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from repa_eval.errors import Failure, UserError, first_line
+from repa_eval.errors import UserError
 from repa_eval.interfaces.images import in_memory, load_data, to_signed
 from repa_eval.interfaces.teacher import Teacher, Tokens, teacher
 from repa_eval.models.encoders.conv_vit import ConvViT, ConvViTConfig
 from repa_eval.runtime.hashing import digest_module
+from repa_eval.weight_files.state_dicts import NOTHING, load_strictly, read_state
 
 WEIGHTS = "digits-vit.safetensors"
 RANDOM_SEED = 0
@@ -56,11 +55,8 @@ def digits_vit(name: str, weights: Path | None) -> Teacher:
     """Return the self-supervised teacher; its weights ship with the package."""
     network = ConvViT(ConvViTConfig())
     path = Path(str(files("repa_eval") / "weights" / WEIGHTS)) if weights is None else weights
-    try:
-        network.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        first = first_line(error)
-        raise Failure(f"teacher {name}: {path} does not hold its weights ({first})") from error
+    owner = f"teacher {name}"
+    load_strictly(network, read_state(path, owner=owner), drop=NOTHING, owner=owner, path=path)
     return DigitsViT(name, network)
 
 

@@ -79,8 +79,8 @@ def assemble(name: str, family: Family, letter: str, state: State, path: Path) -
         weight_init="skip",
         **family.arguments.get(letter, {}),
     )
-    state = convert(checkpoint_filter_fn, state, network, name=name, path=path)
-    load_strictly(network, state, drop=UNUSED, name=name, path=path)
+    state = convert(checkpoint_filter_fn, state, network, owner=f"teacher {name}", path=path)
+    load_strictly(network, state, drop=UNUSED, owner=f"teacher {name}", path=path)
     return VisionTeacher(name, network, family.pixels, last_norm=family.last_norm)
 
 
@@ -88,7 +88,7 @@ def _builder(prefix: str, letter: str) -> Builder:
     def build(name: str, weights: Path | None) -> Teacher:
         family = FAMILIES[prefix]
         path = _published(name, family, letter) if weights is None else weights
-        return assemble(name, family, letter, read_state(path, name=name), path)
+        return assemble(name, family, letter, read_state(path, owner=f"teacher {name}"), path)
 
     network = FAMILIES[prefix].network.format(SIZES[letter]).partition(".")[0]
     build.__doc__ = f"{FAMILIES[prefix].title}, timm's {network}."

@@ -16,7 +16,7 @@ from repa_eval.interfaces.teacher import Teacher, teacher
 from repa_eval.teachers.shared.preprocessing import WholeImage
 from repa_eval.teachers.shared.timm_teacher import VisionTeacher
 from repa_eval.weight_files.download import fetch
-from repa_eval.weight_files.state_dicts import convert, load_strictly, read_state
+from repa_eval.weight_files.state_dicts import NOTHING, convert, load_strictly, read_state
 
 MODES = ("bicubic", "bilinear", "nearest")
 
@@ -33,12 +33,12 @@ def timm_network(name: str, weights: Path | None) -> Teacher:
     except RuntimeError as error:  # a name of weights that does not exist
         raise UserError(f"teacher {name}: {first_line(error)}") from error
     path = _published(name, wanted) if weights is None else weights
-    state = read_state(path, name=name)
+    state = read_state(path, owner=f"teacher {name}")
     # a module of timm's that knows other names than its own calls the rule so
     rule = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if rule is not None:
-        state = convert(rule, state, network, name=name, path=path)
-    load_strictly(network, state, drop=_heads(network.pretrained_cfg), name=name, path=path)
+        state = convert(rule, state, network, owner=f"teacher {name}", path=path)
+    load_strictly(network, state, drop=_heads(network.pretrained_cfg), owner=f"teacher {name}", path=path)
     config = resolve_model_data_config(network)
     pixels = WholeImage(
         mean=config["mean"],
@@ -62,4 +62,4 @@ def _published(name: str, wanted: str) -> Path:
 def _heads(config: Any) -> str:
     """Return the pattern of the classifiers' names: they are not built."""
     heads = config.get("classifier") or ()
-    return "|".join(rf"{head}\." for head in ([heads] if isinstance(heads, str) else heads)) or r"(?!)"
+    return "|".join(rf"{head}\." for head in ([heads] if isinstance(heads, str) else heads)) or NOTHING

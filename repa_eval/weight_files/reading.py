@@ -1,52 +1,113 @@
-"""Read a file of weights without executing anything in it: tensors, plain values and two harmless classes."""
+"""Read a file of weights without executing anything in it. The only place that calls torch.load.
+
+Pickled files give tensors, plain values and the few classes of `pickled.py`; what a file declares is checked against
+what it holds before anybody computes with it.
+"""
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import re
-from collections import OrderedDict
+import warnings
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
-from repa_eval.errors import Failure, first_line
+from repa_eval.errors import Failure, UserError, first_line, parsing
+from repa_eval.weight_files.pickled import ALLOWED, plain
 
-# What official trainers pickle beside tensors: their arguments, and SoftREPA its time offsets as a whole module.
-ALLOWED: list[Any] = [argparse.Namespace, OrderedDict, torch.nn.modules.sparse.Embedding]
+ZIP = b"PK\x03\x04"
+AGAIN = "download or save it again"
+SCRIPT = "constants.pkl"  # a member that only TorchScript archives have
 
 
-def read_file(file: Path) -> Any:
-    """Return the content of a torch or safetensors file, memory-mapped: tensors are read when they are touched."""
-    if file.suffix == ".safetensors":
-        return read_safetensors(file)
+def read_file(file: Path, *, owner: str = "", kind: str = "checkpoint", mapped: bool = True) -> Any:
+    """Return the content of a torch or safetensors file; tensors stay on disk (mapped) until they are touched.
+
+    Containers come as plain dicts, lists and tuples, a pickled nn.Embedding as `EmbeddingState`, arrays as numpy
+    arrays. owner: stands before the file in errors ("teacher dinov2-vit-b"); kind: what the file should be; mapped:
+    False copies tensors into memory, for a reader that outlives the file. UserError for a path that is not a file;
+    Failure for a file that is damaged, of another kind, or needs code execution.
+    """
+    where = f"{owner}: {file}" if owner else str(file)
+    start = _start_of(file, where, kind)
+    if file.suffix == ".safetensors" or _is_safetensors(start, file):
+        return read_safetensors(file, owner=owner)[0]
+    if start.startswith(ZIP):
+        _check_archive(file, where, kind)
     try:
-        with torch.serialization.safe_globals(ALLOWED):
-            return _load(file)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        asks = f" (it asks for {wanted[1]})" if wanted else ""
-        raise Failure(f"{file} is not a checkpoint, or one that asks to run code{asks}; it was not opened") from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError) as error:
-        raise Failure(f"{file} is not a readable checkpoint: {first_line(error)}") from error
+        with warnings.catch_warnings(), torch.serialization.safe_globals(ALLOWED):
+            warnings.simplefilter("ignore")
+            # a map stays within the file, whatever lengths it declares; files older than the zip format have none
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=start.startswith(ZIP))
+    except Exception as error:  # whatever torch's readers raise, the file is at fault
+        _refuse(where, kind, start, error)
+    return plain(content, where, size=file.stat().st_size, copied=not mapped)
 
 
-def _load(file: Path) -> Any:
+def read_safetensors(file: Path, *, owner: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return (tensors by name, metadata) of a safetensors file, mapped; errors as `read_file`."""
+    where = f"{owner}: {file}" if owner else str(file)
+    _start_of(file, where, "safetensors file")
+    with parsing(f"{where} is not a readable safetensors file"), safe_open(file, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a dict)
+        return tensors, dict(opened.metadata() or {})
+
+
+def _start_of(file: Path, where: str, kind: str) -> bytes:
+    """Return the first bytes of a file; UserError for what is not one, Failure for one that cannot be opened."""
+    if not file.exists():
+        raise UserError(f"{where} does not exist")
+    if not file.is_file():
+        kind = "a folder" if file.is_dir() else "not a regular file"
+        raise UserError(f"{where} is {kind}; name a file of weights")
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap can only be used" not in str(error):
-            raise
-        return torch.load(file, map_location="cpu", weights_only=True)  # written before torch 1.6: not a zip
+        with open(file, "rb") as handle:
+            start = handle.read(16)
+    except OSError as error:
+        raise Failure(f"{where} cannot be read: {error.strerror}") from error
+    if not start:
+        raise Failure(f"{where} is not a {kind}: it is empty (0 bytes); {AGAIN}")
+    return start
 
 
-def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of one safetensors file."""
-    try:
-        return load_file(file)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise Failure(f"{file} is not a readable safetensors file: {first_line(error)}") from error
+def _is_safetensors(start: bytes, file: Path) -> bool:
+    """Return whether a file of another name begins as safetensors do: the length of a JSON header, then the header."""
+    length = int.from_bytes(start[:8], "little")
+    return start[8:9] == b"{" and 8 + length <= file.stat().st_size
+
+
+def _check_archive(file: Path, where: str, kind: str) -> None:
+    """Failure for a zip that is cut off, was changed since it was written, or is a TorchScript program."""
+    if not zipfile.is_zipfile(file):
+        raise Failure(f"{where} is not a readable {kind}: its end is missing; {AGAIN}")
+    with parsing(f"{where} is not a readable {kind}"), zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if any(member.filename.rpartition("/")[2] == SCRIPT for member in members):
+            raise Failure(
+                f"{where} is a TorchScript program, and nothing in a file is executed; if you trust it, save its "
+                "tensors: torch.save(torch.jit.load(FILE, 'cpu').state_dict(), 'weights.pt')"
+            )
+        if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members):
+            raise Failure(f"{where} is not a {kind}: its members are compressed or encrypted")
+        checked = any(member.CRC for member in members)  # torch can be told to write none
+        damaged = archive.testzip() if checked else None
+        if damaged is not None:
+            raise Failure(f"{where} is not a readable {kind}: the checksum of {damaged} is wrong; {AGAIN}")
+
+
+def _refuse(where: str, kind: str, start: bytes, error: Exception) -> NoReturn:
+    """Failure in one line; torch's own texts advise to load without its checks, and are not passed on."""
+    wanted = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if wanted is not None:
+        raise Failure(
+            f"{where} needs code execution to load (it asks for {wanted[1]}), which is never allowed; save its "
+            "state_dict() instead"
+        ) from error
+    if start.startswith(ZIP) and not isinstance(error, pickle.UnpicklingError):
+        raise Failure(f"{where} is not a readable {kind}: {first_line(error)}") from error
+    raise Failure(f"{where} is not a {kind} (or needs code execution to load, which is never allowed)") from error

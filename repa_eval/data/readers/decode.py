@@ -78,11 +78,13 @@ def _opened(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, in our words
             image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
-        raise Unusable(f"declares more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: a bomb?") from error
+        raise Unusable(
+            f"declares more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: possible decompression bomb"
+        ) from error
     except (OSError, SyntaxError, ValueError, struct.error) as error:
         raise Unusable("is not a readable image (no known format)", damaged=True) from error
     if image.width * image.height > MAX_PIXELS:
-        raise Unusable(f"declares {image.width}x{image.height} pixels: a bomb?")
+        raise Unusable(f"declares {image.width}x{image.height} pixels: possible decompression bomb")
     if getattr(image, "n_frames", 1) > 1:
         raise Unusable(f"is animated ({getattr(image, 'n_frames', 0)} frames): which one is meant? Save that one alone")
     if image.mode in ("I", "F") or "16" in image.mode or any("16" in str(tile[3]) for tile in image.tile):

@@ -181,7 +181,8 @@ def _refuse_hostile(name: str, infos: Iterable[zipfile.ZipInfo]) -> None:
         seen.add(member)
         if info.file_size > BOMB_BYTES and info.file_size > BOMB_RATIO * max(info.compress_size, 1):
             raise UserError(
-                f"{name}: {member} would unpack {info.compress_size:,} bytes to {info.file_size:,}: a bomb, no image"
+                f"{name}: {member} would unpack {info.compress_size:,} bytes to {info.file_size:,}: possible "
+                "decompression bomb"
             )
 
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import functools
 import shutil
-import struct
 import tempfile
 import threading
 import zipfile
-import zlib
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +22,12 @@ from torch import Tensor
 
 from repa_eval.data.readers.decode import centre_crop
 from repa_eval.data.readers.opened import PerProcess
-from repa_eval.errors import Failure, UserError, first_line
+from repa_eval.errors import Failure, UserError, parsing
 from repa_eval.interfaces.image_source import DEFAULT_KINDS, Array, ImageSource, Samples, content_digest
 
 MAX_ROW = 1 << 30  # bytes of one image
+MAX_RATIO = 200  # of an array to its compressed form; images reach a tenth of that
+SMALL = 64 << 20  # bytes that may expand at any ratio
 COPIED = 1 << 24  # bytes unpacked at once
 
 
@@ -37,21 +37,25 @@ class Member:
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
         self._open: PerProcess[_Stream] = PerProcess(functools.partial(_Stream, path, f"{name}.npy"))
-        try:
-            with zipfile.ZipFile(path) as archive:
-                info = archive.getinfo(f"{name}.npy")
-                with archive.open(info) as stream:
-                    self.shape, fortran, self.dtype = _read_header(stream)
-                    begin = stream.tell()
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, struct.error, NotImplementedError) as error:
-            raise Failure(f"{path} cannot be read: {first_line(error)}") from error
+        with parsing(f"{path} cannot be read"), zipfile.ZipFile(path) as archive:
+            info = archive.getinfo(f"{name}.npy")
+            with archive.open(info) as stream:
+                self.shape, fortran, self.dtype = _read_header(stream)
+                begin = stream.tell()
+            if min(self.shape, default=0) < 0:
+                raise ValueError(f"{name} has the shape {self.shape}")
         if self.dtype.hasobject:
             raise Failure(f"{path} cannot be read: {name} holds Python objects, which are never unpickled")
         self._row = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
         rows = self.shape[0] if self.shape else 1
         if fortran or info.file_size != begin + rows * self._row or self._row > MAX_ROW:
             raise Failure(f"{path} cannot be read: {name} has {info.file_size:,} bytes, which do not fit {self.shape}")
-        self._begin = begin
+        if info.file_size > max(SMALL, MAX_RATIO * info.compress_size):
+            raise Failure(
+                f"{path} cannot be read: {name} expands from {info.compress_size:,} to {info.file_size:,} bytes; "
+                "possible decompression bomb"
+            )
+        self._begin, self.size = begin, info.file_size
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -59,10 +63,8 @@ class Member:
     def rows(self, first: int, stop: int) -> Array:
         """Return the rows first..stop-1."""
         count = (stop - first) * self._row
-        try:
+        with parsing(f"{self.path} cannot be read"):
             data = self._open().read(self._begin + first * self._row, count, begin=self._begin)
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, ValueError) as error:
-            raise Failure(f"{self.path} cannot be read: {first_line(error)}") from error
         if len(data) != count:
             raise Failure(f"{self.path} cannot be read: {self.name} ends after {first + len(data) // self._row} rows")
         return np.frombuffer(data, dtype=self.dtype).reshape(stop - first, *self.shape[1:])
@@ -148,14 +150,12 @@ class StreamedImages(ImageSource):
 
 def array_names(path: Path) -> list[str]:
     """Return the names of the arrays of an npz; none for a lone array. Failure where the file is damaged."""
-    try:
+    with parsing(f"{path} cannot be read"):
         with open(path, "rb") as handle:
             if handle.read(6) == b"\x93NUMPY":
                 return []
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
-        raise Failure(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -7,7 +7,6 @@ that a reference of another extractor, resize rule or resolution is refused inst
 from __future__ import annotations
 
 import json
-import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,11 +16,12 @@ from typing import IO, Any
 import numpy as np
 
 from repa_eval.data.readers.npz import Member, StreamedImages, array_names
-from repa_eval.errors import Failure, UserError, first_line
+from repa_eval.errors import Failure, UserError, parsing
 from repa_eval.runtime.hashing import digest_file
 
 Array = np.ndarray[Any, Any]
 TORCH_SUFFIXES = (".pt", ".pth")
+MOST_PROVENANCE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,8 @@ def _write_images(member: IO[bytes], images: Iterable[Array], shape: tuple[int, 
 
 def _read(path: Path, name: str) -> Array:
     member = Member(path, name)
+    if not member.shape or member.dtype.kind not in "fiu":
+        raise UserError(f"{path}: {name} is {member.dtype} {member.shape}; expected an array of numbers")
     return member.rows(0, len(member))
 
 
@@ -129,11 +131,11 @@ def _fitting(path: Path, mu: Array, sigma: Array, names: tuple[str, str]) -> tup
 def _provenance(path: Path, names: list[str]) -> Mapping[str, Any]:
     if "provenance" not in names:
         return {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            record = json.loads(str(archive["provenance"]))
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise Failure(f"{path} cannot be read: {first_line(error)}") from error
+    member = Member(path, "provenance")
+    if member.size > MOST_PROVENANCE:
+        raise Failure(f"{path} cannot be read: its provenance takes {member.size:,} bytes")
+    with parsing(f"{path} cannot be read"), np.load(path, allow_pickle=False) as archive:
+        record = json.loads(str(archive["provenance"]))
     return record if isinstance(record, dict) else {}
 
 
@@ -141,32 +143,19 @@ def _torch_fidelity(path: Path) -> Statistics:
     """Return a cache file of torch-fidelity: {"mu", "sigma"} arrays, or a tensor of features (N, D)."""
     import torch
 
+    from repa_eval.weight_files.reading import read_file
+
     if not path.is_file():
         raise UserError(f"reference {path} does not exist")
-    try:
-        with torch.serialization.safe_globals(_numpy_globals()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise Failure(f"{path} is no cache of torch-fidelity, or asks to run code; it was not opened") from error
-    except (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError) as error:
-        raise Failure(f"{path} cannot be read: {first_line(error)}") from error
+    content = read_file(path, kind="cache of torch-fidelity")
     if isinstance(content, torch.Tensor):
-        return Statistics(path, features=_checked_features(path, content.numpy()))
+        numbers = content.float() if content.dtype == torch.bfloat16 else content  # numpy has no bfloat16
+        return Statistics(path, features=_checked_features(path, numbers.numpy()))
     if not isinstance(content, dict) or not {"mu", "sigma"} <= set(content):
         raise UserError(f"{path}: expected torch-fidelity's statistics (mu, sigma) or features (N, D)")
-    mu, sigma = (np.asarray(content[key], dtype=np.float64) for key in ("mu", "sigma"))
+    with parsing(f"{path}: mu and sigma are not arrays of numbers"):
+        mu, sigma = (np.asarray(content[key], dtype=np.float64) for key in ("mu", "sigma"))
     return Statistics(path, *_fitting(path, mu, sigma, ("mu", "sigma")))
-
-
-def _numpy_globals() -> list[Any]:
-    """What a pickled array of plain numbers asks for."""
-    from numpy.dtypes import Float32DType, Float64DType
-
-    # numpy 1.26 has a _core too, but that is a stub
-    core: Any = getattr(np, "core" if np.__version__.startswith("1.") else "_core")
-    reconstruct = core.multiarray._reconstruct
-    both = [(reconstruct, f"numpy.{name}.multiarray._reconstruct") for name in ("core", "_core")]
-    return [*both, np.ndarray, np.dtype, Float32DType, Float64DType]
 
 
 def _checked_features(path: Path, features: Array) -> Array:

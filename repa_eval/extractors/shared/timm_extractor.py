@@ -53,14 +53,10 @@ def load_weights(name: str, network: nn.Module, tag: str, weights: Path | None, 
     weights: a file; None: those of timm's `tag`, from the cache or the network. file: the one to ask for. drop:
     pattern of names that may be there and are not used.
     """
-    try:
-        path = _published(name, tag, file) if weights is None else weights
-        state: State = read_state(path, name=name)
-        state = convert(checkpoint_filter_fn, state, network, name=name, path=path)
-        load_strictly(network, state, drop=drop, name=name, path=path)
-    except Failure as error:
-        # the readers of weights speak of teachers
-        raise Failure(str(error).replace(f"teacher {name}", f"extractor {name}")) from error
+    path, owner = _published(name, tag, file) if weights is None else weights, f"extractor {name}"
+    state: State = read_state(path, owner=owner)
+    state = convert(checkpoint_filter_fn, state, network, owner=owner, path=path)
+    load_strictly(network, state, drop=drop, owner=owner, path=path)
 
 
 def _published(name: str, tag: str, file: str) -> Path:

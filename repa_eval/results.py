@@ -59,6 +59,7 @@ class Row:
         """Return {column: value}: what a line of results.jsonl holds."""
         return {name: getattr(self, name) for name in COLUMNS}
 
+
 COLUMNS = tuple(column.name for column in fields(Row) if column.name != "record")
 _RENAMED = {"_torn": "_permuted"}  # endings of metrics in tables of earlier versions
 _KEY = tuple(name for name in COLUMNS if name not in {"value", "stderr", "note", "version"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -63,7 +63,7 @@ class Measurement(Sequence[Row]):
         """Return a pandas DataFrame: a line for each row, a column for each field of a row."""
         import pandas
 
-        return pandas.DataFrame([asdict(row) for row in self.rows])
+        return pandas.DataFrame([row.columns() for row in self.rows])
 
     def _of(self, metric: str) -> list[Row]:
         rows = [row for row in self.rows if row.metric == metric]

@@ -24,19 +24,21 @@ _PLACES = {
     "images": "api.image_arrays",
     "wrap": "api.wrapping",
     "sample": "api.sampling",
+    "train": "train.start",
     "Measurement": "api.results",
     "LayerMap": "api.results",
     "Checkpoint": "interfaces.checkpoint_layout",
+    "Callback": "train.callbacks",
     "Row": "results",
     "UserError": "errors",
 }
-_MODULES = {"align", "features"}  # functions that have the name of a module
+_MODULES = {"align", "features", "train"}  # functions that have the name of a module
 _DOORS = ("checkpoints", "data", "extractors", "teachers")  # packages with a load(name) each
 __all__ = [*_PLACES, *_DOORS]
 
 
 class _CallableModule(ModuleType):
-    """`repa_eval.align` and `repa_eval.features` are modules to import from, and functions to call."""
+    """`repa_eval.align`, `.features` and `.train` are modules to import from, and functions to call."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _defined(self.__name__.rpartition(".")[2])(*args, **kwargs)

@@ -19,6 +19,8 @@ from repa_eval.checkpoints import load as load
 from repa_eval.errors import UserError as UserError
 from repa_eval.interfaces.checkpoint_layout import Checkpoint as Checkpoint
 from repa_eval.results import Row as Row
+from repa_eval.train.callbacks import Callback as Callback
+from repa_eval.train.start import train as train
 
 __version__: str
 __all__: list[str]

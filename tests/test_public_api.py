@@ -68,6 +68,8 @@ print(took, "torch" in sys.modules, "numpy" in sys.modules)
     [
         "import repa_eval",
         "import repa_eval.align, repa_eval.features.capture",
+        "import repa_eval.train.loop",
+        "from repa_eval.train.start import train; from repa_eval.train import recipe",
         "from repa_eval.align import align, Monitor",
         "from repa_eval import align, features",
         "from repa_eval.features.capture import Capture; from repa_eval.api.alignment import align",
@@ -76,12 +78,14 @@ print(took, "torch" in sys.modules, "numpy" in sys.modules)
 )
 def test_modules_can_be_called_in_any_order_of_imports(first: str) -> None:
     after = """
-import inspect, types, repa_eval, repa_eval.features.capture, repa_eval.align
+import inspect, types, repa_eval, repa_eval.features.capture, repa_eval.align, repa_eval.train.recipe
 from repa_eval.align import Monitor, align
 from repa_eval import features
 assert repa_eval.Monitor is Monitor and isinstance(repa_eval.align, types.ModuleType)
 assert inspect.signature(repa_eval.align) == inspect.signature(align)
 assert "layers" in inspect.signature(features).parameters
+assert "callbacks" in inspect.signature(repa_eval.train).parameters
+assert repa_eval.train.recipe.Recipe
 for function in (repa_eval.align, repa_eval.features):
     try:
         function("no-such-file.pt", images="digits")
@@ -381,6 +385,67 @@ def test_fid_of_folder_npz_array_and_tensor(checkpoint: Path, tmp_path: Path) ->
     assert (record["kind"], record["num_samples"], record["extractor"]) == ("sample quality", 40, "judge")
     with pytest.raises(re.UserError, match="name a reference"):
         re.fid(pixels, extractor="digits")
+
+
+# --- training
+
+
+class Told(re.Callback):
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def on_log(self, step: int, values: Any) -> None:
+        self.heard.append(("log", step, sorted(values)[:2]))
+
+    def on_rows(self, rows: Any) -> None:
+        self.heard.append(("rows", {row.metric for row in rows}, rows[0].step))
+
+    def on_checkpoint(self, path: Path) -> None:
+        assert path.is_file()
+        self.heard.append(("checkpoint", path.name))
+
+
+class OnlyCheckpoints:
+    def __init__(self) -> None:
+        self.paths: list[Path] = []
+
+    def on_checkpoint(self, path: Path) -> None:
+        self.paths.append(path)
+
+
+def test_training_tells_its_callbacks(tmp_path: Path) -> None:
+    told, few, steps = Told(), OnlyCheckpoints(), []
+    recipe = tiny("vanilla", log_every=2, checkpoint_every=4, eval_every=3)
+    more = {"num_samples": 8, "num_steps": 1, "final_samples": 0}
+    last = re.train(
+        recipe, tmp_path / "mine", callbacks=[told, few, lambda step, values: steps.append(step)], overrides=more,
+        device="cpu",
+    )  # fmt: skip
+    assert last == tmp_path / "mine" / "checkpoints" / "0000006.pt"
+    assert steps == [2, 4, 6]
+    assert [path.name for path in few.paths] == ["0000004.pt", "0000006.pt"]
+    assert [event[0] for event in told.heard] == ["log", "rows", "log", "checkpoint", "log", "checkpoint", "rows"]
+    rows = [event for event in told.heard if event[0] == "rows"]
+    assert [event[2] for event in rows] == [3, 6]
+    assert {row.metric for row in results.read(tmp_path / "mine")} == set().union(*(event[1] for event in rows))
+    again = re.train(recipe.to_dict(), tmp_path / "again", overrides=more, device="cpu")
+    assert torch.load(again, weights_only=True)["model"].keys() == torch.load(last, weights_only=True)["model"].keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"recipe": "digits-rapa"}, "did you mean 'digits-repa'"),
+        ({"overrides": {"max_stepz": 1}}, "did you mean 'max_steps'"),
+        ({"callbacks": [3]}, r"callback of type int: give a function \(step, values\), or an object with on_log"),
+        ({"callbacks": [Told]}, "callback Told is a class: give an object of it"),
+        ({"device": "tpu"}, "device 'tpu': choose auto"),
+    ],
+)
+def test_training_that_cannot_begin(given: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(re.UserError, match=told):
+        re.train(**{"recipe": "digits-vanilla", "out": tmp_path / "run", **given})
+    assert not (tmp_path / "run").exists()
 
 
 # --- foreign networks

@@ -31,6 +31,7 @@ from repa_eval.interfaces.teacher import Teacher
 from repa_eval.results import Row
 from repa_eval.runtime import seeding
 from repa_eval.train import batches, resumption, stages, state, whole_batch
+from repa_eval.train.callbacks import Callback, Callbacks, LogFunction
 from repa_eval.train.recipe import Recipe, Settings
 from repa_eval.train.writer import Writer, environment
 
@@ -61,6 +62,7 @@ def train(
     out: str | Path,
     *,
     monitors: Sequence[Evaluate] = (),
+    callbacks: Iterable[Callback | LogFunction] = (),
     resume: bool = False,
     allow_changed_plugin: bool = False,
     device: str = "auto",
@@ -70,11 +72,12 @@ def train(
     """Train a recipe into the folder `out` (what lies there: product.md 7) and return its last checkpoint.
 
     monitors: called with (step, averaged model) every evaluation.eval_every steps and after the last; their rows are
-    appended to results.jsonl. resume: continue from the last checkpoint, or start where nothing is there.
+    appended to results.jsonl. callbacks: told of curves, rows and checkpoints, by the first process.
+    resume: continue from the last checkpoint, or start where nothing is there.
     allow_changed_plugin: even if the file of a plug-in is not the one that the run began with.
     labels: further entries of run.json, for the report. Raises Interrupted after Ctrl-C, everything saved.
     """
-    run, settings = Path(out), recipe.settings
+    run, settings, told = Path(out), recipe.settings, Callbacks(callbacks)
     accelerator = _accelerator(settings, device)
     share = batches.share_of(settings.batch_size, accelerator, settings.gradient_accumulation)
     checkpoint = resumption.open_run(run, recipe, resume=resume)
@@ -115,8 +118,8 @@ def train(
                 writer.start()  # from here on the folder changes
             torch.manual_seed(seeding.derive(settings.seed, "torch", step))  # ours never draw from it; a plug-in might
             watched = monitors if stage.samples else ()
-            if resumed and position.status != "done":
-                _evaluate(writer, watched, ema, step, settings)  # a run killed between a checkpoint and its measurement
+            if resumed and position.status != "done":  # it may have been killed between checkpoint and measurement
+                _evaluate(writer, told, watched, ema, step, settings)
             for fetched in batches.loader(images, stage.recipe, step, share, reads=reads):
                 began = time.perf_counter()
                 asked = () if stage.recipe.method.stopped(objective.extras) else teachers
@@ -132,12 +135,13 @@ def train(
                 if writer and (done or step % settings.log_every == 0):
                     values = _curve_values(terms, norm, optimizer, seconds, step)
                     writer.curves(step, values)
+                    told.on_log(step, values)
                     bar.set_postfix({name: f"{value:.3f}" for name, value in values.items() if name.endswith("loss")})
                 if accelerator.is_main_process and (done or stopped or step % settings.checkpoint_every == 0):
-                    _save(run, accelerator, wrapped, ema, optimizer, step, stage.recipe)
+                    told.on_checkpoint(_save(run, accelerator, wrapped, ema, optimizer, step, stage.recipe))
                 if stopped:
                     break
-                _evaluate(writer, watched, ema, step, settings)
+                _evaluate(writer, told, watched, ema, step, settings)
                 bar.update()
             if stopped:
                 break
@@ -154,12 +158,12 @@ def train(
 
 
 def _evaluate(
-    writer: Writer | None, monitors: Iterable[Evaluate], ema: nn.Module, step: int, settings: Settings
+    writer: Writer | None, told: Callbacks, monitors: Iterable[Evaluate], ema: nn.Module, step: int, settings: Settings
 ) -> None:
     """Write the rows of the monitors, where a step is due for them: every eval_every, and the last."""
     if writer and step and (step == settings.max_steps or _due(step, settings.evaluation.eval_every)):
         for monitor in monitors:
-            writer.rows(monitor(step, conventions.as_project_convention(ema.eval())))
+            told.on_rows(writer.rows(monitor(step, conventions.as_project_convention(ema.eval()))))
 
 
 def build(recipe: Recipe, images: ImageSource, teachers: Sequence[Teacher]) -> tuple[Recipe, Objective]:
@@ -249,12 +253,14 @@ def _save(
     optimizer: torch.optim.Optimizer,
     step: int,
     recipe: Recipe,
-) -> None:
+) -> Path:
     bare = accelerator.unwrap_model(wrapped)
     rng = {"seed": recipe.settings.seed, "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}
     states = (bare.model.state_dict(), ema.state_dict(), bare.extras.state_dict(), optimizer.state_dict())
     values = (*states, step, rng, recipe.to_dict())
-    state.save_checkpoint(state.checkpoint_path(run, step), dict(zip(state.KEYS, values, strict=True)))
+    path = state.checkpoint_path(run, step)
+    state.save_checkpoint(path, dict(zip(state.KEYS, values, strict=True)))
+    return path
 
 
 def _record(recipe: Recipe, run: Path, labels: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -50,9 +50,9 @@ class Writer:
         """Write how the run ended into run.json."""
         state.write_run(self.run, {**self.record, "status": status, "step": step})
 
-    def rows(self, rows: Iterable[Row]) -> None:
-        """Append measured rows that are not in results.jsonl yet."""
-        self._append(results.TABLE, rows)
+    def rows(self, rows: Iterable[Row]) -> list[Row]:
+        """Append measured rows that are not in results.jsonl yet, and return them."""
+        return self._append(results.TABLE, rows)
 
     def curves(self, step: int, values: Mapping[str, float]) -> None:
         """Append one point of every training curve."""
@@ -67,11 +67,12 @@ class Writer:
         known = [(row.step or 0, row.value or 0.0) for row in points if (row.step or 0) <= step]
         return max(known)[1] if known else 0.0
 
-    def _append(self, table: str, rows: Iterable[Row]) -> None:
+    def _append(self, table: str, rows: Iterable[Row]) -> list[Row]:
         known = self._tables[table]
         new = [row for row in rows if row.key() not in known]
         results.append(self.run / table, new)
         known.update({row.key(): row for row in new})
+        return new
 
 
 def environment() -> dict[str, str]:

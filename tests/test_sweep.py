@@ -1,4 +1,4 @@
-"""`repa-eval sweep`, `probe` and the measures behind them: complete, repeatable, safe to interrupt and to run twice."""
+"""`repa-eval sweep`, `probe` and the monitors behind them: complete, repeatable, safe to interrupt and to run twice."""
 
 from __future__ import annotations
 
@@ -121,12 +121,12 @@ def test_two_evaluators_and_a_trainer_lose_no_row(tmp_path: Path) -> None:
         assert trainer.poll() is None
         time.sleep(0.1)
     command = [sys.executable, "-m", "repa_eval.cli", "sweep", str(out), "--watch", "--every", "0.5", "--quiet"]
-    watchers = [subprocess.Popen([*command, "--device", "cpu"], env=environment) for _ in range(2)]
+    sweeps = [subprocess.Popen([*command, "--device", "cpu"], env=environment) for _ in range(2)]
     time.sleep(8)
-    watchers[0].send_signal(signal.SIGKILL)
-    watchers[0].wait()
+    sweeps[0].send_signal(signal.SIGKILL)
+    sweeps[0].wait()
     assert trainer.wait() == 0
-    assert watchers[1].wait() == 0
+    assert sweeps[1].wait() == 0
     rows = results.read(out)
     steps = {row.step for row in rows if row.metric == "cknna"}
     assert steps == {100, 200, 300, 400}

@@ -25,7 +25,7 @@ from repa_eval.train.optim import Average, Optim
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What the trainer measures of itself."""
+    """What the trainer evaluates along a run."""
 
     eval_every: int = option(0, help="steps between measurements of sample quality; 0 = never", least=0)
     num_samples: int = option(512, help="samples per measurement", least=4)

@@ -424,7 +424,7 @@ def test_an_original_that_is_not_at_hand_is_left_out(
     def absent(name: str, weights: Any) -> Any:
         raise Failure(f"teacher {name}: no network")
 
-    monkeypatch.setattr(merging, "load_teacher", absent)
+    monkeypatch.setattr("repa_eval.interfaces.teacher.load_teacher", absent)
     done = repa_eval("reparam", trained, "--out", tmp_path / "merged.pt", *BRIEF)
     assert done.exit_code == 0, done.stderr
     assert "note: not compared with the original: teacher digits-vit: no network" in done.stdout

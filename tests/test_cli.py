@@ -534,8 +534,11 @@ def test_samples_as_npz_are_the_same_images(work: Path, here: Path) -> None:
     [
         ("--ckpt ../ck/judge.pt --out made", "judge.pt holds CNN-digits, which generates no images"),
         ("--ckpt ../ck/repa.pt --out made --num 0", "0 is not in the range x>=1"),
-        ("--ckpt ../ck/repa.pt --out full", "full is not empty and holds no samples of ours; choose another --out"),
-        ("--ckpt ../ck/repa.pt --out ours", "ours holds samples made otherwise ("),
+        (
+            "--ckpt ../ck/repa.pt --out full",
+            "full is not empty and contains no samples of repa-eval; choose another --out",
+        ),
+        ("--ckpt ../ck/repa.pt --out ours", "ours contains samples made with different settings ("),
         ("--ckpt ../ck/repa.pt --out made --mode sed", "'sed' is not"),
         ("--ckpt ../ck/repa.pt --out made --cfg-scal 2", "no such option --cfg-scal; did you mean --cfg-scale?"),
         ("--ckpt ../ck/repa.pt", "Missing option '--out'"),

@@ -212,8 +212,8 @@ def test_flat_folders(checkpoints: Path, here: Path) -> None:
     assert visible(here / "flat") == [*(f"{index:06d}.png" for index in range(4)), "samples.json"]
     assert (here / "flat" / "000003.png").read_bytes() == (here / "deep" / "00000" / "000003.png").read_bytes()
     assert (here / "flat" / "samples.json").read_bytes() == (here / "deep" / "samples.json").read_bytes()
-    fails(sample(*words, "--out", "flat"), 2, "flat holds samples in the other layout; add --flat or choose another")
-    fails(sample(*words, "--out", "deep", "--flat"), 2, "deep holds samples in the other layout; leave out --flat")
+    fails(sample(*words, "--out", "flat"), 2, "flat contains samples in the other layout; add --flat or choose another")
+    fails(sample(*words, "--out", "deep", "--flat"), 2, "deep contains samples in the other layout; leave out --flat")
     fails(sample(*words, "--out", "a.npz", "--flat"), 2, "--flat is a layout of folders; a.npz is an npz")
     assert not list(here.glob("*.npz*"))
 
@@ -247,10 +247,10 @@ def test_only_one_batch_is_in_memory(tmp_path: Path) -> None:
 
 def test_npz_files_of_others_are_not_touched(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"mine")
-    with pytest.raises(ValueError, match=r"a\.npz exists and holds no samples of ours; choose another --out"):
+    with pytest.raises(ValueError, match=r"a\.npz exists and contains no samples of repa-eval; choose another --out"):
         SampleArray(tmp_path / "a.npz", {})
     SampleArray(tmp_path / "b.npz", {"seed": 0})
-    with pytest.raises(ValueError, match=r"b\.npz\.partial holds samples made otherwise \(seed differ\)"):
+    with pytest.raises(ValueError, match=r"b\.npz\.partial contains samples made with different settings \(seed\)"):
         SampleArray(tmp_path / "b.npz", {"seed": 1})
 
 
@@ -388,7 +388,7 @@ def test_the_default_scale_is_stable_diffusions(vae: Path, tmp_path: Path) -> No
     [
         ("latent", "", 2, "this model makes latents of 4 channels: add --vae stabilityai/sd-vae-ft-ema, or --vae"),
         ("latent", "--vae nobody/nothing", 1, "--vae nobody/nothing is no folder here and could not be fetched"),
-        ("latent", "--vae .", 2, "--vae .: the folder holds no config.json of an AutoencoderKL"),
+        ("latent", "--vae .", 2, "--vae .: the folder contains no config.json of an AutoencoderKL"),
         ("grey", "--vae VAE", 2, "decodes 4 channels; this model makes 1"),
         ("grey", "--labels 3,5", 2, "label 5: this model has labels 0..4"),
         ("grey", "--labels=-1", 2, "label -1: this model has labels 0..4"),

@@ -19,8 +19,10 @@ from repa_eval.diffusion.conventions import NoisePrediction, ReversedTime
 from repa_eval.diffusion.ddpm_schedule import linear_schedule, losses, q_sample
 from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
 from repa_eval.interfaces import sampler as contract
+from repa_eval.interfaces.method import Batch
 from repa_eval.interfaces.sampler import SAMPLERS, SamplerSettings, default_sampler
 from repa_eval.models.dit import DiT, DiTConfig
 from repa_eval.models.lightning_dit import LightningDiT, LightningDiTConfig
@@ -39,8 +41,8 @@ from repa_eval.sampling.samplers.transport import (
     diffusion,
     sample_transport_ode,
     sample_transport_sde,
-    transport_loss,
 )
+from repa_eval.train.losses import velocity_loss
 
 FREE = Guidance()
 WIDTHS: dict[str, Any] = {"input_size": 4, "hidden_size": 32, "depth": 2, "num_heads": 2}
@@ -281,15 +283,18 @@ def test_form_sigma_is_repas_sde_in_the_other_time() -> None:
 
 
 def test_transport_loss_is_zero_for_the_exact_velocity() -> None:
-    class Exact(nn.Module):
-        def forward(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, dict[Any, Any]]:
+    class Exact(DiffusionModel):
+        config, projectors = SiTConfig(**WIDTHS, num_classes=4), nn.ModuleList()
+
+        def forward(self, x: Tensor, t: Tensor, y: Tensor, **_more: Any) -> tuple[Tensor, dict[Any, Any]]:
             return data - noise, {}
 
     data, noise = normals(4, 2, 3, 3)(), normals(4, 2, 3, 3)() * 2
     t = torch.tensor([0.0, 0.3, 0.7, 1.0], dtype=torch.float64)
-    loss = transport_loss(Exact(), data, noise, t, labels(4), Interpolant())
+    batch = Batch(x=data, y=labels(4), images=data, draws={"time": 1 - t, "noise": noise, "drop": torch.ones(4)})
+    loss, _ = velocity_loss(ReversedTime(Exact()), batch, Interpolant(), cfg_prob=0.0)
     assert loss.shape == (4,)
-    torch.testing.assert_close(loss, torch.zeros_like(loss))
+    torch.testing.assert_close(loss, torch.zeros_like(loss), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(

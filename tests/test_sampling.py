@@ -352,7 +352,9 @@ def test_files_hold_the_pixels(tmp_path: Path) -> None:
 
 def test_samples_made_otherwise_are_not_mixed(tmp_path: Path) -> None:
     SampleFolder(tmp_path / "a", {"seed": 0, "num_steps": 4})
-    with pytest.raises(UserError, match=r"holds samples made otherwise \(num_steps differ\); choose another --out"):
+    with pytest.raises(
+        UserError, match=r"contains samples made with different settings \(num_steps\); choose another --out"
+    ):
         SampleFolder(tmp_path / "a", {"seed": 0, "num_steps": 5})
     assert read_record(tmp_path / "a") == {"seed": 0, "num_steps": 4}
 

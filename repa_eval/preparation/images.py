@@ -20,7 +20,7 @@ from repa_eval import __version__
 from repa_eval.errors import Failure, UserError
 from repa_eval.runtime.distributed import Share
 from repa_eval.runtime.files import disk_space, read_json, write_atomic
-from repa_eval.sampling.vae import Encoder
+from repa_eval.sampling.vae import VaeEncoder
 
 RECORD, LIST = "prepare.json", "dataset.json"
 IMAGES, MOMENTS = "images", "vae-sd"
@@ -69,7 +69,7 @@ def make_images(images: Any, dest: Path, source: Source, work: Work, *, vae: str
     vae: folder or hub name of an AutoencoderKL.
     """
     share = work.share
-    encoder = None if vae is None else Encoder(vae, share.device)
+    encoder = None if vae is None else VaeEncoder(vae, share.device)
     if encoder is not None:
         encoder.check(images.shape)
     record = {**source.record(images), "version": __version__, **({} if encoder is None else encoder.record())}
@@ -118,7 +118,7 @@ def _member(kind: str, index: int) -> str:
     return f"{index // PER_FOLDER:05d}/{NAMES[kind].format(index)}"
 
 
-def _fill(kind: str, images: Any, dest: Path, work: Work, encoder: Encoder | None) -> int:
+def _fill(kind: str, images: Any, dest: Path, work: Work, encoder: VaeEncoder | None) -> int:
     """Write this process's share of the files of a kind that are not there yet; return how many all lacked."""
     from tqdm import tqdm
 
@@ -150,7 +150,7 @@ def _pngs(images: Any) -> list[bytes]:
     return found
 
 
-def _moments_by(encoder: Encoder) -> Callable[[Any], list[bytes]]:
+def _moments_by(encoder: VaeEncoder) -> Callable[[Any], list[bytes]]:
     def coded(images: Any) -> list[bytes]:
         found = []
         for moments in encoder(images).numpy():

@@ -42,11 +42,11 @@ def images_between(
     settings = settings.for_model(model)
     like, shape = next(model.parameters()), model.image_shape
     alphas = torch.linspace(0, 1, steps).tolist()
-    found = []
+    images = []
     for number, (a, b) in enumerate(pairs):
         [masks] = uniform(generators(settings.seed, "mask", [number]), (steps, bank.width))
         snippets = interpolate(bank.row(a).cpu(), bank.row(b).cpu(), alphas, method, draws=masks).to(like)
         noise = normal(generators(settings.seed, "noise", [number]), shape).to(like).expand(steps, *shape)
         latents = integrate(model, noise, snippets, [number] * steps, settings)
-        found.append(to_uint8(latents if decode is None else decode(latents), settings.rule).cpu())
-    return torch.stack(found)
+        images.append(to_uint8(model.decode(latents) if decode is None else decode(latents), settings.rule).cpu())
+    return torch.stack(images)

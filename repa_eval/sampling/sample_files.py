@@ -55,10 +55,10 @@ class SampleFolder:
         self.path, self.flat = path, flat
         before = _checked(path, record)
         if before is None and path.is_dir() and any(path.iterdir()):
-            raise UserError(f"{path} is not empty and holds no samples of ours; choose another --out")
+            raise UserError(f"{path} is not empty and contains no samples of repa-eval; choose another --out")
         if next(path.glob("[0-9]*/*.png" if flat else "[0-9]*.png"), None) is not None:
             advice = "leave out --flat" if flat else "add --flat"
-            raise UserError(f"{path} holds samples in the other layout; {advice} or choose another --out")
+            raise UserError(f"{path} contains samples in the other layout; {advice} or choose another --out")
         if before is None:
             with disk_space(path):
                 write_atomic(path / RECORD, _json(record))
@@ -94,7 +94,7 @@ class SampleArray:
         self.partial = path.with_name(f".{path.name}.partial")
         before = _checked(path, record)
         if before is None and path.exists():
-            raise UserError(f"{path} exists and holds no samples of ours; choose another --out")
+            raise UserError(f"{path} exists and contains no samples of repa-eval; choose another --out")
         if not path.exists() and _checked(self.partial, record) is None:
             with disk_space(path):
                 write_atomic(self.partial / RECORD, _json(record))
@@ -184,7 +184,9 @@ def _checked(path: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
     before = read_record(path)
     if before is not None and before != dict(record):
         differing = sorted(key for key in {*before, *record} if before.get(key) != record.get(key))
-        raise UserError(f"{path} holds samples made otherwise ({', '.join(differing)} differ); choose another --out")
+        raise UserError(
+            f"{path} contains samples made with different settings ({', '.join(differing)}); choose another --out"
+        )
     return before
 
 

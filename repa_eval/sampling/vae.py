@@ -1,4 +1,7 @@
-"""From latents to images by a VAE of diffusers (extra `latents`): REPA's, SiT's and DiT's is sd-vae-ft-ema."""
+"""A VAE of diffusers (extra `latents`): images from latents, and moments of latents from images.
+
+REPA's, SiT's and DiT's is sd-vae-ft-ema.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import Failure, UserError, first_line
 from repa_eval.interfaces.images import to_signed
 from repa_eval.runtime.hashing import digest_module
 
-CHUNK = 16  # images decoded at once: a decoder needs far more memory than a transformer
+CHUNK = 16  # images at once: a VAE needs far more memory than a transformer
 IMAGE_CHANNELS = (1, 3)
 EXAMPLE = "stabilityai/sd-vae-ft-ema"
 
 
-class Decoder:
+class VaeDecoder:
     """images = decode(latents / scaling_factor + shift_factor), in float32, as the VAE's own config says them."""
 
     def __init__(self, name: str, vae: Any) -> None:
@@ -40,20 +44,20 @@ class Decoder:
         return {"vae": self.name, "vae_hash": digest_module(self.vae), "latent_scale": [self.scale, self.shift]}
 
 
-def decoder_for(model: Any, name: str | None, device: str) -> Decoder | None:
-    """Return the decoder that a model's samples need, None if it makes images itself.
+def decoder_for(model: DiffusionModel, name: str | None, device: str) -> VaeDecoder | None:
+    """Return the decoder that a model's samples need, None if the model makes or decodes images itself.
 
-    name: of a VAE on the Hugging Face hub, or a folder that holds one. UserError where it is missing or unfit.
+    name: of a VAE on the Hugging Face hub, or a folder that contains one. UserError where it is missing or unfit.
     """
-    channels = model.config.in_channels
+    channels = model.image_shape[0]
     if name is None:
-        if channels not in IMAGE_CHANNELS:
+        if not model.decodes and channels not in IMAGE_CHANNELS:
             raise UserError(f"this model makes latents of {channels} channels: add --vae {EXAMPLE}, or --vae FOLDER")
         return None
     vae = load_vae(name)
     if vae.config.latent_channels != channels:
         raise UserError(f"--vae {name} decodes {vae.config.latent_channels} channels; this model makes {channels}")
-    return Decoder(name, vae.eval().requires_grad_(False).to(device))
+    return VaeDecoder(name, vae.eval().requires_grad_(False).to(device))
 
 
 def load_vae(name: str) -> Any:
@@ -64,7 +68,7 @@ def load_vae(name: str) -> Any:
         raise UserError("--vae needs diffusers: pip install 'repa-eval[latents]'") from error
     folder = Path(name).is_dir()
     if folder and not (Path(name) / "config.json").is_file():
-        raise UserError(f"--vae {name}: the folder holds no config.json of an AutoencoderKL")
+        raise UserError(f"--vae {name}: the folder contains no config.json of an AutoencoderKL")
     try:
         with _quiet():  # no pickles: nothing in a file is executed
             return AutoencoderKL.from_pretrained(name, torch_dtype=torch.float32, use_safetensors=True)
@@ -72,13 +76,13 @@ def load_vae(name: str) -> Any:
         if folder:
             raise Failure(f"--vae {name} cannot be opened: {first_line(error)}") from error
         raise Failure(
-            f"--vae {name} is no folder here and could not be fetched; without a network name a folder that holds it"
+            f"--vae {name} is no folder here and could not be fetched; without a network name a folder that contains it"
         ) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the library's warnings and retries off the terminal: what goes wrong is told in one line."""
+    """Silence the library's warnings and retries: an error is reported in one line of ours."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -89,8 +93,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-class Encoder:
-    """Mean and STANDARD DEVIATION of a VAE's posterior, not scaled: what a trainer draws its latents from."""
+class VaeEncoder:
+    """Mean and STANDARD DEVIATION of a VAE's posterior, unscaled: what a trainer draws its latents from."""
 
     def __init__(self, name: str, device: str) -> None:
         self.name, self.vae = name, load_vae(name).eval().requires_grad_(False).to(device)

@@ -7,17 +7,16 @@ import re
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from golden_runners import Arrays, Case, runner
 from golden_runners.repa import network
+from repa_eval.diffusion.conventions import ReversedTime
 from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
-from repa_eval.sampling.samplers.transport import (
-    TransportOptions,
-    sample_transport_ode,
-    sample_transport_sde,
-    transport_loss,
-)
+from repa_eval.interfaces.method import Batch
+from repa_eval.sampling.samplers.transport import TransportOptions, sample_transport_ode, sample_transport_sde
+from repa_eval.train.losses import velocity_loss
 
 PATHS = {"Linear": "linear", "GVP": "cosine"}
 
@@ -50,8 +49,17 @@ def transport(case: Case, arrays: Arrays) -> Arrays:
                 guidance=Guidance(),
             )
         else:
-            outputs[name] = transport_loss(model, x1, x0, t, y, path).detach()
+            outputs[name] = loss_of(model, x1, x0, t, y, path).detach()
     return {name: value.numpy() for name, value in outputs.items()}
+
+
+def loss_of(network: Any, data: Tensor, noise: Tensor, t: Tensor, y: Tensor, path: Interpolant) -> Tensor:
+    """Return SiT's loss (B,) at t (B,), 1 = data, by the code that trains; there t = 1 is noise."""
+    draws = {"time": 1 - t, "noise": noise, "drop": torch.ones_like(t)}
+    loss, _ = velocity_loss(
+        ReversedTime(network), Batch(x=data, y=y, images=torch.empty(0), draws=draws), path, cfg_prob=0.0
+    )
+    return loss
 
 
 def last_step(case: Case, name: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def write_between(
         raise UserError(f"--out {out}: --interpolate makes one picture, a .png")
     count = int(click.get_current_context().params["num"]) if given("num") else STEPS
     [images] = images_between(model, bank, [rows], settings, steps=count, method=method, decode=decode)
-    told = {**record, "labels": "between two snippets", "rows": list(rows), "interpolation": method}
-    write_atomic(out.with_name(f"{out.name}.json"), json.dumps(told, indent=1) + "\n")
+    full_record = {**record, "labels": "between two snippets", "rows": list(rows), "interpolation": method}
+    write_atomic(out.with_name(f"{out.name}.json"), json.dumps(full_record, indent=1) + "\n")
     write_atomic(out, side_by_side(images.numpy()))
-    return {"picture": str(out), "num": count, "record": told}
+    return {"picture": str(out), "num": count, "record": full_record}

@@ -60,15 +60,15 @@ def sample_ddpm(
 ) -> Tensor:
     """Return latents (B, C, H, W), float64, for noise (B, C, H, W) and labels (B,); num_steps network calls.
 
-    network(x, step, labels) answers noise and variance logits (B, 2C, H, W), told the step of the 1000 it was trained
-    on. Guidance has no interval here; the channels it leaves out, the logits among them, are the conditional ones.
+    network(x, steps, labels) answers noise and variance logits (B, 2C, H, W); steps are of the 1000 it was trained on.
+    Guidance has no interval here; the channels it leaves out, the logits among them, are the conditional ones.
     step_noise: gives the next standard normal tensor; none is drawn for the last step.
     """
     schedule, x = linear_schedule().respaced(num_steps), noise.double()
     guided, null = guidance.cfg_scale > 1.0, null_of(network, labels)
     for step in reversed(range(num_steps)):
-        told = torch.full((len(x),), int(schedule.timestep_map[step]), device=x.device)
-        out = _answer(network, x.to(noise.dtype), told, labels, null if guided else None, guidance).double()
+        network_steps = torch.full((len(x),), int(schedule.timestep_map[step]), device=x.device)
+        out = _answer(network, x.to(noise.dtype), network_steps, labels, null if guided else None, guidance).double()
         if out.shape[1] != 2 * x.shape[1]:
             raise UserError(f"this network answers {out.shape[1]} channels; {2 * x.shape[1]} hold a learned variance")
         predicted, logits = out.chunk(2, dim=1)

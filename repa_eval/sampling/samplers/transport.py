@@ -1,4 +1,4 @@
-"""The transport samplers and loss of SiT (arXiv 2401.08740) and GMem (arXiv 2412.08781), in their own time.
+"""The transport samplers of SiT (arXiv 2401.08740) and GMem (arXiv 2412.08781), in their own time.
 
 Here t = 0 is noise, t = 1 data, and the velocity is data - noise: the reverse of the rest of the project. The path is
 still an `Interpolant`, asked at 1 - t: linear is SiT's Linear, cosine its GVP.
@@ -94,7 +94,7 @@ def integrate(
     model: DiffusionModel, noise: Tensor, y: Tensor, indices: Sequence[int], settings: SamplerSettings
 ) -> Tensor:
     """SiT's and GMem's, in their own time."""
-    # turning the time of a model of ours gives one in transport's time
+    # ReversedTime is its own inverse: it turns a model of ours into one in transport's time
     network = unwrap(model) if model.native == REVERSED else ReversedTime(model)
     options: TransportOptions = settings.options
     common: dict[str, Any] = {"num_steps": settings.num_steps, "options": options, "guidance": settings.guidance}
@@ -222,11 +222,3 @@ def _last_step(field: Field, x: Tensor, t: float, options: TransportOptions, int
 
 def _score(x: Tensor, velocity: Tensor, t: float, interpolant: Interpolant) -> Tensor:
     return score(x, -velocity, 1 - t, interpolant)
-
-
-def transport_loss(network: Any, data: Tensor, noise: Tensor, t: Tensor, y: Tensor, interpolant: Interpolant) -> Tensor:
-    """Return the velocity loss (B,), the mean over C, H, W, for data and noise (B, C, H, W) at t (B,), 1 = data."""
-    mixed, target = interpolant.mix(data, noise, 1 - t), -interpolant.velocity(data, noise, 1 - t)
-    predicted = network(mixed, t, y)[0]
-    loss: Tensor = (predicted - target).square().flatten(1).mean(1)
-    return loss

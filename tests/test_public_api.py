@@ -248,6 +248,15 @@ def test_wrappers_are_looked_through(tmp_path: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
+def test_a_monitor_moves_only_the_teachers_that_it_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = teachers.load("digits-vit")
+    monitor = re.Monitor(teacher=[mine, "digits-vit-random"], images=PIXELS, layers=[1], timesteps=[0.1])
+    moved: list[str] = []
+    monkeypatch.setattr(type(mine), "to", lambda self, device: moved.append(self.name) or self)
+    monitor(3, awake())
+    assert moved == ["digits-vit-random"]
+
+
 # --- features
 
 

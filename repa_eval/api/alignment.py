@@ -112,6 +112,8 @@ class Monitor(contract.Monitor):
     def __post_init__(self) -> None:
         """Open teacher and images once, so that every call finds them ready."""
         teachers: list[Teacher] = open_teachers(self.teacher, None, "cpu")
+        given = [self.teacher] if isinstance(self.teacher, nn.Module | str | Path) else list(self.teacher)
+        object.__setattr__(self, "_lent", [unwrapped(one) for one in given if isinstance(one, nn.Module)])
         object.__setattr__(self, "teacher", teachers)
         object.__setattr__(self, "images", open_images(self.images, None, split=None, num_images=None))
 
@@ -163,9 +165,12 @@ class Monitor(contract.Monitor):
         return [{name: record[name] for name in names} for record in records]
 
     def _near(self, model: nn.Module) -> list[Teacher]:
-        """Return the teachers, on the model's device."""
+        """Return the teachers, those that were named on the model's device; objects stay where they are."""
         assert isinstance(self.teacher, list)
-        return [teacher.to(device_of(model)) for teacher in self.teacher]
+        lent_ones: list[nn.Module] = getattr(self, "_lent", [])
+        named = [not any(teacher is one for one in lent_ones) for teacher in self.teacher]
+        device = device_of(model)
+        return [teacher.to(device) if own else teacher for teacher, own in zip(self.teacher, named, strict=True)]
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from repa_eval.errors import UserError, unknown
+from repa_eval.errors import UserError, first_line, unknown
 from repa_eval.plugin_files import installed, loading
 from repa_eval.plugin_files.loading import Plugin
 
@@ -77,6 +77,16 @@ class Registry(Generic[T]):
         if name not in self._objects:
             raise unknown(self.kind, name, self._objects)
         return self._objects[name]
+
+    def build(self, name: str, *arguments: Any) -> Any:
+        """Return what the builder called `name` makes; UserError where its class lacks members of its contract."""
+        builder: Any = self.get(name)
+        try:
+            return builder(*arguments)
+        except TypeError as error:
+            if "abstract class" not in str(error):
+                raise
+            raise UserError(f"{self.kind} {name!r} of {self._origins[name]}: {first_line(error)}") from error
 
     def names(self) -> list[str]:
         """Return every registered name, sorted. Imports the folder and the installed plug-ins."""

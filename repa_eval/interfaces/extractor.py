@@ -74,7 +74,8 @@ def load_extractor(name: str, weights: str | Path | None = None) -> Extractor:
         raise UserError(f"extractor weights {str(weights)!r} do not exist")
     if ":" in name:
         return user_extractor(name, path)
-    return EXTRACTORS.get(name)(path)
+    made: Extractor = EXTRACTORS.build(name, path)
+    return made
 
 
 class UserExtractor(Extractor):

@@ -5,6 +5,7 @@ Methods are final: none inherits from another; what two of them share is a funct
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from repa_eval.errors import UserError
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.registry import Registry
@@ -165,9 +167,11 @@ METHODS: Registry[type[Method]] = Registry("method", "repa_eval.train.methods", 
 
 
 def method(name: str) -> Callable[[C], C]:
-    """Register a Method class; it is returned unchanged."""
+    """Register a Method class, a dataclass whose fields have defaults; it is returned unchanged."""
 
     def record(cls: C) -> C:
+        if flaw := _flaw(cls):
+            raise UserError(f"method {name!r}: {getattr(cls, '__qualname__', cls)} {flaw}")
         METHODS.register(name)(cls)
         return cls
 
@@ -177,3 +181,15 @@ def method(name: str) -> Callable[[C], C]:
 def name_of(chosen: Method) -> str:
     """Return the registered name of a method object."""
     return next(name for name, cls in METHODS.items() if cls is type(chosen))
+
+
+def _flaw(cls: Any) -> str:
+    """Return what keeps a class from being used as a method, beside members that it lacks; "" if nothing does."""
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        return "is no subclass of Method: write class NAME(Method)"
+    if not dataclasses.is_dataclass(cls):
+        return "is no dataclass: write @method above @dataclass(frozen=True, kw_only=True)"
+    for each in dataclasses.fields(cls):
+        if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
+            return f"has no default for {each.name}: every option needs one"
+    return ""

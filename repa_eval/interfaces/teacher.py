@@ -79,7 +79,8 @@ def load_teacher(name: str, weights: str | Path | None = None) -> Teacher:
         raise UserError(f"teacher weights {str(weights)!r} do not exist; name the file of {name}, or another teacher")
     if Path(name).suffix in FILES or (Path(name).is_file() and name not in TEACHERS.names()):
         return _from_file(name, path).freeze()
-    return TEACHERS.get(registered_name(name))(name, path).freeze()
+    teacher: Teacher = TEACHERS.build(registered_name(name), name, path)
+    return teacher.freeze()
 
 
 def registered_name(name: str) -> str:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from repa_eval.interfaces.image_source import Samples as Samples
     from repa_eval.interfaces.images import Images as Images
     from repa_eval.interfaces.images import data as data
+    from repa_eval.interfaces.images import load_data as load_data
     from repa_eval.interfaces.images import to_signed as to_signed
     from repa_eval.interfaces.method import Batch as Batch
     from repa_eval.interfaces.method import Method as Method
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from repa_eval.interfaces.metric import spatial_metric as spatial_metric
     from repa_eval.interfaces.monitor import Monitor as Monitor
     from repa_eval.interfaces.monitor import monitor as monitor
+    from repa_eval.interfaces.projector import projector as projector
     from repa_eval.interfaces.sampler import SamplerSettings as SamplerSettings
     from repa_eval.interfaces.sampler import sampler as sampler
     from repa_eval.interfaces.section import section as section
@@ -78,10 +80,11 @@ MODULES: dict[str, tuple[str, ...]] = {
     "interfaces.checkpoint_layout": ("Checkpoint", "Request", "checkpoint_layout"),
     "interfaces.extractor": ("Extractor", "Features", "extractor"),
     "interfaces.image_source": ("ImageSource", "LatentScale", "Samples"),
-    "interfaces.images": ("Images", "data", "to_signed"),
+    "interfaces.images": ("Images", "data", "load_data", "to_signed"),
     "interfaces.method": ("Batch", "Method", "Stage", "method"),
     "interfaces.metric": ("alignment_metric", "sample_metric", "spatial_metric"),
     "interfaces.monitor": ("Monitor", "monitor"),
+    "interfaces.projector": ("projector",),
     "interfaces.sampler": ("SamplerSettings", "sampler"),
     "interfaces.section": ("section",),
     "interfaces.teacher": ("Teacher", "Tokens", "teacher"),

@@ -130,6 +130,14 @@ def train_teacher(work: Path, words: list[str]) -> None:
     )
 
 
+def train_projector(work: Path, words: list[str]) -> None:
+    chosen = ["projector=gated", "encoder_depth=1", "split=val"]
+    done = repa_train("--method", "repa", *words, "--out", "out", *QUICK, *SMALL, *chosen)
+    assert done.exit_code == 0, done.stderr
+    [record] = yaml.safe_load(Path("out/recipe.yaml").read_text())["plugins"]
+    assert record["name"] == "mine_of_this_test"
+
+
 def train_data(work: Path, words: list[str]) -> None:
     done = repa_train("--method", "vanilla", *words, "--out", "out", *QUICK, *SMALL, "data=stripes")
     assert done.exit_code == 0, done.stderr
@@ -188,6 +196,7 @@ USES: dict[str, tuple[tuple[str, str], str, Callable[[Path, list[str]], None]]] 
     "method": (("methods", "my-huber"), MY_LOSS, train_method),
     "model": (("models", "conv-S"), example("model"), train_model),
     "teacher": (("teachers", "patches"), example("teacher"), train_teacher),
+    "projector": (("projectors", "gated"), example("projector"), train_projector),
     "data": (("data", "stripes"), example("data layout"), train_data),
     "metric": (("metrics", "token-spread"), example("metric"), measure_metrics),
     "extractor": (("extractors", "profiles"), example("extractor"), measure_extractor),
@@ -384,6 +393,26 @@ def test_an_abstract_class_is_named_with_what_it_lacks(here: Path) -> None:
     done = repa_train("--method", "./mine.py", "--dry-run")
     fails(done, "class MyHuber in " + str(here / "mine.py") + " lacks draws, losses; its contract Method asks for them")
     assert "my-huber" not in METHODS.names()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("class MyHuber(Method)", "class MyHuber", "MyHuber is no subclass of Method: write class NAME(Method)"),
+        ("@dataclasses.dataclass(frozen=True, kw_only=True)", "", "MyHuber is no dataclass: write @method above"),
+        ('option(0.01, help="weight of the penalty")', "dataclasses.field()", "MyHuber has no default for norm_coeff"),
+    ],
+)
+def test_a_class_that_cannot_be_a_method_is_refused(old: str, new: str, text: str, here: Path) -> None:
+    (here / "mine.py").write_text(MY_LOSS.replace(old, new))
+    fails(repa_train("--method", "./mine.py", "--dry-run"), f"method file './mine.py': method 'my-huber': {text}")
+
+
+def test_a_teacher_that_cannot_be_built_is_named(here: Path) -> None:
+    (here / "mine.py").write_text(example("teacher").replace("def forward(", "def forwards("))
+    words = ["--plugin", "mine.py", "--out", "out", *QUICK, *SMALL, "enc_type=patches"]
+    text = f"teacher 'patches' of {here / 'mine.py'}: Can't instantiate abstract class Patches"
+    fails(repa_train(*words), text)
 
 
 def test_a_reader_that_breaks_is_named(work: Path, here: Path) -> None:

@@ -12,11 +12,14 @@ from typing import Any
 import yaml
 
 from repa_eval.config import from_dict, full_key, nest, option, to_dict
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError, first_line, unknown
 from repa_eval.interfaces.architecture import MODELS, architectures_for, find_preset
 from repa_eval.interfaces.extractor import EXTRACTORS
 from repa_eval.interfaces.images import DATA, find_layout
 from repa_eval.interfaces.method import METHODS, Method, name_of
+from repa_eval.interfaces.projector import PROJECTORS
+from repa_eval.interfaces.sampler import SAMPLERS, default_sampler
 from repa_eval.interfaces.teacher import TEACHERS, RecordedTeacher, recorded_teachers, registered_name
 from repa_eval.plugin_files.loading import Plugin
 from repa_eval.plugin_files.records import naming_plugins, records_of
@@ -86,15 +89,19 @@ class Recipe:
         return {**head, **to_dict(self.settings), **tree, **({"plugins": plugins} if plugins else {})}
 
     def plugins(self) -> list[dict[str, str]]:
-        """Return name, path and sha256 of the plug-ins that the method, model, data, teachers and extractor are of."""
-        settings = self.settings
+        """Return name, path and sha256 of the plug-ins that what the run is made with comes from."""
+        settings, (architecture, _) = self.settings, find_preset(self.model)
+        network = architecture.build
         used = [
             METHODS.plugin_of(name_of(self.method)),
-            MODELS.plugin_of(find_preset(self.model)[0].name),
+            MODELS.plugin_of(architecture.name),
             _plugin_of_data(settings.data),
             EXTRACTORS.plugin_of(settings.evaluation.extractor),
+            PROJECTORS.plugin_of(str(to_dict(self.method).get("projector"))),
             *(TEACHERS.plugin_of(registered_name(name)) for name in self.method.teachers()),
         ]
+        if isinstance(network, type) and issubclass(network, DiffusionModel):
+            used.append(SAMPLERS.plugin_of(default_sampler(network)))
         return records_of(used)
 
     def defaults(self) -> Recipe:

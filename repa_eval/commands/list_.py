@@ -47,6 +47,12 @@ def _teachers() -> Entries:
     yield from _described(TEACHERS)
 
 
+def _projectors() -> Entries:
+    from repa_eval.interfaces.projector import PROJECTORS
+
+    yield from _described(PROJECTORS)
+
+
 def _extractors() -> Entries:
     from repa_eval.interfaces.extractor import EXTRACTORS
 
@@ -109,6 +115,7 @@ KINDS: dict[str, tuple[Callable[[], Entries], str]] = {
     "metrics": (_metrics, "metrics of alignment, of token structure and of samples"),
     "models": (_models, "sizes of the architectures"),
     "teachers": (_teachers, "frozen encoders"),
+    "projectors": (_projectors, "heads from hidden states to a teacher's tokens"),
     "extractors": (_extractors, "networks whose features sample metrics compare"),
     "samplers": (_samplers, "ways from noise to images, and their options"),
     "recipes": (_recipes, "recipes of repa-train"),

@@ -48,4 +48,5 @@ def parsing(text: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise Failure(f"{text}: {first_line(error)}") from error
+        reason = f"no entry {error}" if isinstance(error, KeyError) else first_line(error)
+        raise Failure(f"{text}: {reason}") from error

@@ -20,6 +20,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from repa_eval.checkpoints.repa_train import KEYS
 from repa_eval.diffusion import conventions
 from repa_eval.errors import Failure
 from repa_eval.features.model_input import ModelInput
@@ -259,7 +260,7 @@ def _save(
     states = (bare.model.state_dict(), ema.state_dict(), bare.extras.state_dict(), optimizer.state_dict())
     values = (*states, step, rng, recipe.to_dict())
     path = state.checkpoint_path(run, step)
-    state.save_checkpoint(path, dict(zip(state.KEYS, values, strict=True)))
+    state.save_checkpoint(path, dict(zip(KEYS, values, strict=True)))
     return path
 
 

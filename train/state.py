@@ -14,14 +14,13 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from repa_eval.checkpoints.repa_train import KEYS
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import Failure, UserError, first_line
 from repa_eval.models.shared.encoder import Encoder
 from repa_eval.results import RUN
 from repa_eval.runtime.files import read_json, write_atomic
 from repa_eval.weight_files.reading import read_file
-
-KEYS = ("model", "ema", "method", "opt", "step", "rng", "recipe")
 
 
 def average_of(model: nn.Module) -> nn.Module:

@@ -22,7 +22,7 @@ PATHS = {"linear": "linear", "cosine": "cosine", "gvp": "cosine"}  # GVP is the 
 @checkpoint_layout("trainer")
 def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     """Return the checkpoint; its arguments become the recorded options."""
-    if not isinstance(content, dict) or not {"model", "ema"} & set(content) or set(content) >= OURS:
+    if not isinstance(content, dict) or not {"model", "ema"} & set(content) or set(content) >= set(OURS):
         return None
     options = arguments(content)
     state = request.choose(content, path)

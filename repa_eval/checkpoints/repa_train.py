@@ -12,13 +12,13 @@ from repa_eval.errors import Failure
 from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
 from repa_eval.plugin_files.records import naming_plugins
 
-KEYS = frozenset({"model", "ema", "method", "opt", "step", "rng", "recipe"})
+KEYS = ("model", "ema", "method", "opt", "step", "rng", "recipe")  # in the order of the file
 
 
 @checkpoint_layout("repa-eval")
 def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     """Return the checkpoint with its architecture as recorded in the recipe."""
-    if not isinstance(content, dict) or not set(content) >= KEYS:
+    if not isinstance(content, dict) or not set(content) >= set(KEYS):
         return None
     recipe = content["recipe"]
     if not isinstance(recipe, dict) or not {"model", "architecture"} <= set(recipe):

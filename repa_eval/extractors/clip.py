@@ -10,9 +10,9 @@ from torch import Tensor
 
 from repa_eval.extractors.shared.resize import as_rgb
 from repa_eval.interfaces.extractor import Extractor, extractor
+from repa_eval.interfaces.pixel_statistics import CLIP_MEAN, CLIP_STD
 
 SIDE, WIDTH = 336, 768
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 NAME = "vit_large_patch14_clip_quickgelu_336"
 
 
@@ -20,7 +20,7 @@ def pixels(images: Tensor) -> Tensor:
     """Return what CLIP reads: floats in [0, 1] to 336x336, bicubic, no antialiasing, no clamping; CLIP's statistics."""
     x = as_rgb(images, "clip").float() / 255.0
     x = F.interpolate(x, size=(SIDE, SIDE), mode="bicubic", align_corners=False)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     return (x - mean) / std
 
 

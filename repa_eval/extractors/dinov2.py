@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from repa_eval.extractors.shared.resize import as_rgb, resized_uint8
 from repa_eval.interfaces.extractor import Extractor, extractor
+from repa_eval.interfaces.pixel_statistics import IMAGENET_MEAN, IMAGENET_STD
 
 SIDE, GRID = 224, 16
 TABLE_SIDE = 518  # of the published position table: 37 x 37
 OFFSET = 0.1  # DINOv2's own, against a floor that falls one short
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAME = "vit_large_patch14_dinov2"
 
 
@@ -35,7 +35,7 @@ class ClassToken(nn.Module):
 def pixels(images: Tensor) -> Tensor:
     """Return what DINOv2 reads: the WHOLE image to 224x224 by Pillow's 8-bit bicubic rule, ImageNet's statistics."""
     x = resized_uint8(as_rgb(images, "dinov2"), SIDE).float() / 255.0
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (x - mean) / std
 
 

@@ -16,8 +16,9 @@ from timm.models import get_pretrained_cfg
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 from repa_eval.errors import Failure, first_line
+from repa_eval.interfaces.pixel_statistics import CLIP_MEAN, CLIP_STD
 from repa_eval.interfaces.teacher import Builder, Teacher, teacher
-from repa_eval.teachers.shared.preprocessing import CLIP_MEAN, CLIP_STD, OfficialPixels
+from repa_eval.teachers.shared.preprocessing import OfficialPixels
 from repa_eval.teachers.shared.timm_teacher import VisionTeacher
 from repa_eval.weight_files.download import fetch
 from repa_eval.weight_files.state_dicts import State, convert, load_strictly, read_state

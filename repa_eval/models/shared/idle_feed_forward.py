@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from repa_eval.config import option
 from repa_eval.errors import UserError
+from repa_eval.interfaces.pixel_statistics import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH_NORM, LAYER_NORM = "BatchNorm", "LayerNorm"
 STATIC, LINEAR = "static", "linear"
@@ -33,8 +34,8 @@ class PixelConfig:
     """
 
     rule: str = option("whole", help="way", choices=("whole", "official", "official-resize-first", "signed"))
-    mean: tuple[float, ...] = option((0.485, 0.456, 0.406), help="subtracted per channel")
-    std: tuple[float, ...] = option((0.229, 0.224, 0.225), help="divided by, per channel")
+    mean: tuple[float, ...] = option(IMAGENET_MEAN, help="subtracted per channel")
+    std: tuple[float, ...] = option(IMAGENET_STD, help="divided by, per channel")
     mode: str = option("bicubic", help="interpolation of whole")
     resolution: int = option(0, help="official: side of the images, 0 = any")
 

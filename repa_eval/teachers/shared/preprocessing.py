@@ -11,10 +11,9 @@ from torch import Tensor
 
 from repa_eval.errors import UserError
 from repa_eval.interfaces.images import to_signed
+from repa_eval.interfaces.pixel_statistics import IMAGENET_MEAN, IMAGENET_STD
 from repa_eval.models.shared.idle_feed_forward import PixelConfig
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 REPA_SIDE = 256  # the resolution for which `OfficialPixels.side` is stated
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -11,10 +13,13 @@ from typing import Any, TypeVar
 
 import yaml
 
-from repa_eval.errors import UserError, unknown
+from repa_eval.errors import UserError, first_line, unknown
 
 D = TypeVar("D")
 T = TypeVar("T")
+SCALARS = (bool, int, float, str, datetime.date)  # what YAML makes of a word
+_short = reprlib.Repr()  # a value of YAML may repeat itself by references until it fills the memory
+_short.maxlevel, _short.maxstring, _short.maxother, _short.maxlong = 2, 80, 80, 80
 
 
 def option(default: T, *, help: str, choices: Iterable[str] | None = None, least: float | None = None) -> T:
@@ -35,7 +40,7 @@ def from_dict(base: D, values: Mapping[str, Any], *, where: str = "") -> D:
     UserError names the full key: an unknown one with its nearest valid name, or a value of the wrong type.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{where or 'recipe'}: expected keys and values, not {values!r}")
+        raise UserError(f"{where or 'recipe'}: expected keys and values, not {_short.repr(values)}")
     hints = typing.get_type_hints(type(base))
     known = {field.name: field for field in dataclasses.fields(base)}  # type: ignore[arg-type]
     changed: dict[str, Any] = {}
@@ -79,11 +84,19 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         if not equals or not key:
             raise UserError(f"cannot read {word!r}: an override is written key=value, for example batch_size=32")
-        try:
-            overrides[key.strip()] = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError as error:
-            raise UserError(f"cannot read the value of {word!r}") from error
+        overrides[key.strip()] = read_yaml(text, f"cannot read the value of {word!r}") if text else ""
     return overrides
+
+
+def read_yaml(text: str | bytes, refusal: str) -> Any:
+    """Return the content of YAML; UserError "REFUSAL: ..." in one line.
+
+    yaml raises errors of its own, and whatever the constructor of a date, a number or a deep list does.
+    """
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:
+        raise UserError(f"{refusal}: {first_line(error)}") from error
 
 
 def full_key(key: str, tree: Mapping[str, Any]) -> str:
@@ -125,9 +138,9 @@ def describe(base: Any, *, where: str = "") -> Iterable[tuple[str, Any, str]]:
 def _check_range(value: Any, metadata: Mapping[str, Any], key: str) -> None:
     choices, least = metadata.get("choices"), metadata.get("least")
     if choices is not None and value not in choices:
-        raise UserError(f"{key}: {value!r} is not allowed; choose one of {', '.join(map(str, choices))}")
+        raise UserError(f"{key}: {_short.repr(value)} is not allowed; choose one of {', '.join(map(str, choices))}")
     if least is not None and value < least:
-        raise UserError(f"{key}: {value!r} is not allowed; it is at least {least}")
+        raise UserError(f"{key}: {_short.repr(value)} is not allowed; it is at least {least}")
 
 
 def _convert(value: Any, hint: Any, key: str) -> Any:
@@ -146,7 +159,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     converted = _scalar(value, hint)
     if converted is None:
         kind = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(hint, str(hint))
-        raise UserError(f"{key}: {value!r} is not {kind}")
+        raise UserError(f"{key}: {_short.repr(value)} is not {kind}")
     return converted
 
 
@@ -157,7 +170,8 @@ def _scalar(value: Any, hint: Any) -> Any:
         return value if isinstance(value, bool) else None
     if hint is str:
         # YAML reads a bare no / off as false: the one place where official spellings ("no") need help
-        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+        plain = value is None or isinstance(value, SCALARS)
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) if plain else None
     if isinstance(value, bool) or value is None:
         return None
     if hint is int and isinstance(value, int):

@@ -36,6 +36,11 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
+def reason_of(error: BaseException) -> str:
+    """Return what an error of a parser says, in one line: a KeyError alone would be a bare name."""
+    return f"no entry {error}" if isinstance(error, KeyError) else first_line(error)
+
+
 @contextlib.contextmanager
 def parsing(text: str) -> Iterator[None]:
     """Turn whatever a parser raises on a file into a Failure "TEXT: its first line"; a UserError passes as it is.
@@ -48,5 +53,4 @@ def parsing(text: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = f"no entry {error}" if isinstance(error, KeyError) else first_line(error)
-        raise Failure(f"{text}: {reason}") from error
+        raise Failure(f"{text}: {reason_of(error)}") from error

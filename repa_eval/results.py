@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -62,6 +63,13 @@ class Row:
 
 COLUMNS = tuple(column.name for column in fields(Row) if column.name != "record")
 _RENAMED = {"_torn": "_permuted"}  # endings of metrics in tables of earlier versions
+_KINDS: dict[str, type] = {
+    column.name: {"str": str, "int": int, "float": float}[str(column.type).partition(" ")[0]]
+    for column in fields(Row)
+    if column.name in COLUMNS
+}
+_KIND_NAMES = {str: "a word", int: "a whole number", float: "a number"}
+_LARGEST = sys.float_info.max
 _KEY = tuple(name for name in COLUMNS if name not in {"value", "stderr", "note", "version"})
 
 
@@ -188,7 +196,7 @@ def _drop_torn_line(table: Path) -> None:
 def _parse(line: bytes, table: Path, number: int) -> Row:
     try:
         values = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{table}, line {number}: not JSON; is this a results table?") from error
     if not isinstance(values, dict) or "metric" not in values:
         raise UserError(f"{table}, line {number}: not a row of results (no 'metric' column)")
@@ -197,14 +205,24 @@ def _parse(line: bytes, table: Path, number: int) -> Row:
         raise UserError(
             f"{table}, line {number}: unknown columns {', '.join(foreign)}; is this a results table of ours?"
         )
-    value = values.get("value")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise UserError(f"{table}, line {number}: value {value!r} is not a number")
+    for name, value in values.items():
+        kind = _KINDS[name]
+        if (value is None and name in ("metric", "version")) or (value is not None and not _fits(kind, value)):
+            raise UserError(f"{table}, line {number}: {name} {value!r:.40} is not {_KIND_NAMES[kind]}")
     metric = values["metric"]
     for old, new in _RENAMED.items():
         if isinstance(metric, str) and metric.endswith(old):
             values["metric"] = metric.removesuffix(old) + new
     return Row(**values)
+
+
+def _fits(kind: type, value: object) -> bool:
+    """Return whether a value of JSON may stand in a column of strings, whole numbers or finite numbers."""
+    if isinstance(value, str):
+        return kind is str and not any("\ud800" <= letter <= "\udfff" for letter in value)  # no UTF-8 could hold these
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -_LARGEST <= value <= _LARGEST if kind is float else kind is int and isinstance(value, int)
 
 
 @contextlib.contextmanager

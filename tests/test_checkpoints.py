@@ -117,6 +117,40 @@ def test_weights_that_do_not_fit_their_recipe(ours: Path, tmp_path: Path) -> Non
         checkpoints.load(tmp_path / "a.pt")
 
 
+def without_numbers(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: x.new_zeros((0,) * x.ndim) if "x_embedder" in name else x for name, x in state.items()}
+
+
+DAMAGES: dict[str, Any] = {
+    "step": lambda saved: saved | {"step": "abc"},
+    "options": lambda saved: saved | {"recipe": saved["recipe"] | {"options": [1]}},
+    "systems": lambda saved: saved | {"recipe": saved["recipe"] | {"systems": 5}},
+    "keys": lambda saved: {1: saved["ema"]["pos_embed"]},
+    "ema of text": lambda saved: {"ema": {"blocks.0.x": "t"}, "model": {}},
+    "ema of lists": lambda saved: saved | {"ema": [1]},
+    "steps": lambda saved: {"ema": saved["ema"], "model": saved["ema"], "steps": "x"},
+    "whole numbers": lambda saved: {name: x.to(torch.int8) for name, x in saved["ema"].items()},
+    "no numbers": lambda saved: without_numbers(saved["ema"]),
+    "tokens of text": lambda saved: {"tokens": "x"},
+    "half a record of tokens": lambda saved: {"tokens": torch.zeros(2, 3, 4), "format": "soft tokens"},
+    "a name": lambda saved: saved["ema"] | {"blocks.50000000.attn.qkv.weight": torch.ones(3)},
+    "depth": lambda saved: saved | {"recipe": deep(saved["recipe"], 10**7)},
+    "negative depth": lambda saved: saved | {"recipe": deep(saved["recipe"], -1)},
+}
+
+
+def deep(recipe: dict[str, Any], depth: int) -> dict[str, Any]:
+    return recipe | {"architecture": recipe["architecture"] | {"depth": depth}}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_values_that_no_checkpoint_has_are_one_line(ours: Path, tmp_path: Path, name: str) -> None:
+    torch.save(DAMAGES[name](torch.load(ours, weights_only=True)), tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt") as caught:
+        checkpoints.load(tmp_path / "a.pt").info()
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ["zip", "pickle", "nested"])
 def test_a_harmful_file_is_refused_and_not_executed(ours: Path, tmp_path: Path, kind: str) -> None:
     mark, file = tmp_path / "executed", tmp_path / "a.pt"

@@ -230,8 +230,10 @@ def test_overrides() -> None:
     for word in ("a", "=3", ""):
         with pytest.raises(UserError, match="an override is written key=value"):
             parse_overrides([word])
-    with pytest.raises(UserError, match="cannot read the value of"):
-        parse_overrides(["a={"])
+    for text in ("{", "2024-02-30", "0b_", "!!int abc", "[" * 10_000, "!!python/object:os.system x"):
+        with pytest.raises(UserError, match="cannot read the value of") as caught:
+            parse_overrides([f"a={text}"])
+        assert "\n" not in str(caught.value)
 
 
 def test_bare_keys() -> None:
@@ -324,3 +326,21 @@ def test_distributions() -> None:
     assert seeding.integers(gens, 3).unique().tolist() == [0, 1, 2]
     assert sorted(seeding.permutation(50, 1, "x").tolist()) == list(range(50))
     assert not torch.equal(seeding.permutation(50, 1, "x"), seeding.permutation(50, 2, "x"))
+
+
+def test_a_value_that_refers_to_itself_is_told_in_few_letters() -> None:
+    laughs = parse_overrides(["a=[&a [x,x], &b [*a,*a,*a,*a], &c [*b,*b,*b,*b], &d [*c,*c,*c,*c], [*d,*d,*d,*d]]"])["a"]
+    for _ in range(60):
+        laughs = [laughs] * 9
+    for name in ("mixed_precision", "steps"):
+        with pytest.raises(UserError) as caught:
+            from_dict(Short(), {name: laughs})
+        assert len(str(caught.value)) < 400
+
+
+@dataclass(frozen=True)
+class Short:
+    """Options of a test."""
+
+    mixed_precision: str = "no"
+    steps: int = 1

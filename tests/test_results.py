@@ -114,6 +114,20 @@ def test_a_table_that_is_not_ours(tmp_path: Path) -> None:
         '{"metric": "cka", "epoch": 1, "acc": 2}': "line 2: unknown columns acc, epoch; is this a results table of",
         '{"metric": "cka", "value": true}': "line 2: value True is not a number",
         '{"metric": "cka", "value": [1]}': r"line 2: value \[1\] is not a number",
+        '{"metric": "cka", "value": 1e400}': "line 2: value inf is not a number",
+        '{"metric": "cka", "value": NaN}': "line 2: value nan is not a number",
+        '{"metric": "cka", "stderr": "x"}': "line 2: stderr 'x' is not a number",
+        '{"metric": "cka", "step": "abc"}': "line 2: step 'abc' is not a whole number",
+        '{"metric": "cka", "step": 1.5}': r"line 2: step 1\.5 is not a whole number",
+        '{"metric": "cka", "layer": true}': "line 2: layer True is not a whole number",
+        '{"metric": "cka", "run": 5}': "line 2: run 5 is not a word",
+        '{"metric": "cka", "note": ["a"]}': r"line 2: note \['a'\] is not a word",
+        '{"metric": "cka", "run": "\\ud800"}': "line 2: run .* is not a word",
+        '{"metric": null}': "line 2: metric None is not a word",
+        '{"metric": ["a"]}': r"line 2: metric \['a'\] is not a word",
+        '{"metric": "cka", "version": null}': "line 2: version None is not a word",
+        '{"metric": "cka", "value": ' + "9" * 5000 + "}": "line 2: not JSON",
+        "[" * 100_000: "line 2: not JSON",
     }.items():
         table.write_text('{"metric": "cka"}\n' + line + "\n")
         with pytest.raises(UserError, match=text):

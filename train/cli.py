@@ -113,14 +113,14 @@ def main(
 
 def _resolve(recipe_name: str | None, method_name: str | None, words: tuple[str, ...], flags: dict[str, str]) -> Any:
     """Return the recipe; an option given both as a flag and as key=value is refused."""
-    import yaml
-
-    from repa_eval.config import parse_overrides
+    from repa_eval.config import parse_overrides, read_yaml
     from repa_eval.interfaces.method import METHODS
     from repa_eval.plugin_files.records import warn_of_differences
     from repa_eval.train.recipe import builtin_recipes, read_recipe, resolve
 
-    overrides: dict[str, Any] = {key: yaml.safe_load(value) for key, value in flags.items()}
+    overrides: dict[str, Any] = {
+        key: read_yaml(value, f"cannot read the value of {key}") for key, value in flags.items()
+    }
     for key, value in parse_overrides(words).items():
         if key in overrides:
             raise UserError(f"{key} is given twice: as a flag and as key=value")

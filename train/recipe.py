@@ -9,11 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from repa_eval.config import from_dict, full_key, nest, option, to_dict
+from repa_eval.config import from_dict, full_key, nest, option, read_yaml, to_dict
 from repa_eval.diffusion.model import DiffusionModel
-from repa_eval.errors import UserError, first_line, unknown
+from repa_eval.errors import UserError, unknown
 from repa_eval.interfaces.architecture import MODELS, architectures_for, find_preset
 from repa_eval.interfaces.extractor import EXTRACTORS
 from repa_eval.interfaces.images import DATA, find_layout
@@ -135,10 +133,7 @@ def read_recipe(name_or_file: str) -> dict[str, Any]:
     path = shipped.get(name_or_file, Path(name_or_file))
     if not path.is_file():
         raise unknown("recipe", name_or_file, shipped)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {name_or_file!r} is not YAML: {first_line(error)}") from error
+    tree = read_yaml(path.read_bytes(), f"recipe {name_or_file!r} is not YAML")
     if not isinstance(tree, dict):
         raise UserError(f"recipe {name_or_file!r} holds no keys")
     return {"name": name_or_file if name_or_file in shipped else path.stem, **tree}
@@ -157,7 +152,7 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None)
 
 def _resolve(tree: dict[str, Any], overrides: dict[str, Any]) -> Recipe:
     name = str(tree.pop("name", "unnamed"))
-    options, architecture = (dict(tree.pop(part, None) or {}) for part in ("options", "architecture"))
+    options, architecture = (_mapping(tree, part) for part in ("options", "architecture"))
     method_name, method_changed = _choose("method", "repa", tree, overrides)
     model_name, model_changed = _choose("model", "SiT-XL/2", tree, overrides)
     method, (architecture_class, config) = METHODS.get(method_name)(), find_preset(model_name)
@@ -177,6 +172,14 @@ def _resolve(tree: dict[str, Any], overrides: dict[str, Any]) -> Recipe:
     method = from_dict(method, given.pop("options", {}), where="options")
     config = from_dict(config, given.pop("architecture", {}), where="architecture")
     return Recipe(name=name, settings=from_dict(settings, given), method=method, model=model_name, architecture=config)
+
+
+def _mapping(tree: dict[str, Any], key: str) -> dict[str, Any]:
+    """Take a part of the tree out and return it; UserError unless it holds keys and values."""
+    part = tree.pop(key, None) or {}
+    if not isinstance(part, Mapping):
+        raise UserError(f"{key}: expected keys and values, not {part!r:.40}")
+    return dict(part)
 
 
 def _choose(key: str, default: str, tree: dict[str, Any], overrides: dict[str, Any]) -> tuple[str, bool]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from repa_eval.checkpoints.repa_train import KEYS
 from repa_eval.diffusion.model import DiffusionModel
-from repa_eval.errors import Failure, UserError, first_line
+from repa_eval.errors import Failure, UserError, parsing
 from repa_eval.models.shared.encoder import Encoder
 from repa_eval.results import RUN
 from repa_eval.runtime.files import read_json, write_atomic
@@ -55,8 +55,8 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 def latest_checkpoint(run: Path) -> Path | None:
     """Return the checkpoint of the highest step, if there is one."""
-    files = sorted((run / "checkpoints").glob("[0-9]*.pt"), key=lambda path: int(path.stem))
-    return files[-1] if files else None
+    files = [path for path in (run / "checkpoints").glob("[0-9]*.pt") if path.stem.isdecimal()]  # 0000060-copy.pt
+    return max(files, key=lambda path: int(path.stem), default=None)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -98,10 +98,8 @@ def read_recipe(run: Path) -> dict[str, Any] | None:
     file = run / "recipe.yaml"
     if not file.is_file():
         return None
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Failure(f"{file} is damaged: {first_line(error)}") from error
+    with parsing(f"{file} is damaged"):
+        tree = yaml.safe_load(file.read_bytes())
     return tree if isinstance(tree, dict) else None
 
 

@@ -23,6 +23,8 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     recipe = content["recipe"]
     if not isinstance(recipe, dict) or not {"model", "architecture"} <= set(recipe):
         raise Failure(f"{path}: its recipe does not say what the model is")
+    if not isinstance(recipe.get("options", {}), dict) or not isinstance(recipe.get("systems", ()), list | tuple):
+        raise Failure(f"{path}: its recipe is damaged (options or systems)")
     with naming_plugins(recipe):
         architecture, config = networks.preset_of(recipe["model"], recipe["architecture"])
     state = networks.cleaned(request.choose(content, path))

@@ -168,15 +168,32 @@ class Uninitialised(TorchFunctionMode):
 
 def assemble(architecture: Architecture, config: Any, state: State, *, where: str) -> nn.Module:
     """Return the network with the tensors of `state` as its own: built on the meta device, nothing is copied."""
+    _check_size(config, state, where)
     with torch.device("meta"), Uninitialised():
         network = architecture.build(config)
     fill(network, state, size=size_name(architecture, config), where=where)
     return network.eval().requires_grad_(False)
 
 
+def _check_size(config: Any, state: State, where: str) -> None:
+    """Failure for a recorded size that the tensors cannot fill: building millions of blocks would take hours."""
+    for name in ("depth", "z_dims"):
+        value = getattr(config, name, 0)
+        if isinstance(value, tuple):
+            value = sum(value) if name == "depth" else len(value)
+        if isinstance(value, int) and value > len(state):
+            raise Failure(f"{where}: its {name} is {value}, but the file holds {len(state)} tensors")
+
+
 def fill(network: nn.Module, state: State, *, size: str, where: str) -> None:
     """Give a network on the meta device the tensors of `state`; Failure that says what does not fit."""
-    wrong = misfits({name: tuple(t.shape) for name, t in network.state_dict().items()}, state)
+    wanted = network.state_dict()
+    wrong = misfits({name: tuple(tensor.shape) for name, tensor in wanted.items()}, state)
+    wrong += [
+        f"{name} holds {tensor.dtype}, expected floats"
+        for name, tensor in state.items()
+        if name in wanted and wanted[name].is_floating_point() and not tensor.is_floating_point()
+    ]
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise Failure(f"{where}: the weights do not fit {size}: {wrong[0]}{more}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from repa_eval.checkpoints.shared import networks
 from repa_eval.checkpoints.shared.systems import READINGS, readings_of
 from repa_eval.diffusion.conventions import converted
-from repa_eval.errors import Failure, UserError, first_line, unknown
+from repa_eval.errors import Failure, UserError, first_line, reason_of, unknown
 from repa_eval.interfaces.checkpoint_layout import LAYOUTS, Checkpoint, Reader, Request
 from repa_eval.models.shared.encoder import Encoder
 from repa_eval.plugin_files.records import warn_of_differences
@@ -33,18 +33,23 @@ def recognise(path: str | Path, request: Request) -> Checkpoint:
     for name, reader in _readers():
         checkpoint = _read(name, reader, file, content, request)
         if checkpoint is not None:
-            warn_of_differences(checkpoint.recipe, file)
-            if isinstance(network := checkpoint.network, Encoder):
-                checkpoint.is_encoder = True
-                checkpoint.facts = {"class_token": network.has_class_token, **network.facts(), **checkpoint.facts}
-            for model in checkpoint.models:
-                model.eval().requires_grad_(False)
-            if not request.allow_nan:
-                networks.refuse_unfinite(checkpoint.network, file)
-            return checkpoint
+            return _finished(checkpoint, request)
     if file.is_dir():
         raise UserError(f"{file} is a folder; name a file, for example {_example(file)}")
     raise _unknown(file, content)
+
+
+def _finished(checkpoint: Checkpoint, request: Request) -> Checkpoint:
+    """Return the checkpoint with its models in eval mode; Failure where weights are not finite."""
+    warn_of_differences(checkpoint.recipe, checkpoint.path)
+    if isinstance(network := checkpoint.network, Encoder):
+        checkpoint.is_encoder = True
+        checkpoint.facts = {"class_token": network.has_class_token, **network.facts(), **checkpoint.facts}
+    for model in checkpoint.models:
+        model.eval().requires_grad_(False)
+    if not request.allow_nan:
+        networks.refuse_unfinite(network, checkpoint.path)
+    return checkpoint
 
 
 def _readers() -> Iterator[tuple[str, Reader]]:
@@ -53,13 +58,15 @@ def _readers() -> Iterator[tuple[str, Reader]]:
 
 
 def _read(name: str, reader: Reader, file: Path, content: Any, request: Request) -> Checkpoint | None:
-    """Return what a reader makes of the content; Failure that names a plug-in whose reader breaks."""
+    """Return what a reader makes of the content; a line that names the file, and a plug-in whose reader breaks."""
+    plugin = LAYOUTS.plugin_of(name)
     try:
         return reader(file, content, request)
-    except Exception as error:
-        plugin = LAYOUTS.plugin_of(name)
-        if isinstance(error, UserError) or plugin is None:
-            raise
+    except UserError as error:
+        raise error if str(file) in str(error) else type(error)(f"{file}: {error}") from error
+    except Exception as error:  # it may stumble over any value where it expects others
+        if plugin is None:
+            raise Failure(f"{file} is not a readable checkpoint: {reason_of(error)}") from error
         raise Failure(
             f"checkpoint layout {name!r} of {plugin.path} broke on {file} ({type(error).__name__}: "
             f"{first_line(error)}); a reader returns None for a file that is not its own"

@@ -11,9 +11,12 @@ from repa_eval.interfaces.architecture import Shapes
 
 
 def count(shapes: Shapes, prefix: str) -> int:
-    """Return how many entries a list of modules called `prefix` has: 1 + the largest index, 0 if there is none."""
+    """Return how many entries a list of modules called `prefix` has: 1 + the largest index, 0 if there is none.
+
+    Never more than there are names (and one): a single name must not ask for a network of a million blocks.
+    """
     found = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in shapes)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+    return min(max((int(match[1]) + 1 for match in found if match), default=0), len(shapes) + 1)
 
 
 def projector_widths(shapes: Shapes, prefix: str = "projectors") -> dict[str, Any]:

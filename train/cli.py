@@ -45,6 +45,7 @@ OFFICIAL = {
     "--gradient-accumulation-steps": "gradient_accumulation",
     "--mixed-precision": "mixed_precision",
     "--num-workers": "num_workers",
+    "--report-to": "log_with",
     "--seed": "seed",
 }
 

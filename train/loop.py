@@ -34,6 +34,7 @@ from repa_eval.runtime import seeding
 from repa_eval.train import batches, resumption, stages, state, whole_batch
 from repa_eval.train.callbacks import Callback, Callbacks, LogFunction
 from repa_eval.train.recipe import Recipe, Settings
+from repa_eval.train.trackers import Trackers, named_trackers, project_of
 from repa_eval.train.writer import Writer, environment
 
 Evaluate = Callable[[int, Any], Iterable[Row]]  # (step, averaged model) -> rows: a Monitor, or any function
@@ -78,8 +79,10 @@ def train(
     allow_changed_plugin: even if the file of a plug-in is not the one that the run began with.
     labels: further entries of run.json, for the report. Raises Interrupted after Ctrl-C, everything saved.
     """
-    run, settings, told = Path(out), recipe.settings, Callbacks(callbacks)
-    accelerator = _accelerator(settings, device)
+    run, settings = Path(out), recipe.settings
+    accelerator = _accelerator(settings, device, run)
+    trackers = Trackers(accelerator, recipe)
+    told = Callbacks((trackers, *callbacks))
     share = batches.share_of(settings.batch_size, accelerator, settings.gradient_accumulation)
     checkpoint = resumption.open_run(run, recipe, resume=resume)
     accelerator.wait_for_everyone()  # every process has looked before one of them writes
@@ -153,6 +156,7 @@ def train(
     finished = step >= settings.max_steps
     if writer:
         writer.finish("done" if finished else "interrupted", step)
+        trackers.finish()
     if not finished:
         raise Interrupted(f"stopped at step {step}; everything is saved")
     return state.checkpoint_path(run, step)
@@ -237,13 +241,19 @@ def _refuse_coupled_terms(
     whole_batch.refuse_coupled_terms(objective.model, objective.extras, objective.method, looked_at, num_parts=parts)
 
 
-def _accelerator(settings: Settings, device: str) -> Accelerator:
+def _accelerator(settings: Settings, device: str, run: Path) -> Accelerator:
     """Return accelerate's object on the device asked for; "cuda:1" is a wish that only its environment can tell it."""
     if device.startswith("cuda:"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
     # a term that has stopped (or a stub's missing part) leaves parameters without a gradient
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(mixed_precision=settings.mixed_precision, cpu=device == "cpu", kwargs_handlers=[unused])
+    return Accelerator(
+        mixed_precision=settings.mixed_precision,
+        cpu=device == "cpu",
+        kwargs_handlers=[unused],
+        log_with=named_trackers(settings.log_with) or None,
+        project_config=project_of(run),
+    )
 
 
 def _save(

@@ -52,6 +52,7 @@ class Settings:
     mixed_precision: str = option("no", help="accelerate's mixed precision", choices=("no", "fp16", "bf16"))
     gradient_accumulation: int = option(1, help="parts that a process splits its batch into", least=1)
     num_workers: int = option(0, help="processes that read images", least=0)
+    log_with: str = option("", help="trackers, joined by commas: tensorboard, wandb, trackio, mlflow, ...")
     optim: Optim = Optim()
     ema: Average = Average()
     evaluation: Evaluation = Evaluation()

@@ -19,7 +19,7 @@ from repa_eval.train.stages import ResolvedStage, stage_at
 
 # what a resumed run may change without becoming another run; the hashes of plug-ins are compared on their own
 FREE_ON_RESUME = frozenset(
-    {"max_steps", "checkpoint_every", "log_every", "num_workers", "description", "name", *DERIVED}
+    {"max_steps", "checkpoint_every", "log_every", "num_workers", "log_with", "description", "name", *DERIVED}
 )
 
 

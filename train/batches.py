@@ -113,12 +113,20 @@ def parts(
         x = reads(samples, seeding.generators(seed, f"{stream} posterior", positions))
         images = torch.empty(0, dtype=torch.uint8) if samples.images is None else samples.images
         batch = Batch(x=x, y=labels[rows], images=images, architecture=recipe.architecture)
-        batch.gather = gather_of(recipe.method, count)
-        batch.draws = recipe.method.draws(batch, seeding.generators(seed, stream, positions))
+        batch.gather, batch.encoded = gather_of(recipe.method, count), reads.kind != "images"
+        shaped = _as_denoised(batch, reads)
+        batch.draws = recipe.method.draws(shaped, seeding.generators(seed, stream, positions))
         if shares:
-            batch.lead = recipe.method.draws(batch, seeding.generators(seed, stream, [0]))
+            batch.lead = recipe.method.draws(shaped, seeding.generators(seed, stream, [0]))
             batch.whole, batch.first = whole, positions[0]
         yield _move(batch, recipe.method, step, teachers, device)
+
+
+def _as_denoised(batch: Batch, reads: ModelInput) -> Batch:
+    """Return the batch with an x of the shape that the model denoises, and no values where it is yet to be encoded."""
+    if reads.shape is None or batch.x.shape[1:] == reads.shape:
+        return batch
+    return dataclasses.replace(batch, x=torch.empty((len(batch.x), *reads.shape), device="meta"))
 
 
 def first_batch(

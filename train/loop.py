@@ -56,6 +56,7 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return the method's terms, each reduced to its mean."""
         batch.modules = self.extras
+        whole_batch.encode(self.model, batch)
         return {name: term.mean() for name, term in self.method.losses(self.model, batch, step).items()}
 
 

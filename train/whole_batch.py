@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
 from repa_eval.interfaces.method import Batch, Method, name_of, same
 
@@ -79,6 +80,12 @@ def _of_parts(method: Method) -> UserError:
     )
 
 
+def encode(model: nn.Module, batch: Batch) -> None:
+    """Put the latents of a model that has an encoder of its own in the place of the images, in place."""
+    if isinstance(model, DiffusionModel) and not batch.encoded:
+        batch.x, batch.encoded = model.encode(batch.x), True
+
+
 def refuse_coupled_terms(
     model: nn.Module, extras: nn.ModuleDict, method: Method, batches: Mapping[int, Batch], *, num_parts: int = 1
 ) -> None:
@@ -135,6 +142,7 @@ def _terms(
     model: Any, extras: Any, method: Method, batch: Batch, average: Any, step: int, gather: Callable[[Tensor], Tensor]
 ) -> dict[str, float]:
     batch = dataclasses.replace(batch, modules=extras, ema=average, gather=gather)
+    encode(model, batch)
     terms = method.losses(model, batch, step)
     return {name: float(term.detach().double().mean()) for name, term in terms.items()}
 

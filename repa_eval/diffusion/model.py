@@ -102,11 +102,14 @@ class DiffusionModel(nn.Module):
         return tokens
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return what is noised (B, C, h, w) of images (B, 1 or 3, H, W) in [-1, 1]; by default the images."""
+        """Return what is noised (B, *image_shape) of images (B, 1 or 3, H, W) in [-1, 1]; by default the images.
+
+        images: float32, on the model's device. In training gradients flow through it: a frozen encoder stops them.
+        """
         return images
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Return images (B, 1 or 3, H, W) near [-1, 1] of what is generated (B, C, h, w); by default the same."""
+        """Return images (B, 1 or 3, H, W) near [-1, 1] of latents (B, *image_shape); called where `decodes`."""
         return latents
 
     def record(self) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def noised(
     """
     like = next(model.parameters())
     x = reads(samples, generators(seed, f"{stream} posterior", indices))
-    x = model.encode(x) if reads.kind == "images" else x
+    x = model.encode(x.to(like.device)).float().cpu() if reads.kind == "images" else x
     expected = model.image_shape
     if x.shape[1:] != expected:
         given, wanted = ("x".join(map(str, shape)) for shape in (x.shape[1:], expected))

@@ -23,10 +23,12 @@ class ModelInput:
     """How a model's clean input is made of samples.
 
     kind: "images", scaled to [-1, 1]; "latents"; or "moments", from which a latent is drawn. scale: of the latents.
+    shape: of what the model denoises, which `DiffusionModel.encode` makes of images; None where that is not known.
     """
 
     kind: str = "images"
     scale: LatentScale = LatentScale()
+    shape: Shape | None = None
 
     def __call__(self, samples: Samples, generators: Sequence[torch.Generator]) -> Tensor:
         """Return clean x (B, C, H, W), float32; sample i is drawn from its posterior by generator i."""
@@ -63,8 +65,8 @@ def model_input(source: ImageSource, shape: Shape) -> ModelInput:
     Whether images fit is seen when they are encoded by the model. UserError for a source that has neither.
     """
     if source.latent_shape == shape:
-        return ModelInput("latents" if "latents" in source.gives else "moments", source.latent_scale)
+        return ModelInput("latents" if "latents" in source.gives else "moments", source.latent_scale, shape)
     if "images" in source.gives or source.latent_shape is None:
-        return ModelInput()
+        return ModelInput(shape=shape)
     given, wanted = ("x".join(map(str, each)) for each in (source.latent_shape, shape))
     raise UserError(f"the latents are {given} (channels x height x width); this model reads {wanted}")

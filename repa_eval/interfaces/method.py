@@ -31,7 +31,8 @@ def same(rows: Tensor) -> Tensor:
 class Batch:
     """What a method gets to compute its losses from.
 
-    x: clean latents (B, C, H, W), float32.   y: labels (B,), int64.   images: uint8 (B, C, H, W).
+    x: clean latents (B, C, H, W), float32, with gradients where the model encodes images itself. y: labels (B,), int64.
+    images: uint8 (B, C, H, W).
     teachers: patch tokens (B, T, D) of every teacher; class_tokens: its class token (B, D), None if it has none;
     attention: {layer: logits (B, heads, T, T)} of the layers that `attention_layers()` names. All three are empty where
     the teachers do not run: where `active(step)` is false or `stopped(modules)` is true.
@@ -43,6 +44,7 @@ class Batch:
     gather: from rows of these images (B, ...) to those of the whole batch (N, ...), in its order over all processes and
     with gradients; the identity where one process computes the batch at once. A term that compares images reads the
     others through it; several processes refuse one that does not.
+    encoded: whether x is what the model denoises; else the trainer puts `model.encode(x)` in its place before `losses`.
     """
 
     x: Tensor
@@ -59,6 +61,7 @@ class Batch:
     modules: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     ema: nn.Module | None = None
     gather: Callable[[Tensor], Tensor] = same
+    encoded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

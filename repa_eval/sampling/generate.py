@@ -60,7 +60,11 @@ def generate(
         y = chosen.to(like.device) if bank is None else bank.conditions(chosen).to(like)
         latents = integrate(model, noise, y, whole, settings)
         places = [index - whole.start for index in batch]
-        images = to_uint8(model.decode(latents) if decode is None else decode(latents), settings.rule).cpu()
+        if decode is not None:
+            latents = decode(latents)
+        elif model.decodes:
+            latents = model.decode(latents.to(like))
+        images = to_uint8(latents, settings.rule).cpu()
         yield batch, images[places], chosen[places]
 
 

@@ -234,7 +234,7 @@ def test_nothing_of_ours_above_results_is_imported():
     modules = found.stdout.split()
     assert "torch" not in modules
     ours = {name.split(".")[1] for name in modules if name.startswith("repa_eval.")}
-    assert ours <= {"reports", "errors", "results", "registry", "config", "runtime", "interfaces"}
+    assert ours <= {"reports", "errors", "results", "registry", "plugin_files", "config", "runtime", "interfaces"}
     assert [name for name in modules if name.startswith("repa_eval.interfaces.")] == ["repa_eval.interfaces.section"]
 
 

@@ -141,9 +141,9 @@ def test_teachers_rest_once_training_has_stopped_them(
     seen: list[int] = []
     parts = batches.parts
 
-    def watch(fetched: Any, recipe: Recipe, step: int, share: range, teachers: Any, device: Any) -> Any:
+    def watch(fetched: Any, recipe: Recipe, step: int, share: range, teachers: Any, device: Any, **more: Any) -> Any:
         seen.append(len(teachers))
-        return parts(fetched, recipe, step, share, loaded, device)
+        return parts(fetched, recipe, step, share, loaded, device, **more)
 
     recipe = tiny(name)
     loaded = [load_teacher(teacher) for teacher in recipe.method.teachers()]

@@ -9,9 +9,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from repa_eval.cli import main as evaluate
 from repa_eval.console.app import CommandFolder
 from repa_eval.console.option_groups import flag, given, option_group
-from repa_eval.console.options import ComputeOptions, GridOptions, compute_options
+from repa_eval.console.options import ComputeOptions, GridOptions, checkpoint_options, compute_options
+
+COMMANDS = CommandFolder("x").list_commands(click.Context(evaluate))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,7 @@ class Fruit:
     """Options of a test."""
 
     count: int = flag("--count", "-c", type=int, default=2, help="how many")
+    skipped: int = flag("--skip", type=int, default=0, help="how many not")
     kinds: tuple[str, ...] = flag("--kind", multiple=True, help="which")
     ripe: bool = flag("--ripe", is_flag=True, help="only ripe ones")
     name: str | None = flag("--name", help="its name")
@@ -47,7 +51,20 @@ def test_a_command_receives_one_object_a_group() -> None:
 def test_help_shows_defaults_where_there_are_some() -> None:
     lines = {line.split()[0].rstrip(","): line for line in call("--help").splitlines() if line.strip().startswith("-")}
     assert "[default: 2]" in lines["-c"]
-    assert not [line for name, line in lines.items() if name != "-c" and "default" in line]
+    assert "[default: 0]" in lines["--skip"]
+    assert not [line for name, line in lines.items() if name not in ("-c", "--skip") and "default" in line]
+
+
+def test_required_options_come_first() -> None:
+    command = checkpoint_options(lambda checkpoint: None)
+    assert next(parameter.name for parameter in reversed(command.__click_params__)) == "ckpt"
+
+
+def test_every_command_is_summed_up_in_one_short_line() -> None:
+    listing = CliRunner().invoke(evaluate, ["--help"]).stdout.partition("Commands:\n")[2].splitlines()
+    lines = [line.split(maxsplit=1) for line in listing if line.strip()]
+    assert sorted(name for name, _ in lines) == COMMANDS
+    assert not [text for _, text in lines if len(text) > 45 or (text.endswith("...") and "," not in text)]
 
 
 def test_a_group_can_be_built_without_a_command_line_and_is_frozen() -> None:

@@ -103,7 +103,7 @@ def test_what_a_reference_lacks_is_said(here: Path) -> None:
     assert values(answer)["precision_digits"] is None
     assert "left out: bare.npz has no images (arr_0)" in answer["warnings"]
     call("stats", "real.npz", "--out", "ref.npz", *JUDGE)
-    with pytest.raises(UserError, match="was made otherwise"):
+    with pytest.raises(UserError, match="was made with different settings"):
         _refuse("ref.npz", "digits", shape=(1, 16, 16))
 
 

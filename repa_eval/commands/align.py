@@ -74,7 +74,7 @@ class AlignOptions:
     )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Compare hidden states with a teacher")
 @checkpoint_options
 @grid_options
 @option_group("options", AlignOptions)

@@ -63,7 +63,7 @@ class CaptionOptions:
     )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Score how often samples match captions")
 @checkpoint_options
 @token_options
 @option_group("options", CaptionOptions)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CARD_IMAGES = 12_000  # images of a split that the numbers of a card are of
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Write a checkpoint as safetensors")
 @click.argument("ckpt")
 @click.option("--to", "folder", required=True, type=click.Path(file_okay=False, path_type=Path), help="folder to write")
 @click.option("--tokens", is_flag=True, help="SoftREPA: write the soft tokens alone, as NAME.pt")

@@ -14,14 +14,30 @@ FULL_STEPS = 1500
 MIN_STEPS = 20
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Train, evaluate and report on digits")
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default="demo", show_default=True, help="folder"
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="demo",
+    show_default=True,
+    help="folder for runs and report",
 )
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="train every model N times")
-@click.option("--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="seed of the first time")
 @click.option(
-    "--steps", type=click.IntRange(min=MIN_STEPS), default=FULL_STEPS, show_default=True, help="fewer: a smoke test"
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="train every model with this many random seeds",
+)
+@click.option(
+    "--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="random seed of the first repetition"
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=MIN_STEPS),
+    default=FULL_STEPS,
+    show_default=True,
+    help="training steps per model; fewer than the default is a smoke test",
 )
 @click.option("--device", default="cpu", show_default=True, help="the models are so small that a CPU is enough")
 @click.option("--quiet", is_flag=True, help="show no progress on stderr")

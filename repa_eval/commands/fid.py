@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from repa_eval.evaluation.evaluators import Evaluator
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Score generated images (FID, IS, ...)")
 @quality_options
 @compute_options
 @rows_options

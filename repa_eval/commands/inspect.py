@@ -11,7 +11,7 @@ from repa_eval.console.app import Command, example
 from repa_eval.console.options import LoadingOptions, json_option, loading_options
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Identify a checkpoint")
 @click.argument("ckpt")
 @loading_options
 @json_option

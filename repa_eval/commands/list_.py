@@ -127,7 +127,7 @@ KINDS: dict[str, tuple[Callable[[], Entries], str]] = {
 }
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="List metrics, teachers, samplers, ...")
 @click.argument("kind", required=False, type=click.Choice(list(KINDS)))
 @click.option("--json", "as_json", is_flag=True, help="print only JSON on stdout")
 @example("repa-eval list metrics")

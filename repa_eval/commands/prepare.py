@@ -60,7 +60,7 @@ class ImageOptions:
     split: str = flag("--split", metavar="NAME", default="train", help="split of data by name; files have none")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Prepare images, latents or a memory bank")
 @click.argument("src")
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option("--bank", is_flag=True, help="write a GMem memory bank to DEST (.safetensors, or .pth as published)")

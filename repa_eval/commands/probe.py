@@ -62,7 +62,7 @@ class ProbeOptions:
     )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Probe hidden states for the class")
 @checkpoint_options
 @grid_options
 @option_group("probes", ProbeOptions)

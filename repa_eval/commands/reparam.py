@@ -49,7 +49,7 @@ class ReparamOptions:
     seed: int = flag("--seed", type=int, default=0, help="random seed of the noise images")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Merge a RePaViT encoder for inference")
 @click.argument("ckpt")
 @click.option(
     "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="write the merged encoder here (.pt)"

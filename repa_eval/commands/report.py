@@ -11,10 +11,14 @@ from repa_eval.console.app import Command, example
 from repa_eval.runtime.files import write_atomic
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Render runs as one HTML page")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), default="report.html", show_default=True, help="file"
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="report.html",
+    show_default=True,
+    help="HTML file to write",
 )
 @click.option("--title", help="title of the page")
 @click.option("--json", "as_json", is_flag=True, help="print only JSON on stdout")

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 class OutputOptions:
     """How many images, and where they go."""
 
-    num: int = flag("--num", "--num-fid-samples", type=click.IntRange(min=1), default=50_000, help="images")
+    num: int = flag("--num", "--num-fid-samples", type=click.IntRange(min=1), default=50_000, help="number of images")
     out: Path = flag("--out", required=True, type=click.Path(path_type=Path), help="folder of PNG files, or FILE.npz")
     flat: bool = flag("--flat", is_flag=True, help="all PNG files in one folder; default: a folder per thousand")
     vae: str | None = flag("--vae", help="decoder of latents: folder or hub name of an AutoencoderKL")
@@ -63,7 +63,7 @@ class BankOptions:
     )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Generate images from a checkpoint")
 @checkpoint_options
 @option_group("output", OutputOptions)
 @sampler_options

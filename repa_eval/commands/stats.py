@@ -48,7 +48,7 @@ class StatsOptions:
     )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Write reference statistics for fid")
 @click.argument("data")
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="file to write (.npz)")
 @option_group("options", StatsOptions)

@@ -17,7 +17,7 @@ from repa_eval.errors import UserError
 from repa_eval.runtime.device import choose_device
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Measure every checkpoint of a run")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--watch", is_flag=True, help="go on until the trainer of the run has finished")
 @click.option("--every", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="seconds between looks")

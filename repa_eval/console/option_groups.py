@@ -27,8 +27,11 @@ def flag(*names: str, **settings: Any) -> Any:
 
 
 def option_group(name: str, group: type[Any]) -> Callable[[F], F]:
-    """Return a decorator: adds the options of the dataclass `group`, and passes their values as the argument `name`."""
-    members = fields(group)
+    """Return a decorator: adds the options of the dataclass `group`, and passes their values as the argument `name`.
+
+    Required options come first in the help.
+    """
+    members = sorted(fields(group), key=lambda member: not member.metadata["settings"].get("required"))
 
     def attach(function: F) -> F:
         taken = {parameter.name for parameter in getattr(function, "__click_params__", ())}
@@ -54,5 +57,6 @@ def given(name: str) -> bool:
 
 def _option(member: Field[Any]) -> Callable[[Any], Any]:
     settings = dict(member.metadata["settings"])
-    settings.setdefault("show_default", settings.get("default") not in (None, "", False))
+    default = settings.get("default")
+    settings.setdefault("show_default", not (default is None or default is False or default == ""))
     return click.option(*member.metadata["names"], member.name, **settings)

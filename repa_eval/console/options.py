@@ -60,7 +60,12 @@ class LoadingOptions:
 class CheckpointOptions(LoadingOptions):
     """The checkpoint that a command computes with."""
 
-    ckpt: str = flag("--ckpt", required=True, help="checkpoint: a file, a folder or hf:owner/name[:file]")
+    ckpt: str = flag(
+        "--ckpt",
+        metavar="PATH|hf:OWNER/NAME",
+        required=True,
+        help="checkpoint: a file, a folder or hf:owner/name[:file]",
+    )
     dtype: str = flag(
         "--dtype", type=click.Choice(DTYPES), default="float32", help="floating-point type of the forward passes"
     )

@@ -83,8 +83,8 @@ def refuse_misfit(reference: Statistics, judge: Extractor, shape: tuple[int, ...
         differing.append(f"files of {source} {made['listing']}, now {listing}")
     if differing:
         raise UserError(
-            f"reference {reference.name} ({reference.digest()}) was made otherwise: {'; '.join(differing)}; make it "
-            f"again: repa-eval stats DATA --out {reference.name}"
+            f"reference {reference.name} ({reference.digest()}) was made with different settings: "
+            f"{'; '.join(differing)}; make it again: repa-eval stats DATA --out {reference.name}"
         )
 
 

@@ -90,10 +90,10 @@ def _understood(content: Any, record: Mapping[str, Any], where: str) -> Bank:
         tensors["mean"] = tensors["mean"].flatten()
     wrong = _misshapen({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     if wrong:
-        raise UserError(f"{where} is no memory bank: {wrong}")
+        raise UserError(f"{where} is not a memory bank: {wrong}")
     for key, length in (("latent_dim", len(tensors.get("S", ()))), ("feature_dim", len(tensors.get("mean", ())))):
         if content.get(key, length) != length:
-            raise UserError(f"{where} is no memory bank: {key} {content[key]}, but its tensors have {length}")
+            raise UserError(f"{where} is not a memory bank: {key} {content[key]}, but its tensors have {length}")
     return of_tensors(tensors, record)
 
 
@@ -116,7 +116,7 @@ def _refuse_bad_rows(bank: Bank, where: str) -> None:
                 bad = ~part.isfinite().reshape(len(part), -1).all(1)
                 raise Failure(f"{where}: {name} is not finite in row {first + int(bad.int().argmax())}")
     if isinstance(bank, SVDBank) and bool((bank.S <= 0).any()):
-        raise UserError(f"{where} is no memory bank: a singular value in S is not positive")
+        raise UserError(f"{where} is not a memory bank: a singular value in S is not positive")
     if isinstance(bank, FullBank):
         for first in range(0, len(bank), BLOCK):
             empty = ~bank.snippets[first : first + BLOCK].any(dim=1)

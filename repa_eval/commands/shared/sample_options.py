@@ -19,7 +19,9 @@ FORMS = ("sigma", "linear", "decreasing", "increasing-decreasing", "constant")
 class SamplerFlags:
     """Flags for the options that the built-in samplers declare under the same names."""
 
-    mode: str = flag("--mode", type=click.Choice(["ode", "sde"]), default="ode", help="sampler")
+    mode: str = flag(
+        "--mode", type=click.Choice(["ode", "sde"]), default="ode", help="ode: deterministic; sde: noise at every step"
+    )
     heun: bool = flag("--heun", is_flag=True, help="Heun instead of Euler steps")
     cls_cfg_scale: float = flag(
         "--cls-cfg-scale", type=float, default=0.0, help="REG: guidance of the class token; 0 = it stays conditional"
@@ -70,7 +72,7 @@ class SamplerOptions:
         "--num-steps",
         type=click.IntRange(min=1),
         default=50,
-        help="steps from noise to data; transport: times, as published",
+        help="steps from noise to data; transport counts time points, as published",
     )
     path_type: str | None = flag(
         "--path-type",
@@ -78,8 +80,12 @@ class SamplerOptions:
         help="path between noise and data; default: the recorded one, else linear",
     )
     cfg_scale: float = flag("--cfg-scale", type=float, default=1.0, help="guidance; 1 = none")
-    guidance_low: float = flag("--guidance-low", type=float, default=0.0, help="guided from this t ...")
-    guidance_high: float = flag("--guidance-high", type=float, default=1.0, help="... to this t (1 = noise)")
+    guidance_low: float = flag(
+        "--guidance-low", type=float, default=0.0, help="guide only from this t on (0 = data) ..."
+    )
+    guidance_high: float = flag(
+        "--guidance-high", type=float, default=1.0, help="... up to this t (1 = noise), both included"
+    )
     guided_channels: int | None = flag(
         "--guided-channels",
         type=click.IntRange(min=1),

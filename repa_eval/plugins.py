@@ -63,6 +63,9 @@ if TYPE_CHECKING:
     from repa_eval.results import Row as Row
     from repa_eval.results import make_row as make_row
     from repa_eval.runtime.hashing import digest_module as digest_module
+    from repa_eval.runtime.seeding import normal as normal
+    from repa_eval.runtime.seeding import uniform as uniform
+    from repa_eval.train.alignment_schedule import AlignmentSchedule as AlignmentSchedule
     from repa_eval.train.losses import cosine_alignment as cosine_alignment
     from repa_eval.train.losses import denoising_draws as denoising_draws
     from repa_eval.train.losses import drop_labels as drop_labels
@@ -96,6 +99,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "reports.page": ("Page",),
     "results": ("Row", "make_row"),
     "runtime.hashing": ("digest_module",),
+    "runtime.seeding": ("normal", "uniform"),
+    "train.alignment_schedule": ("AlignmentSchedule",),
     "train.losses": ("cosine_alignment", "denoising_draws", "drop_labels", "velocity_loss"),
 }
 _MODULE_OF = {name: f"repa_eval.{module}" for module, names in MODULES.items() for name in names}

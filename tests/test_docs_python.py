@@ -70,7 +70,7 @@ def test_no_documented_import_is_private(page: str) -> None:
 
 
 def test_the_blocks_pass_mypy_strict(tmp_path: Path) -> None:
-    """One call for all pages; the package is laid out as it is installed, at a place that mypy's cache knows again."""
+    """One call for all pages and tests/plugins; the package is laid out as installed, where mypy's cache knows it."""
     tree = ROOT / ".mypy_cache" / "as_installed"
     package = tree / "repa_eval"
     package.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def test_the_blocks_pass_mypy_strict(tmp_path: Path) -> None:
         link = package / child.name
         if child.name != "__pycache__" and not link.exists():
             link.symlink_to(child)
-    files = []
+    files = sorted((ROOT / "tests" / "plugins").glob("*.py"))
     for page in PAGES:
         files.append(tmp_path / f"{Path(page).stem.lower()}_page.py")
         files[-1].write_text("\n".join(blocks_of(page)), encoding="utf-8")

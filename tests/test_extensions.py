@@ -27,7 +27,7 @@ class Extension:
     """A plug-in, and how a run of it is asked for.
 
     method: its own or one of ours. falls: the terms that a few steps lower. teacher: to align with, where the run
-    records none. sampler: further words of `repa-eval sample`.
+    records none. sampler: further words of `repa-eval sample`. sampled_by: the plug-in's sampler, its model's default.
     """
 
     file: str
@@ -36,9 +36,24 @@ class Extension:
     falls: tuple[str, ...] = ("denoising_loss",)
     teacher: str | None = None
     sampler: tuple[str, ...] = ("--num-steps", "2")
+    sampled_by: str | None = None
 
 
 EXTENSIONS = [
+    Extension("irepa.py", "irepa", {}, ("denoising_loss", "proj_loss")),
+    Extension("irepa.py", "repa", {"projector": "irepa", "encoder_depth": 1}, ("proj_loss",)),
+    Extension("dispersive.py", "dispersive", {}, ("denoising_loss", "dispersive_loss"), teacher="digits-vit"),
+    Extension("sra.py", "sra", {}, ("denoising_loss", "self_loss"), teacher="digits-vit"),
+    Extension("layer_sync.py", "layer-sync", {}, teacher="digits-vit"),
+    Extension(
+        "mean_flow.py",
+        "mean-flow",
+        {"model": "Mixer-tiny"},
+        ("mean_flow_loss",),
+        teacher="digits-vit",
+        sampler=("--num-steps", "1"),
+        sampled_by="mean-flow",
+    ),
     Extension("register_dit.py", "repa", {"model": "RegisterDiT-tiny", "encoder_depth": 1}, ("proj_loss",)),
     Extension("end_to_end.py", "end-to-end", {"model": "LatentDiT-tiny"}, ("recon_loss", "proj_loss")),
 ]
@@ -60,7 +75,7 @@ def test_every_file_is_short() -> None:
     assert max(lengths.values()) <= 100, lengths
 
 
-@pytest.mark.parametrize("extension", EXTENSIONS, ids=lambda extension: extension.file.removesuffix(".py"))
+@pytest.mark.parametrize("extension", EXTENSIONS, ids=lambda extension: f"{extension.file}-{extension.method}")
 def test_an_extension_from_training_to_the_report(
     extension: Extension, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +99,8 @@ def test_an_extension_from_training_to_the_report(
     assert {picture.shape for picture in pictures} == {(8, 8)}  # images, whatever is denoised
     assert len({picture.tobytes() for picture in pictures}) == 12
     call(repa_eval, extension, "fid", "--samples", "made", *QUICK, *table)
+    records = results.read_protocols(Path("run")).values()
+    assert extension.sampled_by in {record.get("sampler") for record in records}
     measured = {row.metric for row in results.read(Path("run"))}
     assert {"cknna", "cka", "fd_digits"} <= measured
     call(repa_eval, extension, "report", "run", "--out", "report.html")

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from repa_eval.config import option
-from repa_eval.diffusion.model import DiffusionModel, check_taps
-from repa_eval.interfaces.architecture import model
+from repa_eval.plugins import DiffusionModel, check_taps, model, option
 
 REGISTERS = 3
 

@@ -21,6 +21,7 @@ from repa_eval.extractors.inception import Inception
 from repa_eval.extractors.shared.resize import pil_bicubic, resized, resized_uint8
 from repa_eval.interfaces.extractor import Extractor, Features, load_extractor
 from repa_eval.interfaces.images import Images
+from repa_eval.interfaces.pixel_statistics import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from repa_eval.metrics.fid import frechet_distance, moments
 
 
@@ -191,7 +192,7 @@ def test_dinov2_gives_the_class_token_of_the_squashed_image(small_dinov2: Path) 
     whole = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]
     expected = np.stack([np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC)) for image in whole])
     assert np.array_equal(resized_uint8(images, 224).permute(0, 2, 3, 1).numpy(), expected)
-    normalised = (expected / 255.0 - dinov2.MEAN) / dinov2.STD
+    normalised = (expected / 255.0 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     np.testing.assert_allclose(dinov2.pixels(images).permute(0, 2, 3, 1).numpy(), normalised, atol=1e-5)
     assert np.allclose(judge(images[1:]).features, found.features[1:], atol=1e-5)
 
@@ -221,7 +222,7 @@ def test_clip_projects_the_embedding(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with torch.no_grad():
         expected = network.eval()(clip.pixels(images))
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
-    unclamped = clip.pixels(images) * torch.tensor(clip.STD).view(-1, 1, 1) + torch.tensor(clip.MEAN).view(-1, 1, 1)
+    unclamped = clip.pixels(images) * torch.tensor(CLIP_STD).view(-1, 1, 1) + torch.tensor(CLIP_MEAN).view(-1, 1, 1)
     plain = F.interpolate(images.float() / 255, size=(224, 224), mode="bicubic", align_corners=False)
     np.testing.assert_allclose(unclamped.numpy(), plain.numpy(), atol=1e-5)
 

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+import published_variants
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.interfaces.method import METHODS
 from repa_eval.metrics.cmmd import cmmd
-from repa_eval.metrics.density_coverage import density_coverage, prdc, realism_euclidean
+from repa_eval.metrics.density_coverage import density_coverage, prdc
 from repa_eval.metrics.fd_infinity import fd_infinity, sizes_of
-from repa_eval.metrics.inception_score import inception_score_adm, inception_score_dgm, inception_score_torch_fidelity
+from repa_eval.metrics.inception_score import inception_score_adm, inception_score_torch_fidelity
 from repa_eval.metrics.kid import kid, kid_subsets
-from repa_eval.metrics.precision_recall import precision_recall, realism
+from repa_eval.metrics.precision_recall import precision_recall
+from repa_eval.metrics.realism import realism
 from repa_eval.metrics.vendi import vendi_score
 from repa_eval.sampling.samplers.flow import flow_timesteps
 from repa_eval.train.contrastive_loss import scaled_linear_schedule
@@ -56,8 +58,8 @@ def test_options_of_a_method(name: str) -> None:
 # of functions that are called by these names without a setting, by a command or by the code they repeat
 FUNCTION_DEFAULTS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (precision_recall, {"k": 3}),  # ADM's evaluator
-    (realism, {"k": 3}),
-    (realism_euclidean, {"k": 3}),  # 1904.06991, dgm-eval
+    (published_variants.realism, {"k": 3}),
+    (realism, {"k": 3}),  # 1904.06991, dgm-eval
     (prdc, {"k": 5}),  # the prdc package
     (density_coverage, {"k": 5}),
     (kid, {"seed": 2020}),  # torch-fidelity
@@ -65,7 +67,7 @@ FUNCTION_DEFAULTS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (vendi_score, {"q": 1.0}),
     (inception_score_adm, {"split_size": 5000}),
     (inception_score_torch_fidelity, {"splits": 10, "shuffle": True}),
-    (inception_score_dgm, {"splits": 10}),
+    (published_variants.inception_score_dgm, {"splits": 10}),
     (fd_infinity, {"points": 15}),
     (flow_timesteps, {"shift": 3.0}),  # Stable Diffusion 3's scheduler
     (scaled_linear_schedule, {"first": 0.00085, "last": 0.012, "num_steps": 1000}),  # Stable Diffusion 1.5's scheduler

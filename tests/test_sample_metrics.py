@@ -10,6 +10,7 @@ from scipy.stats import linregress
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
+import published_variants
 from repa_eval.errors import UserError
 from repa_eval.evaluation.evaluator_rules import PROTOCOLS, protocol_named
 from repa_eval.interfaces.metric import SAMPLE
@@ -18,15 +19,16 @@ from repa_eval.metrics import inception_score as score
 from repa_eval.metrics import precision_recall as pr
 from repa_eval.metrics.authpct import authpct
 from repa_eval.metrics.cmmd import cmmd
-from repa_eval.metrics.density_coverage import density_coverage, prdc, realism_euclidean
+from repa_eval.metrics.density_coverage import density_coverage, prdc
 from repa_eval.metrics.fd_infinity import extrapolated, fd_infinity, sizes_of
 from repa_eval.metrics.kid import kid, kid_subsets
 from repa_eval.metrics.kid_unbiased import kid_unbiased
 from repa_eval.metrics.memorisation import cell_scores, memorisation
 from repa_eval.metrics.mifid import mifid
+from repa_eval.metrics.realism import realism_scores
 from repa_eval.metrics.shared import manifold
 from repa_eval.metrics.shared.mmd import kernel_sums, polynomial, rbf
-from repa_eval.metrics.vendi import vendi, vendi_per_class, vendi_score
+from repa_eval.metrics.vendi import vendi, vendi_score
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -170,8 +172,10 @@ def test_inception_score_splits() -> None:
     assert score.inception_score_torch_fidelity(ordered, splits=4)[0] > 3.5
     tail = np.concatenate([ordered, ordered[:3]])  # 403: ADM's last split has 3 samples, dgm-eval drops them
     assert score.inception_score_adm(tail, split_size=400) == pytest.approx((4.0 + 1.0) / 2)
-    assert score.inception_score_dgm(ordered, splits=1)[0] == pytest.approx(4.0)
-    assert score.inception_score_dgm(tail, splits=2) != score.inception_score_torch_fidelity(tail, splits=2)
+    assert published_variants.inception_score_dgm(ordered, splits=1)[0] == pytest.approx(4.0)
+    assert published_variants.inception_score_dgm(tail, splits=2) != score.inception_score_torch_fidelity(
+        tail, splits=2
+    )
     with pytest.raises(UserError, match=r"splits=500: allowed are 1\.\.400"):
         score.inception_score_torch_fidelity(ordered, splits=500)
     with pytest.raises(UserError, match="split_size=0"):
@@ -201,7 +205,7 @@ def test_precision_and_recall_point_the_right_way() -> None:
 
 def test_the_border_is_inside_and_self_is_no_neighbour() -> None:
     real = np.array([[0.0], [1.0], [2.0], [3.0]])
-    assert pr.radii(real, ks=(1, 2)).tolist() == [[1.0, 4.0], [1.0, 1.0], [1.0, 1.0], [1.0, 4.0]]
+    assert published_variants.radii(real, ks=(1, 2)).tolist() == [[1.0, 4.0], [1.0, 1.0], [1.0, 1.0], [1.0, 4.0]]
     fake = np.array([[4.0], [4.25], [40.0], [80.0]])
     assert pr.precision_recall(real, fake, k=1)["precision"] == 0.25
     assert pr.precision_recall(real, fake, k=3)["precision"] == 0.5
@@ -221,19 +225,23 @@ def test_several_k_at_once_equal_one_by_one() -> None:
 def test_the_size_of_a_block_changes_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = normal(700, 4), 0.8 * normal(31, 4, seed=1)
     apart = np.linalg.norm(real[:, None] - real[None], axis=2) ** 2
-    radii, seen, scores = pr.radii(real, ks=(3, 1)), pr.precision_recall(real, fake), pr.realism(real, fake)
+    radii, seen, scores = (
+        published_variants.radii(real, ks=(3, 1)),
+        pr.precision_recall(real, fake),
+        published_variants.realism(real, fake),
+    )
     assert radii == pytest.approx(np.sort(apart, axis=1)[:, [3, 1]])  # place 0 is the point itself
     monkeypatch.setattr(manifold, "BLOCK", block)
-    assert pr.radii(real, ks=(3, 1)) == pytest.approx(radii)
+    assert published_variants.radii(real, ks=(3, 1)) == pytest.approx(radii)
     assert pr.precision_recall(real, fake) == seen
-    again = pr.realism(real, fake)
+    again = published_variants.realism(real, fake)
     assert again[0] == pytest.approx(scores[0])
     assert np.array_equal(again[1], scores[1])
 
 
 def test_realism_is_inside_or_outside_as_precision_says() -> None:
     real, fake = normal(90, 4), 1.5 * normal(70, 4, seed=1)
-    value, index = pr.realism(real, fake)
+    value, index = published_variants.realism(real, fake)
     assert (value >= 1.0).mean() == pytest.approx(pr.precision_recall(real, fake)["precision"], abs=0.02)
     apart = np.linalg.norm(fake[:, None] - real[None], axis=2)
     assert np.array_equal(index, apart.argmin(axis=1))
@@ -390,7 +398,7 @@ def test_the_error_of_authpct_is_that_of_a_share() -> None:
 FEWEST = {  # (real, fake) rows that a metric can bear; one needs no real ones
     "authpct": (2, 1), "cmmd": (2, 2), "density_coverage": (6, 6), "fd": (2, 2), "fd_infinity": (2, 4),
     "inception_score": (0, 1), "kid": (2, 2), "kid_unbiased": (2, 2), "mifid": (2, 2), "precision_recall": (4, 4),
-    "sfd": (2, 2), "vendi": (0, 1),
+    "realism": (4, 1), "sfd": (2, 2), "sliced_wasserstein": (2, 2), "vendi": (0, 1),
 }  # fmt: skip
 
 
@@ -481,7 +489,7 @@ def test_all_five_numbers_point_the_right_way() -> None:
     assert invented["recall"] > 0.8 > 0.6 > invented["precision"]
     assert dropped["coverage"] < 0.51 < invented["coverage"]
     assert invented["density"] < 0.6 < dropped["density"]
-    assert realism_euclidean(both, modes(0.0, seed=1)).mean() > 10 * realism_euclidean(both, both + 50.0).mean()
+    assert realism_scores(both, modes(0.0, seed=1)).mean() > 10 * realism_scores(both, both + 50.0).mean()
 
 
 def test_neighbours_are_those_of_all_distances(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,11 +521,11 @@ def test_vendi_counts_what_is_different() -> None:
         assert vendi_score(kinds, q=q) == pytest.approx(7.0)
         assert vendi_score(3.0 * kinds, q=q) == pytest.approx(7.0)
     assert vendi_score(normal(5, 40)) <= 5.0
-    assert list(vendi_per_class(kinds, np.arange(70) % 7).values()) == pytest.approx([1.0] * 7)
+    assert list(published_variants.vendi_per_class(kinds, np.arange(70) % 7).values()) == pytest.approx([1.0] * 7)
     with pytest.raises(UserError, match="allowed are orders of 0"):
         vendi_score(kinds, q=-1.0)
     with pytest.raises(UserError, match="labels have shape"):
-        vendi_per_class(kinds, [1, 2])
+        published_variants.vendi_per_class(kinds, [1, 2])
 
 
 def test_copies_are_noticed() -> None:

@@ -39,7 +39,7 @@ def cknna(x: ArrayLike, y: ArrayLike, *, k: int = 10, unbiased: bool = True) -> 
     is the unbiased CKA. Otherwise a sample is among its own candidates and the HSIC is the biased one.
     The unbiased one is not exactly symmetric, here as in the original: its third term is 1'KL1, and the masked
     matrices do not commute; swapping x and y moves the fourth digit or so. The biased one is symmetric.
-    The official 1e-6 of the denominator: see `kernels.denominator_eps`. NaN for constant features, and where the
+    The official 1e-6 of the denominator: see `kernels.common_square`. NaN for constant features, and where the
     HSICs under the root have different signs. UserError: k < 2, N <= k, N < 4, unequal N, NaN or infinity.
     """
     first, second = _checked(x, y, k=k)

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from repa_eval.interfaces.metric import sample_metric
-from repa_eval.metrics.shared.checks import Array
-from repa_eval.metrics.shared.manifold import Points, balls, point_sets, radii_of, row_blocks
+from repa_eval.metrics.shared.manifold import balls
 
 LEAST = 1000
 
@@ -60,19 +58,3 @@ def prdc(real: ArrayLike, fake: ArrayLike, *, k: int = 5, device: str = "cpu") -
     means = {name: float(values.mean()) for name, values in averaged.items()}
     errors = {f"{name}_stderr": float(values.std()) / math.sqrt(len(values)) for name, values in averaged.items()}
     return means | errors
-
-
-def realism_euclidean(real: ArrayLike, fake: ArrayLike, *, k: int = 3, device: str = "cpu") -> Array:
-    """Return the realism (M,) of each row of fake (M, D): the largest radius / distance over real points (N, D).
-
-    As in the paper and in dgm-eval: Euclidean, and only real points whose radius is below the median.
-    """
-    u, v = point_sets(real, fake, device=device)
-    reach = radii_of(u, ks=(k,))[:, 0].sqrt()  # as every distance here in the units of the points
-    kept = reach < float(np.median(reach.cpu().numpy()))
-    small = Points(u.values[kept], u.given[kept.cpu().numpy()], u.unit, u.exact)
-    score = np.empty(len(v))
-    for rows in row_blocks(len(v), len(small)):
-        apart = v.distances(rows, small).double().sqrt_()
-        score[rows] = (reach[kept] / apart).amax(dim=1).cpu().numpy()
-    return score

@@ -1,6 +1,6 @@
 """Inception score: exp of the mean KL divergence from p(y | x) to the mean of p (Salimans et al. 2016, 1606.03498).
 
-Three published rules that differ in how the samples are cut into splits. All of them in float64 from log-probabilities,
+Two published rules that differ in how the samples are cut into splits. All of them in float64 from log-probabilities,
 where a class of vanishing probability adds 0 and not NaN.
 """
 
@@ -57,7 +57,7 @@ def inception_score_adm(logits: ArrayLike, *, split_size: int = SPLIT) -> float:
     logits = matrix("logits", logits)
     if split_size < 1:
         raise UserError(f"split_size={split_size}: a split needs at least one sample")
-    return _over_splits(logits, _consecutive(len(logits), split_size))[0]
+    return over_splits(logits, _consecutive(len(logits), split_size))[0]
 
 
 def inception_score_torch_fidelity(logits: ArrayLike, *, splits: int = 10, shuffle: bool = True) -> tuple[float, float]:
@@ -65,29 +65,21 @@ def inception_score_torch_fidelity(logits: ArrayLike, *, splits: int = 10, shuff
 
     shuffle: order of RandomState(2020). Split i is [i N // splits, (i + 1) N // splits).
     """
-    logits = _ordered(logits, splits=splits, shuffle=shuffle)
+    logits = ordered(logits, splits=splits, shuffle=shuffle)
     edges = [i * len(logits) // splits for i in range(splits + 1)]
-    return _over_splits(logits, edges)
+    return over_splits(logits, edges)
 
 
-def inception_score_dgm(logits: ArrayLike, *, splits: int = 10) -> tuple[float, float]:
-    """Return mean and population standard deviation over the splits of logits (N, K), as layer6ai-labs/dgm-eval does.
-
-    Order of RandomState(2020); each split has N // splits samples, the rest is dropped.
-    """
-    logits = _ordered(logits, splits=splits, shuffle=True)
-    size = len(logits) // splits
-    return _over_splits(logits, [i * size for i in range(splits + 1)])
-
-
-def _ordered(logits: ArrayLike, *, splits: int, shuffle: bool) -> Array:
+def ordered(logits: ArrayLike, *, splits: int, shuffle: bool) -> Array:
+    """Return the logits (N, K), in the order of RandomState(2020) if `shuffle`; UserError for too many splits."""
     array = matrix("logits", logits)
     if not 1 <= splits <= len(array):
         raise UserError(f"splits={splits}: allowed are 1..{len(array)}, the number of samples")
     return array[np.random.RandomState(2020).permutation(len(array))] if shuffle else array
 
 
-def _over_splits(logits: Array, edges: Sequence[int]) -> tuple[float, float]:
+def over_splits(logits: Array, edges: Sequence[int]) -> tuple[float, float]:
+    """Return mean and population standard deviation of the scores of logits (N, K) between neighbouring edges."""
     scores = [_score(logits[start:stop]) for start, stop in pairwise(edges)]
     return float(np.mean(scores)), float(np.std(scores))
 

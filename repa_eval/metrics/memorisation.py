@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import mannwhitneyu
 
-from repa_eval.errors import UserError
 from repa_eval.interfaces.metric import sample_metric
 from repa_eval.metrics.density_coverage import few
-from repa_eval.metrics.shared.checks import Array, matrix, same_width, undefined
+from repa_eval.metrics.shared.checks import Array, same_width, undefined
 from repa_eval.metrics.shared.manifold import nearest
 
 CELLS, COMPONENTS, LEAST = 3, 64, 20
@@ -75,20 +74,6 @@ def ct_score(scores: dict[int, tuple[float, float]]) -> float:
         return undefined(f"no cell holds more than {LEAST} samples, and a held-out image")
     values, weights = zip(*scores.values(), strict=True)
     return float(np.average(values, weights=weights))
-
-
-def sliced_wasserstein_approx(generated: ArrayLike, train: ArrayLike) -> float:
-    """Return dgm-eval's approximate sliced W2 of generated (M, D) against train (N, D), variances with ddof 0.
-
-    sqrt(|mu_a - mu_b|^2 / D + (sqrt(tr S_a / D) - sqrt(tr S_b / D))^2).
-    """
-    a, b = (matrix("features", side).astype(np.float64) for side in (generated, train))
-    width = a.shape[1]
-    if b.shape[1] != width:
-        raise UserError(f"generated has {width} features and train {b.shape[1]}; extract both with the same network")
-    apart = float(np.square(a.mean(axis=0) - b.mean(axis=0)).sum()) / width
-    spread = [math.sqrt(float(side.var(axis=0).sum()) / width) for side in (a, b)]
-    return math.sqrt(apart + (spread[0] - spread[1]) ** 2)
 
 
 def _reduced(*sides: Array) -> list[Array]:

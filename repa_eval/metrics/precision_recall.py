@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from repa_eval.interfaces.metric import sample_metric
 from repa_eval.metrics.shared.checks import Array
-from repa_eval.metrics.shared.manifold import balls_at, point_sets, points_of, radii_of, row_blocks
+from repa_eval.metrics.shared.manifold import balls_at
 
 
 def _stderr(real: Array, fake: Array, values: Mapping[str, float]) -> dict[str, float]:
@@ -55,26 +55,3 @@ def precision_recall_at(
     """Return precision and recall for several k at the price of one: two arrays (len(ks),). Errors as above."""
     found = balls_at(real, fake, ks=ks, border=True, device=device)
     return np.array([(one.holding > 0).mean() for one in found]), np.array([one.recalled.mean() for one in found])
-
-
-def radii(x: ArrayLike, *, ks: Sequence[int] = (3,)) -> Array:
-    """Return the SQUARED distance of each row of x (N, D) to its k-th nearest other row, (N, len(ks)), float64."""
-    points = points_of(x)
-    squares: Array = points.unit**2 * radii_of(points, ks=ks).numpy()
-    return squares
-
-
-def realism(real: ArrayLike, fake: ArrayLike, *, k: int = 3) -> tuple[Array, Array]:
-    """Return ADM's realism score (M,) of each row of fake (M, D), and the index (M,) of its nearest row of real (N, D).
-
-    Score: the largest, over the real points, of radius / (distance + 1e-5), both squared; 1 or more is inside the
-    manifold. All real points count (the paper leaves out the half with the larger radii).
-    """
-    u, v = point_sets(real, fake)
-    reach = u.unit**2 * radii_of(u, ks=(k,))[:, 0]
-    score, index = np.empty(len(v)), np.empty(len(v), dtype=np.int64)
-    for rows in row_blocks(len(v), len(u)):
-        apart = v.distances(rows, u).double().mul_(u.unit**2)
-        index[rows] = apart.argmin(dim=1).numpy()
-        score[rows] = (reach / apart.add_(1e-5)).amax(dim=1).numpy()
-    return score, index

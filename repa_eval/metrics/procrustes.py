@@ -5,9 +5,6 @@ Higher is closer, as in every alignment metric here: 1 - d^2 / 2 for Ding's d^2 
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 from numpy.typing import ArrayLike
 from scipy import linalg
 
@@ -33,47 +30,14 @@ def procrustes(x: ArrayLike, y: ArrayLike) -> float:
     if nan is not None:
         return nan
     a, b = _unit(first), _unit(second)
-    return min(_nuclear(a, b), 1.0)
-
-
-def procrustes_distance(x: ArrayLike, y: ArrayLike, *, centre: bool = True, normalise: bool = True) -> float:
-    """Return min over rotations Q of |x Q - y|_F = sqrt(|x|^2 + |y|^2 - 2 |x^T y|_*), the narrower side padded.
-
-    mklabunde/resi's names: neither centred nor normalised, "orthogonal Procrustes"; centred, "size and shape".
-    """
-    a, b = _sides(*paired(x, y, at_least=2), centre=centre)
-    if normalise:
-        a, b = a / linalg.norm(a), b / linalg.norm(b)
-    return math.sqrt(max(float(np.vdot(a, a) + np.vdot(b, b)) - 2.0 * _nuclear(a, b), 0.0))
-
-
-def angular_distance(x: ArrayLike, y: ArrayLike) -> float:
-    """Return arccos of `procrustes`, in 0..pi/2: a metric in the sense of mathematics (Williams et al. 2021)."""
-    return math.acos(procrustes(x, y))
-
-
-def aligned_cosine(x: ArrayLike, y: ArrayLike) -> float:
-    """Return the mean cosine of the rows of y with those of x rotated onto y; neither centred nor normalised."""
-    a, b = _sides(*paired(x, y, at_least=2), centre=False)
-    width = max(a.shape[1], b.shape[1])
-    a, b = (np.pad(side, ((0, 0), (0, width - side.shape[1]))) for side in (a, b))
-    left, _, right = linalg.svd(a.T @ b)
-    turned = a @ (left @ right)
-    lengths = linalg.norm(turned, axis=1) * linalg.norm(b, axis=1)
-    return float((np.einsum("nd,nd->n", turned, b) / np.maximum(lengths, 1e-300)).mean())
+    return min(nuclear_norm(a, b), 1.0)
 
 
 def _unit(side: Prepared) -> Array:
     return side.once("unit size", lambda: centred(side) / linalg.norm(centred(side)))
 
 
-def _sides(first: Prepared, second: Prepared, *, centre: bool) -> tuple[Array, Array]:
-    if centre:
-        return centred(first), centred(second)
-    return first.values.astype(np.float64), second.values.astype(np.float64)
-
-
-def _nuclear(a: Array, b: Array) -> float:
+def nuclear_norm(a: Array, b: Array) -> float:
     """Return the sum of the singular values of a^T b; through N x N where the features are wider than that."""
     n = len(a)
     if n < min(a.shape[1], b.shape[1]):  # a = L Q with orthonormal rows of Q, which change no singular value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import linalg
 
 from repa_eval.interfaces.metric import alignment_metric
 from repa_eval.metrics.shared.cca import correlations, thin_svd
@@ -34,29 +33,10 @@ def pwcca(x: ArrayLike, y: ArrayLike) -> float:
     if len(thin_svd(second)[1]) < len(thin_svd(first)[1]):
         first, second = second, first
     rho, variates = correlations(thin_svd(first)[0], thin_svd(second)[0])
-    return _weighted(rho, variates, centred(first))
+    return weighted(rho, variates, centred(first))
 
 
-def pwcca_google(x: ArrayLike, y: ArrayLike) -> float:
-    """Return what google/svcca @ 1f3fbf1 computes for x (N, D1), y (N, D2), D1 <= D2: another number than `pwcca`.
-
-    Its directions are D = (x - m) U + m with U the left singular vectors of Sx^-1/2 Sxy Sy^-1/2: the whitening is
-    missing and the means are added back. h_i are the columns of Q in D = QR, the x_j of the weights are not centred.
-    """
-    first, second = paired(x, y, at_least=2)
-    a, b = centred(first), centred(second)
-    left, rho, _ = linalg.svd(_inverse_root(a.T @ a) @ (a.T @ b) @ _inverse_root(b.T @ b), full_matrices=False)
-    raw = first.values.astype(np.float64)
-    variates, _ = linalg.qr(a @ left + raw.mean(axis=0), mode="economic")
-    return _weighted(rho, variates, raw)
-
-
-def _weighted(rho: Array, variates: Array, columns: Array) -> float:
+def weighted(rho: Array, variates: Array, columns: Array) -> float:
+    """Return the mean of correlations rho (K,) of variates (N, K), weighted by their products with columns (N, D)."""
     alpha = np.abs(variates.T @ columns).sum(axis=1)
     return float(alpha @ rho / alpha.sum())
-
-
-def _inverse_root(square: Array) -> Array:
-    values, vectors = linalg.eigh(square)
-    root: Array = (vectors / np.sqrt(values)) @ vectors.T
-    return root

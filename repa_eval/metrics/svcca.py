@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike
 
 from repa_eval.interfaces.metric import alignment_metric
 from repa_eval.metrics.shared.cca import correlations, kept_directions, thin_svd
-from repa_eval.metrics.shared.checks import Array
 from repa_eval.metrics.shared.prepared import constant, paired
 
 
@@ -35,9 +34,3 @@ def svcca(x: ArrayLike, y: ArrayLike, *, threshold: float = 0.99, k: int | None 
         basis, s = thin_svd(side)
         kept.append(basis[:, : kept_directions(s, threshold=threshold, k=k)])
     return float(correlations(*kept)[0].mean())
-
-
-def cca_correlations(x: ArrayLike, y: ArrayLike) -> Array:
-    """Return all canonical correlations of x (N, D1) and y (N, D2), descending; UserError as `svcca`."""
-    first, second = paired(x, y, at_least=2)
-    return correlations(thin_svd(first)[0], thin_svd(second)[0])[0]

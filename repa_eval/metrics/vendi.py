@@ -37,7 +37,7 @@ def vendi(real: ArrayLike | None, fake: ArrayLike) -> dict[str, float]:
     """Return {"vendi": score} of the features fake (N, D), and its standard error by its influence function."""
     unit = normalise_rows(matrix("fake", fake).astype(np.float64))
     values, vectors = linalg.eigh(unit.T @ unit / len(unit), check_finite=False)
-    score = _score(values, 1.0)
+    score = order_score(values, 1.0)
     logs = np.log(np.maximum(values, 1e-300))
     own = -(np.square(unit @ vectors) @ logs)  # -x^T log(A) x: its mean is the entropy
     return {"vendi": score, "vendi_stderr": score * float(own.std()) / math.sqrt(len(own))}
@@ -49,24 +49,7 @@ def vendi_score(features: ArrayLike, *, q: float = 1.0, normalise: bool = True) 
     normalise False: rows as they come, of length 1 at most. UserError: q < 0.
     """
     wide = matrix("features", features).astype(np.float64)
-    return _score(linalg.eigvalsh(_small_gram(normalise_rows(wide) if normalise else wide)), q)
-
-
-def vendi_polynomial(features: ArrayLike, *, q: float = 1.0) -> float:
-    """Return dgm-eval's variant with the kernel (x.y / D + 1)^3 of rows of length 1, for comparison only.
-
-    Its diagonal is not 1, so that it counts nothing; it needs the N x N matrix.
-    """
-    unit = normalise_rows(matrix("features", features).astype(np.float64))
-    return _score(linalg.eigvalsh((unit @ unit.T / unit.shape[1] + 1.0) ** 3 / len(unit)), q)
-
-
-def vendi_per_class(features: ArrayLike, labels: ArrayLike, *, q: float = 1.0) -> dict[int, float]:
-    """Return the Vendi score of the samples of each label; dgm-eval reports their mean."""
-    rows, classes = matrix("features", features), np.asarray(labels)
-    if classes.shape != (len(rows),):
-        raise UserError(f"labels have shape {classes.shape}; needed is ({len(rows)},)")
-    return {int(label): vendi_score(rows[classes == label], q=q) for label in np.unique(classes)}
+    return order_score(linalg.eigvalsh(_small_gram(normalise_rows(wide) if normalise else wide)), q)
 
 
 def _small_gram(x: Array) -> Array:
@@ -74,7 +57,7 @@ def _small_gram(x: Array) -> Array:
     return product
 
 
-def _score(values: Array, q: float) -> float:
+def order_score(values: Array, q: float) -> float:
     """Return exp of the Renyi entropy of order q of eigenvalues that sum to 1."""
     if q < 0:
         raise UserError(f"q={q}: allowed are orders of 0 and more")

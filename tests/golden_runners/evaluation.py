@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+import published_variants
 from golden_runners import Arrays, Case, runner
 from repa_eval.metrics import inception_score as score
 from repa_eval.metrics import precision_recall as pr
@@ -35,10 +36,12 @@ def precision_recall(case: Case, arrays: Arrays) -> Arrays:
     real, fake, config = arrays["real"], arrays["fake"], case["config"]
     single = pr.precision_recall(real, fake, k=config["k"])
     precision, recall = pr.precision_recall_at(real, fake, ks=config["multi_k"])
-    realism, nearest = pr.realism(real, fake, k=config["multi_k"][0])  # ADM: the radius of the first of several k
+    realism, nearest = published_variants.realism(
+        real, fake, k=config["multi_k"][0]
+    )  # ADM: the radius of the first of several k
     out = {
-        "radii_real": pr.radii(real, ks=(config["k"],)),
-        "radii_fake": pr.radii(fake, ks=(config["k"],)),
+        "radii_real": published_variants.radii(real, ks=(config["k"],)),
+        "radii_fake": published_variants.radii(fake, ks=(config["k"],)),
         "precision_multi": precision,
         "recall_multi": recall,
         "fraction": precision.mean(),
@@ -62,7 +65,7 @@ def _score(name: str, logits: np.ndarray) -> float | None:
         both = score.inception_score_torch_fidelity(logits, splits=int(match[1]), shuffle=shuffle)
         return both[which[match[3]]]
     if match := re.fullmatch(r"dgm_splits(\d+)_(mean|std)", name):
-        return score.inception_score_dgm(logits, splits=int(match[1]))[which[match[2]]]
+        return published_variants.inception_score_dgm(logits, splits=int(match[1]))[which[match[2]]]
     if match := re.fullmatch(r"adm_split_size(\d+)", name):
         return score.inception_score_adm(logits, split_size=int(match[1]))
     return None

@@ -7,22 +7,21 @@ from collections.abc import Callable
 
 import numpy as np
 
+import published_variants
 from golden_runners import Arrays, Case, runner
 from golden_runners.sit_models import numbers_in
-from repa_eval.metrics import procrustes as shape
 from repa_eval.metrics.cds import cds, cds_per_image
 from repa_eval.metrics.cka import cka
 from repa_eval.metrics.cka_minibatch import MinibatchCKA, cka_minibatch
 from repa_eval.metrics.lds import lds, lds_per_image
-from repa_eval.metrics.pwcca import pwcca, pwcca_google
+from repa_eval.metrics.pwcca import pwcca
 from repa_eval.metrics.rmsc import rmsc, rmsc_per_image
 from repa_eval.metrics.rsa import rsa
 from repa_eval.metrics.rv import rv
 from repa_eval.metrics.shared.cca import kept_directions, thin_svd
-from repa_eval.metrics.shared.kernels import hsic_unbiased
 from repa_eval.metrics.shared.prepared import prepare
 from repa_eval.metrics.srss import srss, srss_per_image
-from repa_eval.metrics.svcca import cca_correlations, svcca
+from repa_eval.metrics.svcca import svcca
 
 
 @runner("evaluation", "cka")
@@ -48,7 +47,7 @@ def cka_cases(case: Case, arrays: Arrays) -> Arrays:
 @runner("evaluation", "cca_procrustes_rsa")
 def cca_procrustes_rsa(case: Case, arrays: Arrays) -> Arrays:
     x, y = arrays["x"], arrays["y"]
-    correlations, threshold = cca_correlations(x, y), case["config"]["svcca threshold"]
+    correlations, threshold = published_variants.cca_correlations(x, y), case["config"]["svcca threshold"]
     fixed: dict[str, Callable[[], object]] = {
         "cca_coefs": lambda: correlations,
         "cca_coefs_qr": lambda: correlations,
@@ -56,12 +55,12 @@ def cca_procrustes_rsa(case: Case, arrays: Arrays) -> Arrays:
         f"svcca_{round(100 * threshold)}": lambda: svcca(x, y, threshold=threshold),
         "svcca_k": lambda: [kept_directions(thin_svd(prepare(a))[1], threshold=threshold, k=None) for a in (x, y)],
         "pwcca_definition": lambda: pwcca(x, y),
-        "pwcca_google_as_is": lambda: pwcca_google(x, y),
-        "orthogonal_procrustes": lambda: shape.procrustes_distance(x, y, centre=False, normalise=False),
-        "procrustes_size_and_shape": lambda: shape.procrustes_distance(x, y, normalise=False),
-        "procrustes_centered_normalised": lambda: shape.procrustes_distance(x, y),
-        "angular_shape_centered": lambda: shape.angular_distance(x, y),
-        "aligned_cossim": lambda: shape.aligned_cosine(x, y),
+        "pwcca_google_as_is": lambda: published_variants.pwcca_google(x, y),
+        "orthogonal_procrustes": lambda: published_variants.procrustes_distance(x, y, centre=False, normalise=False),
+        "procrustes_size_and_shape": lambda: published_variants.procrustes_distance(x, y, normalise=False),
+        "procrustes_centered_normalised": lambda: published_variants.procrustes_distance(x, y),
+        "angular_shape_centered": lambda: published_variants.angular_distance(x, y),
+        "aligned_cossim": lambda: published_variants.aligned_cosine(x, y),
         "rsa_correlation_spearman": lambda: rsa(x, y),
         "rsa_euclidean_spearman": lambda: rsa(x, y, dissimilarity="euclidean"),
         "rv": lambda: rv(x, y),
@@ -96,7 +95,7 @@ def spatial_metrics(case: Case, arrays: Arrays) -> Arrays:
 
 def _hsic1(a: np.ndarray, b: np.ndarray) -> float:
     centred = (side.astype(np.float64) - side.mean(axis=0, dtype=np.float64) for side in (a, b))
-    return hsic_unbiased(*(side @ side.T for side in centred))
+    return published_variants.hsic_unbiased(*(side @ side.T for side in centred))
 
 
 def _calculator(arrays: Arrays, *, epochs: int, epsilon: float, size: int) -> np.ndarray:

@@ -9,22 +9,25 @@ import numpy as np
 import torch
 from inception_weights import bare_inception, fill_inception
 
+import published_variants
 from golden_runners import Arrays, Case, runner
 from golden_runners.sit_models import numbers_in
 from repa_eval.extractors.inception import Inception
 from repa_eval.extractors.shared.resize import resized
 from repa_eval.metrics.authpct import authpct
 from repa_eval.metrics.cmmd import cmmd
-from repa_eval.metrics.density_coverage import prdc, realism_euclidean
+from repa_eval.metrics.density_coverage import prdc
 from repa_eval.metrics.fd_infinity import extrapolated, sizes_of
 from repa_eval.metrics.fid import gaussian_of
 from repa_eval.metrics.kid import kid_subsets
-from repa_eval.metrics.memorisation import cell_scores, ct_score, mann_whitney_z, sliced_wasserstein_approx
+from repa_eval.metrics.memorisation import cell_scores, ct_score, mann_whitney_z
 from repa_eval.metrics.mifid import cosine_distance, penalty
+from repa_eval.metrics.realism import realism_scores
 from repa_eval.metrics.shared.checks import Array
 from repa_eval.metrics.shared.manifold import nearest
 from repa_eval.metrics.shared.mmd import Kernel, KernelSums, kernel_sums, polynomial, rbf
-from repa_eval.metrics.vendi import vendi, vendi_per_class, vendi_polynomial, vendi_score
+from repa_eval.metrics.sliced_wasserstein import sliced_wasserstein
+from repa_eval.metrics.vendi import vendi, vendi_score
 
 
 def subsets_of(config: dict[str, Any], name: str) -> dict[str, int]:
@@ -89,7 +92,7 @@ def prdc_cases(case: Case, arrays: Arrays) -> Arrays:
         assert match is not None, name
         k = int(match[2])
         if match[3] == "realism":
-            out[name] = realism_euclidean(arrays["real"], arrays["fake"], k=k)
+            out[name] = realism_scores(arrays["real"], arrays["fake"], k=k)
         else:
             out[name] = np.asarray(prdc(arrays["real"], arrays["fake"], k=k)[match[3]])
     return out
@@ -104,8 +107,8 @@ def vendi_cases(case: Case, arrays: Arrays) -> Arrays:
         "out_linear_q1": vendi(None, fake)["vendi"],
         "out_linear_q1_f64": vendi_score(fake),
         "out_linear_q1_unnormalised": vendi_score(fake / longest, normalise=False),
-        "out_polynomial_q1": vendi_polynomial(fake),
-        "out_per_class_q1": list(vendi_per_class(fake, arrays["labels"]).values()),
+        "out_polynomial_q1": published_variants.vendi_polynomial(fake),
+        "out_per_class_q1": list(published_variants.vendi_per_class(fake, arrays["labels"]).values()),
     }
     return {name: np.asarray(value) for name, value in out.items()}
 
@@ -127,7 +130,7 @@ def memorisation(case: Case, arrays: Arrays) -> Arrays:
         "Zu_cells": [score for score, _ in scores.values()],
         "C_T": ct_score(scores),
         "authpct": authpct(train, gen)["authpct"],
-        "sw_approx": sliced_wasserstein_approx(gen, train),
+        "sw_approx": sliced_wasserstein(train, gen)["sw"],
         "mifid_cosine_distance": penalty(raw),
         "mifid_min_mean_raw": raw,
         "nn_distance": distance[:, 0],

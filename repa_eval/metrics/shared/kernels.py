@@ -83,20 +83,6 @@ def hsic(
     return product - (across[0] + across[1]) / n + sums[0] * sums[1] / n**2
 
 
-def hsic_biased(K: Array, L: Array) -> float:
-    """Return tr(K H L H) of two n x n matrices, not divided by (n - 1)^2."""
-    return _dense_hsic(K, L, unbiased=False)
-
-
-def hsic_unbiased(K: Array, L: Array) -> float:
-    """Return the unbiased HSIC of two n x n matrices, n >= 4 (Song et al. 2012, eq. 5); their diagonals are ignored.
-
-    The elementwise term is sum(K * L^T): for matrices masked by directed neighbour lists sum(K * L) is another number.
-    """
-    off = 1.0 - np.eye(len(K))
-    return _dense_hsic(K * off, L * off, unbiased=True)
-
-
 def ratio(xy: float, xx: float, yy: float, *, eps: float) -> float:
     """Return xy / (sqrt(xx * yy) + eps); NaN with its reason, without a warning, where that does not exist."""
     if np.sign(xx) * np.sign(yy) < 0.0:  # the unbiased HSIC of a masked matrix with itself may be negative
@@ -105,19 +91,14 @@ def ratio(xy: float, xx: float, yy: float, *, eps: float) -> float:
     return xy / below if below > 0.0 else undefined("a self-HSIC is 0: the kernel sees no differences between samples")
 
 
-def denominator_eps(x: Array, y: Array) -> float:
-    """Return what platonic-rep's 1e-6 in the denominator amounts to for inner products of x (N, D1) and y (N, D2).
-
-    The constant supposes rows of length 1, which its callers make; there it moves CKNNA by up to 2e-4, so that
-    equality with the published numbers needs it. As an absolute number it is not free of scale (x * 0.001 would
-    give 0). Therefore: rows of one common length a (for y: b) give 1e-6 a^2 b^2, which is the official value of
-    the same rows at length 1; rows of different lengths have no unit to which the constant could refer: 0.
-    """
-    return OFFICIAL_EPS * common_square(x) * common_square(y)
-
-
 def common_square(x: Array) -> float:
-    """Return the squared length that all rows of x (N, D) have; 0 where they differ by more than one in a thousand."""
+    """Return the squared length that all rows of x (N, D) have; 0 where they differ by more than one in a thousand.
+
+    platonic-rep's 1e-6 in the denominator of CKNNA supposes rows of length 1, which its callers make; there it moves
+    CKNNA by up to 2e-4, so that equality with the published numbers needs it. As an absolute number it depends on the
+    scale of the features. Therefore rows of one common length a (for y: b) count with 1e-6 a^2 b^2, the official value
+    of the same rows at length 1; rows of different lengths have no unit to which it could refer: 0.
+    """
     lengths = np.einsum("nd,nd->n", x, x, dtype=np.float64)  # squared, (N,)
     return 0.0 if np.ptp(lengths) > 1e-3 * lengths.max() else float(lengths.mean())
 
@@ -161,10 +142,3 @@ def row_blocks(n: int, width: int) -> Iterator[slice]:
     step = max(1, BLOCK_ELEMENTS // max(width, 1))
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
-
-
-def _dense_hsic(K: Array, L: Array, *, unbiased: bool) -> float:
-    K, L = K.astype(np.float64, copy=False), L.astype(np.float64, copy=False)
-    across = (float(K.sum(axis=0) @ L.sum(axis=1)), float(L.sum(axis=0) @ K.sum(axis=1)))
-    product = float(np.einsum("ij,ji->", K, L))
-    return hsic(product, across, (float(K.sum()), float(L.sum())), len(K), unbiased=unbiased)

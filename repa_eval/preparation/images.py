@@ -134,7 +134,7 @@ def _fill(kind: str, images: Any, dest: Path, work: Work, encoder: VaeEncoder | 
             for index, data in zip(whole, coded(images.pixels(whole)), strict=True):
                 if index in wanted:
                     with disk_space(dest):
-                        write_atomic(dest / kind / _member(kind, index), data)
+                        write_atomic(dest / kind / _member(kind, index), data, durable=False)
             bar.update(len(wanted))
     return len(missing)
 

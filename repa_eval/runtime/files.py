@@ -13,16 +13,44 @@ from typing import Any
 from repa_eval.errors import Failure, parsing
 
 
-def write_atomic(path: str | Path, data: bytes | str) -> None:
-    """Write a file under a temporary name and rename it, so that nobody ever sees half of it."""
+def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -> None:
+    """Write a file under a temporary name and rename it, so that nobody ever sees half of it.
+
+    durable: file and name are on the disk before this returns, so that a power cut leaves the old content or the new
+    one. False is for files that are many and can be made again.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    new_folders = _make_folders(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data if isinstance(data, bytes) else data.encode())
+        if durable:
+            sync(temporary)
         temporary.replace(path)
+        if durable:
+            for folder in (path.parent, *(folder.parent for folder in new_folders)):
+                sync(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: str | Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # a file system that cannot sync a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder with its parents, and return those that were not there."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
 
 
 def read_json(path: str | Path) -> Any:

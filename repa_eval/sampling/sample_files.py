@@ -76,7 +76,7 @@ class SampleFolder:
         """Write images uint8 (B, C, H, W)."""
         for index, image in zip(indices, images.numpy(), strict=True):
             with disk_space(self.path):
-                write_atomic(self.file(index), png(image))
+                write_atomic(self.file(index), png(image), durable=False)
 
     def finish(self, labels: np.ndarray[Any, Any]) -> None:
         """Do nothing: every file is complete."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
 
@@ -364,6 +365,20 @@ def test_a_damaged_checkpoint_is_named(short: tuple[Recipe, Path], tmp_path: Pat
     with pytest.raises(Failure, match=r"0000005\.pt") as caught:
         run(recipe, tmp_path / "run", resume=True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("moment", [torch.zeros(1), torch.zeros(()), 3, None])
+def test_moments_of_another_shape_are_refused(short: tuple[Recipe, Path], tmp_path: Path, moment: Any) -> None:
+    recipe, expected = short
+    shutil.copytree(expected, tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "0000005.pt"
+    saved = torch.load(last, weights_only=True)
+    saved["opt"]["state"][0]["exp_avg"] = moment
+    torch.save(saved, last)
+    record = json.loads((tmp_path / "run" / "run.json").read_text()) | {"status": "running"}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"0000005\.pt belongs to other settings"):
+        run(resolve(recipe.to_dict(), {"max_steps": 6}), tmp_path / "run", resume=True)
 
 
 def test_a_damaged_record_is_named(short: tuple[Recipe, Path], tmp_path: Path) -> None:

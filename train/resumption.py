@@ -21,6 +21,7 @@ from repa_eval.train.stages import ResolvedStage, stage_at
 FREE_ON_RESUME = frozenset(
     {"max_steps", "checkpoint_every", "log_every", "num_workers", "log_with", "description", "name", *DERIVED}
 )
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # of AdamW
 
 
 @dataclass
@@ -58,9 +59,20 @@ class Position:
             ema.load_state_dict(self.saved["ema"])
             objective.extras.load_state_dict(self.saved["method"])
             optimizer.load_state_dict(self.saved["opt"])
-        except (RuntimeError, ValueError) as error:
+            _check_moments(optimizer)
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{self.checkpoint} belongs to other settings: {first_line(error)}") from error
         self.saved = None
+
+
+def _check_moments(optimizer: Any) -> None:
+    """ValueError for moments of another shape than their parameter: fused AdamW would write beyond them."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if name in MOMENTS and value.shape != parameter.shape:
+                    shapes = f"{list(value.shape)} of a parameter {list(parameter.shape)}"
+                    raise ValueError(f"its optimiser holds {name} {shapes}")
 
 
 def open_run(run: Path, recipe: Recipe, *, resume: bool) -> Path | None:

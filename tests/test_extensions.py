@@ -27,7 +27,8 @@ class Extension:
     """A plug-in, and how a run of it is asked for.
 
     method: its own or one of ours. falls: the terms that a few steps lower. teacher: to align with, where the run
-    records none. sampler: further words of `repa-eval sample`. sampled_by: the plug-in's sampler, its model's default.
+    records none. sampler, align, fid: further words of these commands. sampled_by: the plug-in's sampler, its model's
+    default. measured: metrics that the table then holds.
     """
 
     file: str
@@ -37,6 +38,9 @@ class Extension:
     teacher: str | None = None
     sampler: tuple[str, ...] = ("--num-steps", "2")
     sampled_by: str | None = None
+    align: tuple[str, ...] = ()
+    fid: tuple[str, ...] = ()
+    measured: frozenset[str] = frozenset({"cknna", "cka", "fd_digits"})
 
 
 EXTENSIONS = [
@@ -56,6 +60,16 @@ EXTENSIONS = [
     ),
     Extension("register_dit.py", "repa", {"model": "RegisterDiT-tiny", "encoder_depth": 1}, ("proj_loss",)),
     Extension("end_to_end.py", "end-to-end", {"model": "LatentDiT-tiny"}, ("recon_loss", "proj_loss")),
+    Extension("own_teacher.py", "repa", {"enc_type": "oriented-gradients", "encoder_depth": 1}, ("proj_loss",)),
+    Extension("own_data.py", "repa", {"data": "spots", "encoder_depth": 1}, ("proj_loss",)),
+    Extension(
+        "own_metrics.py",
+        "vanilla",
+        teacher="digits-vit",
+        align=("--metrics", "cknna,distance-correlation"),
+        fid=("--metrics", "fd,effective-rank"),
+        measured=frozenset({"distance-correlation", "effective_rank_digits", "effective_rank_real_digits"}),
+    ),
 ]
 
 
@@ -92,17 +106,17 @@ def test_an_extension_from_training_to_the_report(
     ckpt, table = "run/checkpoints/0000008.pt", ["--rows", "run/results.jsonl"]
     teacher = ["--teacher", extension.teacher] if extension.teacher else []
     measure = ["--timesteps", 0.1, "--num-images", 20, "--no-cache", *QUICK]
-    call(repa_eval, extension, "align", "--ckpt", ckpt, *teacher, *measure, *table)
+    call(repa_eval, extension, "align", "--ckpt", ckpt, *teacher, *measure, *extension.align, *table)
     call(repa_eval, extension, "sample", "--ckpt", ckpt, "--num", 12, "--out", "made", *extension.sampler, *QUICK)
     pictures = [np.asarray(Image.open(file)) for file in sorted(Path("made").rglob("*.png"))]
     assert len(pictures) == 12
     assert {picture.shape for picture in pictures} == {(8, 8)}  # images, whatever is denoised
     assert len({picture.tobytes() for picture in pictures}) == 12
-    call(repa_eval, extension, "fid", "--samples", "made", *QUICK, *table)
+    call(repa_eval, extension, "fid", "--samples", "made", *QUICK, *extension.fid, *table)
     records = results.read_protocols(Path("run")).values()
     assert extension.sampled_by in {record.get("sampler") for record in records}
     measured = {row.metric for row in results.read(Path("run"))}
-    assert {"cknna", "cka", "fd_digits"} <= measured
+    assert extension.measured <= measured
     call(repa_eval, extension, "report", "run", "--out", "report.html")
     page = Path("report.html").read_text(encoding="utf-8")
-    assert "cknna" in page.lower()
+    assert all(metric in page for metric in extension.measured)

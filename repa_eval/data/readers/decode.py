@@ -1,14 +1,15 @@
 """One image file to uint8 pixels, and what is refused: a silent conversion would change the numbers.
 
-Grey, palette and bilevel images are converted, which loses nothing; an opaque alpha channel is dropped.
+Grey, palette and bilevel images are converted, which loses nothing; an opaque alpha channel is dropped. The format is
+found by the content, never by the name, and only formats that Pillow itself decodes are tried.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
-import struct
 import warnings
-import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,12 @@ from PIL import Image
 Array = np.ndarray[Any, Any]
 GREY = frozenset({"1", "L", "LA", "La"})
 COLOUR = frozenset({"RGB", "P", "PA", "RGBA", "RGBa", "RGBX", "YCbCr"})
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")  # not EPS, for which Pillow starts a program
+PNG = b"\x89PNG\r\n\x1a\n"
+ASIDE = frozenset({b"iCCP", b"iTXt", b"tEXt", b"zTXt", b"eXIf"})  # chunks of a PNG that say nothing of its pixels
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 512 << 20  # of an encoded image: MAX_PIXELS with four channels, not compressed at all, take 400 MB
 
 
 class Unusable(Exception):  # noqa: N818  (caught where the file's name is known)
@@ -27,6 +33,10 @@ class Unusable(Exception):  # noqa: N818  (caught where the file's name is known
     def __init__(self, reason: str, *, damaged: bool = False) -> None:
         super().__init__(reason)
         self.damaged = damaged
+
+    def alone(self) -> Unusable:
+        """Return the same without its traceback, which holds the bytes of the file."""
+        return Unusable(str(self), damaged=self.damaged)
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,14 @@ class Header:
     height: int
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Pillow's warnings (of large images, which are refused here, and of odd metadata) off the terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def header(data: bytes) -> Header:
     """Return the Header of an encoded image; Unusable for what cannot or must not be read."""
     image = _opened(data)
@@ -47,10 +65,13 @@ def header(data: bytes) -> Header:
 def pixels(data: bytes, *, grey: bool, side: int | None = None) -> Array:
     """Return the pixels uint8 (H, W, 1 or 3) of an encoded image; side: cropped and resized to it."""
     image = _opened(data)
+    size = image.size
     try:
         image.load()
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except Exception as error:  # whatever Pillow's decoders raise, the file is at fault
         raise Unusable("is not a readable image (damaged or cut off)", damaged=True) from error
+    if image.size != size:  # what is reserved for it would not hold it
+        raise Unusable("is not a readable image (its header declares another size)", damaged=True)
     image = _opaque(image).convert("L" if grey else "RGB")
     if side is not None:
         image = centre_crop(image, side)
@@ -74,24 +95,52 @@ def _opened(data: bytes) -> Image.Image:
     if not data:
         raise Unusable("is not a readable image (it is empty, 0 bytes)", damaged=True)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, in our words
-            image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(_without_metadata(data)), formats=FORMATS)
+        frames = getattr(image, "n_frames", 1)
+        tile = _tile_pixels(image)
     except Image.DecompressionBombError as error:
         raise Unusable(
             f"declares more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: possible decompression bomb"
         ) from error
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
+    except Exception as error:
         raise Unusable("is not a readable image (no known format)", damaged=True) from error
-    if image.width * image.height > MAX_PIXELS:
+    if max(image.width * image.height, tile) > MAX_PIXELS:
         raise Unusable(f"declares {image.width}x{image.height} pixels: possible decompression bomb")
-    if getattr(image, "n_frames", 1) > 1:
-        raise Unusable(f"is animated ({getattr(image, 'n_frames', 0)} frames): which one is meant? Save that one alone")
-    if image.mode in ("I", "F") or "16" in image.mode or any("16" in str(tile[3]) for tile in image.tile):
+    if frames > 1 and image.format != "MPO":  # its first picture is the one that every reader of JPEG shows
+        kind = f"holds {frames} pages" if image.format == "TIFF" else f"is animated ({frames} frames)"
+        raise Unusable(f"{kind}: which one is meant? Save that one alone")
+    if image.mode in ("I", "F") or "16" in image.mode or any(map(_is_deep, image.tile)):
         raise Unusable("has more than 8 bits a channel: convert it, as the rounding is for you to choose")
     if image.mode not in GREY | COLOUR:
         raise Unusable(f"is {image.mode}, whose conversion to RGB is not exact: save it as RGB")
     return image
+
+
+def _is_deep(tile: Any) -> bool:
+    """Return whether a tile's raw mode has 16 bits a channel ("RGB;16B"); "BGR;16" has 16 a pixel, in a BMP."""
+    arguments = tile[3]
+    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return isinstance(raw, str) and not raw.startswith("BGR") and ";16" in raw
+
+
+def _tile_pixels(image: Image.Image) -> int:
+    """Return the size of a TIFF's tiles, each of which is decoded whole; 0 where there are none."""
+    tags = getattr(image, "tag_v2", {})
+    return int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0))
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """Return a PNG without its colour profile and texts, of which Pillow refuses large ones; others as they are."""
+    if not data.startswith(PNG):
+        return data
+    kept, place, begin = [], len(PNG), 0
+    while place + 12 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] in ASIDE and end <= len(data):
+            kept.append(data[begin:place])
+            begin = end
+        place = end
+    return b"".join([*kept, data[begin:]]) if kept else data
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import io
 import logging
 import os
 import sys
@@ -44,6 +45,8 @@ class Command(click.Command):
 
     def _in_one_line(self, args: Sequence[str] | None, *positional: Any, **extra: Any) -> Any:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
         try:
             result: Any = super().main(args, *positional, standalone_mode=False, **extra)  # type: ignore[call-overload]
         except click.exceptions.NoArgsIsHelpError as error:

@@ -40,7 +40,7 @@ def read_file(file: Path, *, owner: str = "", kind: str = "checkpoint", mapped: 
     if start.startswith(ZIP):
         _check_archive(file, where, kind)
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(ALLOWED):
+        with warnings.catch_warnings(), torch.no_grad(), torch.serialization.safe_globals(ALLOWED):
             warnings.simplefilter("ignore")
             # a map stays within the file, whatever lengths it declares; files older than the zip format have none
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=start.startswith(ZIP))

@@ -82,6 +82,14 @@ def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes
     return buffer.getvalue()
 
 
+def grey16(format: str) -> bytes:
+    return encoded(Image.new("I;16", (8, 8), 300), format)
+
+
+def profiled() -> bytes:
+    return encoded(picture(1), icc_profile=bytes(1 << 21))
+
+
 def png16() -> bytes:
     """A PNG of 16-bit RGB, which Pillow can read and not write."""
     rows = b"".join(b"\0" + bytes(8 * 6) for _ in range(8))
@@ -106,8 +114,35 @@ def palette() -> bytes:
     return encoded(picture(1).convert("P"))
 
 
-def frames() -> bytes:
-    return encoded(picture(1), save_all=True, append_images=[picture(2), picture(3)])
+def frames(format: str = "PNG") -> bytes:
+    return encoded(picture(1), format, save_all=True, append_images=[picture(2), picture(3)])
+
+
+def pages() -> bytes:
+    return frames("TIFF")
+
+
+def beside(*names: str) -> Callable[[Path], None]:
+    """A folder of good images, and further ones that are no samples."""
+
+    def make(here: Path) -> None:
+        folder(here / "s")
+        for name in names:
+            (here / "s" / name).parent.mkdir(exist_ok=True)
+            (here / "s" / name).write_bytes(encoded(picture(1)))
+
+    return make
+
+
+def broken_link(here: Path) -> None:
+    folder(here / "s")
+    (here / "s" / "012.png").symlink_to("gone.png")
+
+
+def huge(here: Path) -> None:
+    folder(here / "s")
+    with open(here / "s" / "003.png", "r+b") as handle:
+        handle.truncate(1 << 32)
 
 
 def mixed_sizes(here: Path) -> None:
@@ -180,8 +215,14 @@ CASES = [
     Bad("a truncated image", with_file("x.png", encoded(picture(1))[:90]), 1, "003.png is not a readable image ("),
     Bad("an empty file (0 bytes)", with_file("x.png", b""), 1, "it is empty, 0 bytes); 2 of 12 images cannot be used"),
     Bad("an animation", with_file("x.png", frames()), 2, "003.png is animated (3 frames)"),
-    Bad("16 bits, grey", with_file("x.png", encoded(Image.new("I;16", (8, 8), 300))), 2, "more than 8 bits a channel"),
+    Bad("16 bits, grey", with_file("x.png", grey16("PNG")), 2, "more than 8 bits a channel"),
     Bad("16 bits, RGB", with_file("x.png", png16()), 2, "more than 8 bits a channel"),
+    Bad("16 bits in a TIFF", with_file("x.tif", grey16("TIFF")), 2, "more than 8 bits"),
+    Bad("a TIFF of several pages", with_file("x.tif", pages()), 2, "003.tif holds 3 pages"),
+    Bad("a GIF of several frames", with_file("x.gif", frames("GIF")), 2, "003.gif is animated (3 frames)"),
+    Bad("a TIFF or GIF of 8 bits and one frame", with_file("x.tif", encoded(picture(1), "TIFF")), 0, ""),
+    Bad("a JPEG with a second picture (MPO)", with_file("x.jpg", frames("MPO")), 0, ""),
+    Bad("a PNG with a colour profile of 2 MB", with_file("x.png", profiled()), 0, ""),
     Bad("grey among RGB", with_file("x.png", encoded(picture(1).convert("L"))), 0, ""),
     Bad("a palette", with_file("x.png", palette()), 0, ""),
     Bad("an alpha channel, opaque", with_file("x.png", transparent(255)), 0, ""),
@@ -198,6 +239,11 @@ CASES = [
     Bad("a damaged image in a zip", in_zip("x.png", b"nothing"), 1, "x.png is not a readable image"),
     Bad("a zip bomb", in_zip("x.png", bytes(1 << 26)), 2, "67,108,864: possible decom"),
     Bad("a zip member that leads outside", in_zip("../x.png", b""), 2, "../x.png points outside of the archive"),
+    Bad("an encoded image of 4 GB", huge, 2, "003.png takes 4,294,967,296 bytes, more than an image that can be used"),
+    Bad("hidden and service folders", beside(".thumbnails/a.png", "__MACOSX/._a.png"), 0,
+        "12 images are used; left out: 2 (hidden or in a service folder"),
+    Bad("a broken link", broken_link, 0, "12 images are used; left out: 1 (broken link: 012.png)"),
+    Bad("images of a format that is not read", beside("012.avif"), 0, "left out: 1 (format .avif is not read"),
     Bad("two files for one index", equal_places, 2, "005.png and 5.png both are image 5"),
     Bad("a folder without images", lambda here: (here / "s").mkdir(), 2, "s: no images (looked for"),
     Bad("one image", few(1), 2, "s: 1 image; a distribution needs 2 or more"),
@@ -221,15 +267,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def line_of(bad: Bad, here: Path) -> tuple[int, str]:
-    """Exit code, and the line on stderr or the notes of the answer."""
+def line_of(bad: Bad, here: Path, caplog: pytest.LogCaptureFixture) -> tuple[int, str]:
+    """Exit code, and the line on stderr or the notes of the answer and what is said beside it."""
     samples = bad.make(here) or "s"
     words = ["fid", "--samples", samples, "--reference", "r", "--json", *bad.options.split()]
     if "--extractor" not in bad.options:
         words += ["--extractor", "judging:Judge"]
     done = CliRunner().invoke(repa_eval, words)
     if done.exit_code == 0:
-        return 0, "; ".join(json.loads(done.stdout)["warnings"])
+        logged = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return 0, "; ".join([*json.loads(done.stdout)["warnings"], *logged])
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1, done.stderr
     return done.exit_code, done.stderr.removeprefix("error: ").strip().replace(str(here), "...")
@@ -243,8 +291,8 @@ def row_of(bad: Bad, code: int, line: str) -> str:
 
 
 @pytest.mark.parametrize("bad", CASES, ids=lambda bad: bad.what)
-def test_bad_input_is_one_line(bad: Bad, here: Path) -> None:
-    code, line = line_of(bad, here)
+def test_bad_input_is_one_line(bad: Bad, here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    code, line = line_of(bad, here, caplog)
     assert code == bad.code, line
     assert bad.says in line
     if not bad.says:
@@ -254,7 +302,9 @@ def test_bad_input_is_one_line(bad: Bad, here: Path) -> None:
     assert row_of(bad, code, line) in DOCS.read_text(encoding="utf-8"), "write the table anew: WRITE_DOCS=1"
 
 
-def test_the_document_is_written_anew_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_document_is_written_anew_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """WRITE_DOCS=1 rewrites the table; without it the first rows are made and must stand in the document already."""
     chosen = CASES if os.environ.get("WRITE_DOCS") else CASES[:3]
     rows = []
@@ -266,7 +316,7 @@ def test_the_document_is_written_anew_on_request(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(torch.hub, "_hub_dir", str(here / "hub"))
         (here / "judging.py").write_text(JUDGE)
         folder(here / "r")
-        rows.append(row_of(bad, *line_of(bad, here)))
+        rows.append(row_of(bad, *line_of(bad, here, caplog)))
     text = DOCS.read_text(encoding="utf-8")
     if os.environ.get("WRITE_DOCS"):
         head = text[: text.index("| input")]

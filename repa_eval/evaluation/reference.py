@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from repa_eval.data.readers.listing import is_hidden, list_folder
 from repa_eval.data.readers.statistics import Statistics
 from repa_eval.errors import UserError
 from repa_eval.evaluation.sample_features import Gathered, Workers, gather
@@ -89,13 +90,24 @@ def refuse_misfit(reference: Statistics, judge: Extractor, shape: tuple[int, ...
 
 
 def listing_hash(path: Path) -> str:
-    """Return a hash of a file's, or of a folder's files', names, sizes and times: cheap, and changed by any change."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    """Return a hash of the names, sizes and times of a file, or of a folder's images: cheap, and changed by any change.
+
+    A folder without images, of another layout, is taken by all its files that are not hidden.
+    """
     content = hashlib.sha256()
-    for file in files:
-        state = file.stat()
-        content.update(f"{file.relative_to(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    for name in [""] if path.is_file() else _names_in(path):
+        state = (path / name).stat()
+        content.update(f"{name or '.'} {state.st_size} {state.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return content.hexdigest()[:12]
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Return the relative paths of the files that are read from a folder, sorted part by part."""
+    names = list_folder(folder).members
+    if not names:
+        files = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+        names = [name for name in files if not is_hidden(name)]
+    return sorted(names, key=lambda name: PurePosixPath(name).parts)
 
 
 def _of_file(

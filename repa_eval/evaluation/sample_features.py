@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repa_eval.errors import UserError
 from repa_eval.interfaces.extractor import Array, Extractor, Features
-from repa_eval.interfaces.image_source import ImageSource
+from repa_eval.interfaces.image_source import ImageSource, rows_at_once
 from repa_eval.metrics.shared.moments import Moments
 from repa_eval.metrics.shared.moments import moments as moments_of
 
@@ -60,11 +60,13 @@ def gather(
     """Return what a judge sees in the images of a source; None in every process but the first.
 
     keep: kinds whose rows are kept; stream: kinds of which moments are enough, and are all that is kept of a large
-    set. UserError for a source without images and for features that are NaN, with their count.
+    set. batch_size: images per forward, fewer where they are so large that a batch would not fit into memory. UserError
+    for a source without images and for features that are NaN, with their count.
     """
     if not len(source):
         raise UserError(f"{source.name}: no images")
     alone = workers is None or workers.count == 1
+    batch_size = rows_at_once(source.image_shape, batch_size)
     mine = range(len(source)) if workers is None or alone else workers.of(range(len(source)), batch_size)
     part = _Part(len(source), len(mine), keep, stream)
     for indices, images in _read_ahead(source, _batches(mine, batch_size)):

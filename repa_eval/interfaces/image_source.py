@@ -6,6 +6,7 @@ A source says which kinds of data it gives (see KINDS); a consumer asks for the 
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ Shape = tuple[int, int, int]  # channels, height, width
 KINDS = ("images", "latents", "moments", "labels", "captions", "text")
 DEFAULT_KINDS = ("images", "labels")
 CHUNK = 256  # samples fetched at once where a whole source is read
+MAX_BATCH = 1 << 28  # bytes of images that are worked on at once, of our choice
+MAX_FETCH = 1 << 31  # and those of a batch that somebody asks for
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,21 @@ class Subset(ImageSource):
         return self._digest
 
 
+def rows_at_once(shape: Shape | None, wanted: int = CHUNK) -> int:
+    """Return how many of `wanted` images (C, H, W) are fetched at once: at least one, and at most MAX_BATCH bytes."""
+    return wanted if shape is None else max(1, min(wanted, MAX_BATCH // max(math.prod(shape), 1)))
+
+
+def refuse_large_batch(name: str, count: int, shape: Shape) -> None:
+    """UserError where `count` images (C, H, W) would take more memory than MAX_FETCH."""
+    size = count * math.prod(shape)
+    if size > MAX_FETCH:
+        raise UserError(
+            f"{name}: a batch of {count} images of {shape[2]}x{shape[1]} takes {size / 1e9:.1f} GB of memory; use "
+            "smaller batches or images (--batch-size N, --resize N)"
+        )
+
+
 def chunks(count: int, size: int = CHUNK) -> Iterator[range]:
     """Yield range(count) in ranges of at most `size`."""
     for first in range(0, count, size):
@@ -186,7 +204,7 @@ def content_digest(source: ImageSource) -> str:
     content = hashlib.sha256(repr((len(source), *(shape or ()))).encode())
     for kind in ("images", "labels", "latents", "moments", "text"):
         if kind in source.gives:
-            for rows in chunks(len(source)):
+            for rows in chunks(len(source), rows_at_once(source.image_shape if kind == "images" else None)):
                 content.update(np.ascontiguousarray(getattr(source.fetch(rows, (kind,)), kind)).tobytes())
     if "captions" in source.gives:
         for rows in chunks(len(source)):

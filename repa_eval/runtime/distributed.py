@@ -70,6 +70,11 @@ def join(device: str) -> Share:
     return Share(state.process_index, state.num_processes, str(state.device))
 
 
+def is_first_process() -> bool:
+    """Return whether this is the process that speaks: alone, or the first that the launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def leave(code: int = 0) -> NoReturn:
     """End this process with an exit code, after `join` or without.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,9 @@ def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -
     """
     path = Path(path)
     new_folders = _make_folders(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
-        temporary.write_bytes(data if isinstance(data, bytes) else data.encode())
+        temporary.write_bytes(data if isinstance(data, bytes) else data.encode("utf-8", "backslashreplace"))
         if durable:
             sync(temporary)
         temporary.replace(path)
@@ -51,6 +53,32 @@ def _make_folders(folder: Path) -> list[Path]:
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
+
+
+def temporary_name(path: Path) -> Path:
+    """Return the hidden name beside a file under which this process writes it: .NAME.PID.tmp."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what processes that are dead by now had begun to write for a file, under `temporary_name`."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if is_leftover(left):
+            left.unlink(missing_ok=True)
+
+
+def is_leftover(file: Path) -> bool:
+    """Return whether a file is a temporary one of a process of this machine that is dead."""
+    found = re.fullmatch(r"\..+\.([0-9]{1,10})\.tmp", file.name)
+    if found is None:
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # somebody else's process
+        return False
+    return False
 
 
 def read_json(path: str | Path) -> Any:

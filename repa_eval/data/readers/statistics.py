@@ -15,8 +15,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from repa_eval.data.readers.npz import Member, StreamedImages, array_names
+from repa_eval.data.readers.arrays import Member, array_names, is_zip
+from repa_eval.data.readers.gaussian import checked_gaussian
+from repa_eval.data.readers.listing import printable
+from repa_eval.data.readers.npz import StreamedImages
 from repa_eval.errors import Failure, UserError, parsing
+from repa_eval.runtime.files import remove_leftovers, temporary_name
 from repa_eval.runtime.hashing import digest_file
 
 Array = np.ndarray[Any, Any]
@@ -43,7 +47,7 @@ class Statistics:
     @property
     def name(self) -> str:
         """The file."""
-        return str(self.path)
+        return printable(self.path)
 
     @property
     def n(self) -> int | None:
@@ -56,21 +60,29 @@ class Statistics:
 
 
 def open_statistics(path: Path) -> Statistics | None:
-    """Return the statistics in a file, None for a file of images. Failure or UserError for one that is damaged."""
-    if path.suffix.lower() in TORCH_SUFFIXES:
+    """Return the statistics in a file, None for one of images. Failure or UserError for one that is damaged.
+
+    A file of torch is found by its content or its suffix; whatever else is a zip of arrays is an npz.
+    """
+    if path.suffix.lower() in TORCH_SUFFIXES and not (path.is_file() and _is_npz(path)):
         return _torch_fidelity(path)
-    if path.suffix.lower() != ".npz" or not path.is_file():
+    if not path.is_file() or not (path.suffix.lower() == ".npz" or is_zip(path)):
         return None
+    if is_zip(path) and _is_torch(path):
+        return _torch_fidelity(path)
     names = array_names(path)
     if "feats" in names:  # clean-fid's, for kernel distances
-        return Statistics(path, features=_checked_features(path, _read(path, "feats")))
+        return Statistics(path, features=_checked_features(path, _numbers(path, "feats").whole()))
     if "mu" not in names:
         return None
     if "sigma" not in names:
-        raise UserError(f"{path}: mu without sigma; a reference holds both (repa-eval stats DATA --out {path.name})")
+        raise UserError(
+            f"{printable(path)}: mu without sigma; a reference holds both (repa-eval stats DATA --out "
+            f"{printable(path.name)})"
+        )
     mu, sigma = _gaussian(path, "mu", "sigma")
     mu_s, sigma_s = _gaussian(path, "mu_s", "sigma_s") if {"mu_s", "sigma_s"} <= set(names) else (None, None)
-    images = StreamedImages(path) if "arr_0" in names else None
+    images = StreamedImages(path) if "arr_0" in names and len(Member(path, "arr_0")) else None
     return Statistics(path, mu, sigma, mu_s, sigma_s, images=images, provenance=_provenance(path, names))
 
 
@@ -83,17 +95,19 @@ def write_statistics(
 ) -> None:
     """Write arrays (mu, sigma, ...), images uint8 (N, H, W, C) that come in batches, N in all `shape`, and provenance.
 
-    The file appears when it is complete.
+    Without images there is no arr_0. The file appears when it is complete.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    remove_leftovers(path)
+    temporary = temporary_name(path)
     temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for name, array in {**arrays, "provenance": np.array(json.dumps(dict(provenance)))}.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
-            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                _write_images(member, images, shape)
+            if shape[0]:
+                with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                    _write_images(member, images, shape)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -108,24 +122,26 @@ def _write_images(member: IO[bytes], images: Iterable[Array], shape: tuple[int, 
     assert count == shape[0]
 
 
-def _read(path: Path, name: str) -> Array:
+def _is_torch(path: Path) -> bool:
+    """Return whether a zip is one that torch.save wrote."""
+    with parsing(f"{printable(path)} cannot be read"), zipfile.ZipFile(path) as archive:
+        return any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist())
+
+
+def _is_npz(path: Path) -> bool:
+    return is_zip(path) and not _is_torch(path)
+
+
+def _numbers(path: Path, name: str) -> Member:
+    """Return an array of real numbers, not read yet."""
     member = Member(path, name)
     if not member.shape or member.dtype.kind not in "fiu":
-        raise UserError(f"{path}: {name} is {member.dtype} {member.shape}; expected an array of numbers")
-    return member.rows(0, len(member))
+        raise UserError(f"{printable(path)}: {name} is {member.dtype} {member.shape}; expected an array of numbers")
+    return member
 
 
 def _gaussian(path: Path, mean: str, covariance: str) -> tuple[Array, Array]:
-    mu, sigma = _read(path, mean).astype(np.float64), _read(path, covariance).astype(np.float64)
-    return _fitting(path, mu, sigma, (mean, covariance))
-
-
-def _fitting(path: Path, mu: Array, sigma: Array, names: tuple[str, str]) -> tuple[Array, Array]:
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise UserError(f"{path}: {names[0]} is {mu.shape} and {names[1]} {sigma.shape}; expected (D,) and (D, D)")
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise UserError(f"{path}: {names[0]} or {names[1]} holds NaN or infinity; make the statistics again")
-    return mu, sigma
+    return checked_gaussian(path, _numbers(path, mean), _numbers(path, covariance), (mean, covariance))
 
 
 def _provenance(path: Path, names: list[str]) -> Mapping[str, Any]:
@@ -133,8 +149,8 @@ def _provenance(path: Path, names: list[str]) -> Mapping[str, Any]:
         return {}
     member = Member(path, "provenance")
     if member.size > MOST_PROVENANCE:
-        raise Failure(f"{path} cannot be read: its provenance takes {member.size:,} bytes")
-    with parsing(f"{path} cannot be read"), np.load(path, allow_pickle=False) as archive:
+        raise Failure(f"{printable(path)} cannot be read: its provenance takes {member.size:,} bytes")
+    with parsing(f"{printable(path)} cannot be read"), np.load(path, allow_pickle=False) as archive:
         record = json.loads(str(archive["provenance"]))
     return record if isinstance(record, dict) else {}
 
@@ -146,19 +162,43 @@ def _torch_fidelity(path: Path) -> Statistics:
     from repa_eval.weight_files.reading import read_file
 
     if not path.is_file():
-        raise UserError(f"reference {path} does not exist")
+        raise UserError(f"reference {printable(path)} does not exist")
     content = read_file(path, kind="cache of torch-fidelity")
     if isinstance(content, torch.Tensor):
-        numbers = content.float() if content.dtype == torch.bfloat16 else content  # numpy has no bfloat16
-        return Statistics(path, features=_checked_features(path, numbers.numpy()))
+        return Statistics(path, features=_checked_features(path, _array(content)))
     if not isinstance(content, dict) or not {"mu", "sigma"} <= set(content):
-        raise UserError(f"{path}: expected torch-fidelity's statistics (mu, sigma) or features (N, D)")
-    with parsing(f"{path}: mu and sigma are not arrays of numbers"):
-        mu, sigma = (np.asarray(content[key], dtype=np.float64) for key in ("mu", "sigma"))
-    return Statistics(path, *_fitting(path, mu, sigma, ("mu", "sigma")))
+        raise UserError(f"{printable(path)}: expected torch-fidelity's statistics (mu, sigma) or features (N, D)")
+    mu, sigma = content["mu"], content["sigma"]
+    if not (isinstance(mu, torch.Tensor | np.ndarray) and isinstance(sigma, torch.Tensor | np.ndarray)):
+        raise UserError(
+            f"{printable(path)}: mu is a {type(mu).__name__} and sigma a {type(sigma).__name__}, not arrays"
+        )
+    return Statistics(path, *checked_gaussian(path, _Held(mu), _Held(sigma), ("mu", "sigma")))
+
+
+class _Held:
+    """An array or tensor of a torch file, as `checked_gaussian` reads it."""
+
+    def __init__(self, values: Any) -> None:
+        self.values, self.shape, self.dtype = values, tuple(values.shape), values.dtype
+
+    def whole(self) -> Array:
+        """Return it as a numpy array."""
+        return _array(self.values)
+
+
+def _array(values: Any) -> Array:
+    """Return a tensor as an array; of a type that numpy does not have (bfloat16, float8), as float32."""
+    import torch
+
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    values = values.detach().resolve_conj().cpu()
+    of_numpy = values.dtype in (torch.float16, torch.float32, torch.float64) or not values.is_floating_point()
+    return (values if of_numpy else values.float()).numpy()
 
 
 def _checked_features(path: Path, features: Array) -> Array:
     if features.ndim != 2 or features.dtype.kind != "f" or not len(features):
-        raise UserError(f"{path}: features are {features.dtype} {features.shape}; expected floats (N, D)")
+        raise UserError(f"{printable(path)}: features are {features.dtype} {features.shape}; expected floats (N, D)")
     return features

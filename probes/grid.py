@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from repa_eval.diffusion.interpolant import Interpolant
-from repa_eval.diffusion.model import DiffusionModel, check_taps
+from repa_eval.diffusion.model import NO_NULL_LABEL, DiffusionModel, check_taps
+from repa_eval.errors import UserError
 from repa_eval.features.capture import Capture
 from repa_eval.features.hidden_states import hidden_features, model_record
 from repa_eval.features.model_input import model_input
@@ -66,6 +67,8 @@ def probe(
     with_confusion: notes hold which class was taken for which, see `confusion.as_note`.
     """
     check_taps(layers, model.depth)
+    if not model.has_null_label:
+        raise UserError(f"{NO_NULL_LABEL}; a probe would be given the very class that it is to tell")
     splits.check()
     capture = capture or Capture()
     training = replace(training or Training(), seed=capture.seed)

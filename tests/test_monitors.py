@@ -188,7 +188,9 @@ def test_the_order_of_monitors_is_declared() -> None:
 
 @pytest.mark.usefixtures("registry")
 def test_a_wrong_declaration_is_one_line() -> None:
-    with pytest.raises(UserError, match="'odd' needs 'gpu'; the known needs are samples, teachers, memory bank"):
+    with pytest.raises(
+        UserError, match="'odd' needs 'gpu'; the known needs are samples, teachers, memory bank, null label"
+    ):
         monitor("odd", needs=["gpu"])
     with pytest.raises(UserError, match="monitor 'half': the class Half must define done"):
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from repa_eval.diffusion.conventions import REVERSED
 from repa_eval.diffusion.interpolant import Interpolant
-from repa_eval.diffusion.model import DiffusionModel, depth_of
-from repa_eval.features.hidden_states import model_record
+from repa_eval.diffusion.model import DiffusionModel, depth_of, has_null_row
+from repa_eval.features.hidden_states import label_record, model_record
 from repa_eval.interfaces.architecture import find_preset
 from repa_eval.interfaces.method import name_of
 from repa_eval.interfaces.monitor import Monitor
@@ -75,12 +75,14 @@ def _rounds(evaluation: Evaluation) -> tuple[SampleRound, SampleRound | None]:
 
 def _network_facts(recipe: Recipe) -> NetworkFacts:
     network: type[DiffusionModel] = find_preset(recipe.model)[0].build  # type: ignore[assignment]
+    has_null = network.conditioning != "class" or has_null_row(recipe.architecture)
     return NetworkFacts(
         depth=depth_of(recipe.architecture),
         sampler=_sampler_of(network),
         conditioning=network.conditioning,
         has_class_token=network.has_class_token,
-        record=model_record(network),
+        record={**model_record(network), **({} if has_null else label_record(recipe.architecture))},
+        has_null_label=has_null,
     )
 
 

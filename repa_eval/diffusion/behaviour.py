@@ -30,7 +30,7 @@ def _likeness(model: Any) -> float:
     config, like = model.config, next(model.parameters())
     generator = torch.Generator().manual_seed(SEED)
     x = torch.randn(1, config.in_channels, config.input_size, config.input_size, generator=generator).to(like)
-    y, network = model.null_condition(1), unwrap(model)
+    y, network = _any_condition(model), unwrap(model)
     if model.native == EPSILON:
         guess: Tensor = network(x, torch.full((1,), 999, device=x.device), y)[0][:, : config.in_channels]
     else:
@@ -38,3 +38,10 @@ def _likeness(model: Any) -> float:
         velocity = network(x, torch.full((1,), noisiest, device=x.device).to(x), y)[0]
         guess = -velocity if model.native == REVERSED else velocity
     return float(torch.nn.functional.cosine_similarity(guess.float().flatten(), x.float().flatten(), dim=0))
+
+
+def _any_condition(model: Any) -> Tensor:
+    """Return "no class" (1,), or the first class of a model that has no null label: noise looks like neither."""
+    if model.has_null_label:
+        return model.null_condition(1)  # type: ignore[no-any-return]
+    return torch.zeros(1, dtype=torch.long, device=next(model.parameters()).device)

@@ -56,6 +56,11 @@ class Converted(DiffusionModel):
         return self.network.num_classes
 
     @property
+    def has_null_label(self) -> bool:
+        """Whether a label of the network means "no class"."""
+        return self.network.has_null_label
+
+    @property
     def null_label(self) -> int:
         """The network's label for "no class"."""
         return self.network.null_label

@@ -12,6 +12,7 @@ from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
 
 Conditioning = Literal["class", "snippet", "text"]
+NO_NULL_LABEL = 'this model has no null label (class_dropout_prob 0): no label of it means "no class"'
 
 
 class DiffusionModel(nn.Module):
@@ -64,8 +65,13 @@ class DiffusionModel(nn.Module):
         return int(self.config.num_classes)
 
     @property
+    def has_null_label(self) -> bool:
+        """Whether a label means "no class": False for a label table that was trained without dropping labels."""
+        return self.conditioning != "class" or has_null_row(self.config)
+
+    @property
     def null_label(self) -> int:
-        """The label that means "no class"."""
+        """The label that means "no class", where `has_null_label`."""
         return self.num_classes
 
     @property
@@ -117,8 +123,18 @@ class DiffusionModel(nn.Module):
         return {}
 
     def null_condition(self, count: int) -> Tensor:
-        """Return what `forward` takes as y for `count` images of no class, on the model's device."""
+        """Return what `forward` takes as y for `count` images of no class, on the model's device.
+
+        UserError where the model has no null label.
+        """
+        if not self.has_null_label:
+            raise UserError(NO_NULL_LABEL)
         return torch.full((count,), self.null_label, device=next(self.parameters()).device)
+
+
+def has_null_row(config: Any) -> bool:
+    """Return whether the label table of a network of this config has a last row for "no class"."""
+    return bool(getattr(config, "class_dropout_prob", 1.0) > 0)
 
 
 def depth_of(config: Any) -> int:

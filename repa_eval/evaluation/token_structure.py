@@ -57,8 +57,13 @@ def spatial(
             hidden = model(**inputs, taps=tuple(layers))[1]
             return {layer: hidden[layer][:, model.prefix_tokens :] for layer in layers}
 
-        record = _record(images, {"features": "hidden states", **model_record(model), **reads.record()}, capture)
-        record |= {"label": "null", "t_convention": "t=1 noise", "path_type": capture.interpolant.path_type}
+        record = _record(images, {"features": "hidden states", **reads.record()}, capture)
+        record |= {
+            "label": "null",
+            **model_record(model),
+            "t_convention": "t=1 noise",
+            "path_type": capture.interpolant.path_type,
+        }
         for (layer, name), value in _means(
             images, kinds_for(model, reads), tokens, functions, capture.batch_size
         ).items():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repa_eval.config import to_dict
 from repa_eval.diffusion.interpolant import Interpolant
-from repa_eval.diffusion.model import DiffusionModel
+from repa_eval.diffusion.model import DiffusionModel, has_null_row
 from repa_eval.errors import UserError
 from repa_eval.features.capture import Capture, ClassTokens, collect
 from repa_eval.features.model_input import ModelInput, model_input
@@ -36,8 +36,9 @@ def hidden_features(
 
     t: time in [0, 1], 1 = noise. The noise of image i depends on (seed, stream, i) alone: the same for every layer,
     time and checkpoint. The label is the null label: the class must not leak into the features (REPA
-    issues 24, 32). weights_hash: of the model, computed here if `capture` has a cache and none is given. The model
-    is put into eval mode and stays there (`model_state.preserved` brings its own mode back).
+    issues 24, 32). A model without one is given the class of each image, and its protocol says so.
+    weights_hash: of the model, computed here if `capture` has a cache and none is given. The model is put into eval
+    mode and stays there (`model_state.preserved` brings its own mode back).
     """
     if not 0.0 <= t <= 1.0:
         raise UserError(f"timestep {t} is outside [0, 1] (0 = data, 1 = noise)")
@@ -79,8 +80,12 @@ def hidden_features(
 
 
 def kinds_for(model: DiffusionModel, reads: ModelInput) -> tuple[str, ...]:
-    """Return the kinds of data that `noised` needs: images too, where a teacher gives the model its class token."""
-    return (reads.kind, "images") if model.has_class_token else (reads.kind,)
+    """Return the kinds of data that `noised` needs.
+
+    Images too, where a teacher gives the model its class token; labels, where the model has no null label.
+    """
+    further = {"images": model.has_class_token, "labels": not model.has_null_label}
+    return (reads.kind, *(kind for kind, needed in further.items() if needed))
 
 
 def noised(
@@ -95,7 +100,7 @@ def noised(
     stream: str,
     class_tokens: ClassTokens | None = None,
 ) -> dict[str, Tensor]:
-    """Return what the model is given for B samples: x (noised) (B, C, H, W), t (B,), y (null), on its device.
+    """Return what the model is given for B samples: x (noised) (B, C, H, W), t (B,), y (`condition`), on its device.
 
     reads: how its clean input is made of the samples; noise and posterior depend on (seed, stream, index) alone. And
     cls_token (B, z), noised at the same t, where the model has one; UserError if `class_tokens` is missing then.
@@ -110,7 +115,7 @@ def noised(
     noise = normal(generators(seed, stream, indices), x.shape[1:])
     times = torch.full((len(x),), t)
     x_t = model.noised(x, noise, times, interpolant).to(like)
-    inputs = {"x": x_t, "t": times.to(like.device), "y": model.null_condition(len(x))}
+    inputs = {"x": x_t, "t": times.to(like.device), "y": condition(model, samples, len(x))}
     if model.has_class_token:
         if class_tokens is None:
             raise UserError("this model reads a class token beside the image: name the teacher that it is from")
@@ -120,11 +125,35 @@ def noised(
     return inputs
 
 
+def condition(model: DiffusionModel, samples: Samples, count: int) -> Tensor:
+    """Return y of B = `count` samples: the null condition, or their own labels (B,) for a model that has no null label.
+
+    UserError for a label that the model does not have.
+    """
+    if model.has_null_label:
+        return model.null_condition(count)
+    assert samples.labels is not None, "the samples were fetched without labels"
+    labels = torch.as_tensor(samples.labels, device=next(model.parameters()).device)
+    wrong = labels[(labels < 0) | (labels >= model.num_classes)]
+    if len(wrong):
+        raise UserError(
+            f"an image is of class {int(wrong[0])}; this model has labels 0..{model.num_classes - 1}, and no null label"
+        )
+    return labels
+
+
+def label_record(config: Any) -> dict[str, str]:
+    """Return the protocol entry of a network of this config that is given the images' labels, else none."""
+    return {} if has_null_row(config) else {"label": "the image's own"}
+
+
 def model_record(model: DiffusionModel | type[DiffusionModel]) -> dict[str, Any]:
     """Return the protocol entries of a model (or its class): another convention, a class token, a wrapped network."""
     record: dict[str, Any] = model.record() if isinstance(model, DiffusionModel) else {}
     if model.native != DiffusionModel.native:
         record["native_convention"] = model.native
+    if isinstance(model, DiffusionModel) and not model.has_null_label:
+        record |= label_record(model.config)
     if model.noising != DiffusionModel.noising:
         record["noising"] = model.noising
     if model.has_class_token:

@@ -13,11 +13,8 @@ from repa_eval.registry import Registry
 from repa_eval.results import Row
 
 B = TypeVar("B", bound=Callable[..., "Monitor"])
-NEEDS = (
-    "samples",
-    "teachers",
-    "memory bank",
-)  # images can be generated; a teacher is known; snippets are the condition
+# images can be generated; a teacher is known; snippets are the condition; a label means "no class"
+NEEDS = ("samples", "teachers", "memory bank", "null label")
 InTraining = Literal["every", "last", "never"]
 
 

@@ -16,7 +16,7 @@ from repa_eval.config import from_dict, option, to_dict
 from repa_eval.diffusion.conventions import answers_velocity
 from repa_eval.diffusion.guidance import Guidance
 from repa_eval.diffusion.interpolant import Interpolant
-from repa_eval.diffusion.model import DiffusionModel
+from repa_eval.diffusion.model import NO_NULL_LABEL, DiffusionModel
 from repa_eval.errors import UserError, unknown
 from repa_eval.registry import Registry
 from repa_eval.runtime.seeding import generators, normal
@@ -143,6 +143,13 @@ class SamplerSettings:
             known = f"labels 0..{model.num_classes - 1}" if model.num_classes else "no labels"
             raise UserError(f"label {wrong[0]}: this model has {known}")
         guidance, channels = self.guidance, sampler.guided_channels
+        if (
+            guidance.cfg_scale > 1
+            and model.conditioning == "class"
+            and not (model.has_null_label and model.num_classes)
+        ):
+            why = NO_NULL_LABEL if model.num_classes else "this model has no classes"
+            raise UserError(f"{why}: guidance by {guidance.cfg_scale:g} has nothing to compare with; sample without it")
         few = channels is not None and model.conditioning != "snippet" and model.image_shape[0] > channels
         if guidance.channels is None and few:
             guidance = dataclasses.replace(guidance, channels=channels)

@@ -15,7 +15,7 @@ from repa_eval.probes.splits import probe_splits
 from repa_eval.results import Row
 
 
-@monitor("probes", order=60, in_training="never")
+@monitor("probes", order=60, needs=("null label",), in_training="never")
 class Probes(Monitor):
     """Linear and k-NN probes of every layer at every timestep, and of the teachers."""
 

@@ -21,7 +21,12 @@ from repa_eval.runtime.seeding import generators, integers, normal
 
 
 def labels_of(indices: Iterable[int], num_classes: int, settings: SamplerSettings) -> Tensor:
-    """Return the class labels of sample indices, int64: given ones in turn, index modulo classes, or uniform draws."""
+    """Return the class labels of sample indices, int64: given ones in turn, index modulo classes, or uniform draws.
+
+    A model of no classes has the null label alone, which is 0.
+    """
+    if not num_classes:
+        return torch.zeros(len(list(indices)), dtype=torch.long)
     if settings.labels:
         return torch.tensor([settings.labels[index % len(settings.labels)] for index in indices])
     if settings.balanced:
@@ -92,7 +97,7 @@ def bank_for(model: DiffusionModel, snippets: Bank | Tensor | None) -> Bank | No
     if model.conditioning != "snippet":
         if snippets is not None:
             raise UserError("this model is conditioned on labels: a memory bank (--bank) does not apply")
-        if not model.num_classes:
+        if not model.num_classes and model.conditioning == "text":
             raise UserError("this model is conditioned on text: it cannot be sampled by labels")
         return None
     width = model.condition_width

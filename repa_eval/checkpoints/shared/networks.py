@@ -83,11 +83,43 @@ def complete(
     """
     known = {field.name for field in dataclass_fields(architecture.defaults)}
     said = {key: value for key, value in overrides.items() if key in known}
+    if {"num_classes", "class_dropout_prob"} <= known and "num_classes" in told:
+        told = {**told, **label_table(told["num_classes"] + 1, options, said)}
     given = {**told, **_untold(architecture, told, options, said), **said}
     if "num_heads" in known and "num_heads" not in given:
         given["num_heads"] = _heads(architecture, given, options)
     config = from_dict(architecture.defaults, given)
     return config, size_name(architecture, config)
+
+
+def label_table(rows: int, options: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return num_classes of a label table, and class_dropout_prob 0 where its last row is no null label.
+
+    options, said: what the file's arguments and the user say, the user first; without either, the last row is the null
+    label, as in every published file. UserError where they say neither `rows` nor one less, and for a table of as many
+    rows as a common data set has classes, which may be either.
+    """
+    dropout = said.get("class_dropout_prob", options.get("class_dropout_prob"))
+    classes = said.get("num_classes", options.get("num_classes"))
+    if classes is None and not isinstance(dropout, int | float):
+        if rows in AMBIGUOUS:
+            raise UserError(
+                f"its label table has {rows} rows, and nothing says whether the last one is the null label: "
+                f"add --set num_classes={rows} (it is not) or --set num_classes={rows - 1} (it is)"
+            )
+        return {}
+    if classes is None:
+        return {"num_classes": rows, "class_dropout_prob": 0.0} if dropout == 0 else {}
+    if classes == rows:
+        return {"num_classes": rows, "class_dropout_prob": 0.0}
+    if classes != rows - 1 and "num_classes" in said:
+        raise UserError(
+            f"num_classes {classes}: its label table has {rows} rows; say {rows - 1}, or {rows} (no null label)"
+        )
+    return {}
+
+
+AMBIGUOUS = (10, 100, 1000)  # classes of MNIST and CIFAR-10, of CIFAR-100, of ImageNet
 
 
 def _untold(

@@ -99,6 +99,8 @@ def session(options: SessionOptions) -> Iterator[Session]:
             progress=bar.update,
         )
         model = opened.model.to(device=share.device, dtype=getattr(torch, options.checkpoint.dtype))
+        if share.first and not (model.has_null_label or compute.quiet):
+            click.echo("note: this model has no null label: it is given the class of each image", err=True)
         yield Session(opened, model, share.device, numbers, times, capture, run_columns(opened))
     share.wait()
     if share.first and folder is not None and cache.folder is None:

@@ -51,7 +51,7 @@ def transformer_fields(shapes: Shapes) -> dict[str, Any] | None:
 
 
 def label_fields(shapes: Shapes) -> dict[str, Any]:
-    """Return num_classes of a label table; its last row is taken to be the null label, as in every published file."""
+    """Return num_classes of a label table whose last row is the null label; `networks.label_table` knows others."""
     rows = shapes.get("y_embedder.embedding_table.weight", (0,))[0]
     return {"num_classes": rows - 1}
 

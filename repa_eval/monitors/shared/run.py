@@ -29,6 +29,7 @@ class NetworkFacts:
     conditioning: Conditioning
     has_class_token: bool
     record: Mapping[str, Any]
+    has_null_label: bool = True
 
     @property
     def draws_snippets(self) -> bool:

@@ -32,5 +32,6 @@ def _offers(run: EvaluatedRun) -> set[str]:
         "samples": run.generates,
         "teachers": bool(run.teacher_names),
         "memory bank": run.network.draws_snippets,
+        "null label": run.network.has_null_label,
     }
     return {need for need, present in offers.items() if present}

@@ -65,10 +65,10 @@ def sample_ddpm(
     step_noise: gives the next standard normal tensor; none is drawn for the last step.
     """
     schedule, x = linear_schedule().respaced(num_steps), noise.double()
-    guided, null = guidance.cfg_scale > 1.0, null_of(network, labels)
+    null = null_of(network, labels) if guidance.cfg_scale > 1.0 else None
     for step in reversed(range(num_steps)):
         network_steps = torch.full((len(x),), int(schedule.timestep_map[step]), device=x.device)
-        out = _answer(network, x.to(noise.dtype), network_steps, labels, null if guided else None, guidance).double()
+        out = _answer(network, x.to(noise.dtype), network_steps, labels, null, guidance).double()
         if out.shape[1] != 2 * x.shape[1]:
             raise UserError(f"this network answers {out.shape[1]} channels; {2 * x.shape[1]} hold a learned variance")
         predicted, logits = out.chunk(2, dim=1)

@@ -140,14 +140,13 @@ class _Field:
     def __init__(self, model: Any, labels: Tensor, guidance: Guidance, cls_cfg_scale: float, dtype: torch.dtype):
         self.model, self.labels, self.guidance, self.dtype = model, labels, guidance, dtype
         self.cls_guidance = Guidance(cfg_scale=cls_cfg_scale)
-        self.null = null_of(model, labels)
 
     def __call__(self, x: Tensor, token: Tensor, t: float, *, guided: bool) -> Pair:
         """Return the velocities of latent and class token, float64, at states x and token (float64) and time t."""
         count, labels = len(x), self.labels
         if guided:  # both halves are given the same noisy class token
             x, token = torch.cat([x, x]), torch.cat([token, token])
-            labels = torch.cat([labels, self.null])
+            labels = torch.cat([labels, null_of(self.model, labels)])
         times = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
         (velocity, class_velocity), _ = self.model(
             x.to(self.dtype), times.to(self.dtype), labels, cls_token=token.to(self.dtype)

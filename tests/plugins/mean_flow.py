@@ -85,7 +85,7 @@ class MeanFlow(plugins.Method):
         x, noise = batch.x, batch.draws["noise"]
         x_t, v = self.interpolant.mix(x, noise, t), self.interpolant.velocity(x, noise, t)
         primals, tangents = (x_t, r, t), (v, torch.zeros_like(r), torch.ones_like(t))
-        u, slope = torch.func.jvp(lambda x, r, t: model(x, t, batch.y, r=r)[0], primals, tangents)
+        u, slope = torch.func.jvp(lambda x, r, t: model(x, t, batch.y, r=r)[0], primals, tangents)[:2]
         target = (v - (t - r).view(-1, 1, 1, 1) * slope).detach()
         return {"mean_flow_loss": (u - target).square().flatten(1).mean(1)}
 

@@ -164,6 +164,16 @@ def test_hf_without_a_name_and_without_a_network(monkeypatch: pytest.MonkeyPatch
         load_data("hf:nobody/nothing", "val")
 
 
+def test_hf_with_a_script_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hfset").mkdir()
+    (tmp_path / "hfset" / "hfset.py").write_text("open('ran', 'w').close()")
+    with pytest.raises(Failure, match=r"^cannot load data hf:hfset \(train\): ") as caught:
+        load_data("hf:hfset", "train")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
 # --- files
 
 

@@ -23,7 +23,7 @@ def load(name: str, split: str) -> ImageSource:
     wanted = {"reference": "train", "val": "validation"}.get(split, split)
     try:
         dataset = datasets.load_dataset(name, split=wanted)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a library that has errors of its own for scripts, files and the network
         text = first_line(error)
         raise Failure(
             f"cannot load data hf:{name} ({wanted}): {text}; without a network it must be in the cache"

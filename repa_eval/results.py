@@ -11,16 +11,17 @@ import hashlib
 import json
 import logging
 import math
+import operator
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from repa_eval import __version__
 from repa_eval.errors import Failure, UserError
-from repa_eval.runtime.files import read_json, write_atomic
+from repa_eval.runtime.files import read_object, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +69,10 @@ _KINDS: dict[str, type] = {
     for column in fields(Row)
     if column.name in COLUMNS
 }
+_REQUIRED = ("metric", "version")
 _KIND_NAMES = {str: "a word", int: "a whole number", float: "a number"}
-_LARGEST = sys.float_info.max
+_LARGEST = {int: 2**64 - 1, float: sys.float_info.max}
+_LONGEST = 1 << 24  # bytes of a line: the note of a row may hold the confusion of many classes
 _KEY = tuple(name for name in COLUMNS if name not in {"value", "stderr", "note", "version"})
 
 
@@ -82,10 +85,12 @@ def make_row(*, value: float | None, protocol: Mapping[str, Any] | None = None, 
     """Return a row; a value or stderr that is not finite becomes None with a note.
 
     protocol: the record of how the number was taken. Its hash becomes a column, and the row carries the record itself,
-    so that `append` can write it beside the table.
+    so that `append` can write it beside the table. Numbers may be those of numpy and torch, and words any object such
+    as a Path. UserError for a column whose value is of another kind.
     """
+    columns = {name: _plain(name, column) if name != "stderr" else column for name, column in columns.items()}
     note = columns.pop("note", None)
-    stderr = columns.pop("stderr", None)
+    value, stderr = _converted("value", value), _converted("stderr", columns.pop("stderr", None))
     if value is not None and not math.isfinite(value):
         note = "; ".join(filter(None, (note, f"value is {value}")))
         value = None
@@ -104,7 +109,7 @@ def records_of(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
 def append(path: str | Path, rows: Iterable[Row]) -> None:
     """Append rows to a table (a run folder or a .jsonl file) and their protocol records to the file beside it.
 
-    The records are written before the rows, so that no row points at nothing.
+    The records are written before the rows, so that no row points at nothing. On a full disk no row is added.
     """
     rows = list(rows)
     table = table_path(path)
@@ -113,16 +118,8 @@ def append(path: str | Path, rows: Iterable[Row]) -> None:
     with _locked(table):
         if protocols:
             _merge_protocols(table.parent / PROTOCOLS, protocols)
-        lines = [json.dumps(row.columns(), allow_nan=False) + "\n" for row in rows]
-        if not lines:
-            return
-        _drop_torn_line(table)
-        handle = os.open(table, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            for line in lines:
-                os.write(handle, line.encode())  # one write a row: a killed process leaves at most one torn line
-        finally:
-            os.close(handle)
+        if rows:
+            _write_lines(table, "".join(_line(row) for row in rows).encode())
 
 
 def read(path: str | Path) -> list[Row]:
@@ -130,20 +127,26 @@ def read(path: str | Path) -> list[Row]:
 
     UserError if there is no such table or if it holds something else than rows.
     """
+    return merge([scan(path)])
+
+
+def scan(path: str | Path) -> Iterator[Row]:
+    """Yield the rows of a table line by line, those that a later row of equal key replaces among them.
+
+    UserError as for `read`.
+    """
     table = table_path(path)
     if not table.is_file():
         raise UserError(f"no results at {str(path)!r}: expected a run folder with {TABLE}, or such a file")
-    data = table.read_bytes()
-    complete, _, torn = data.rpartition(b"\n")
-    if torn.strip():
-        log.warning("%s: the last line is incomplete and was ignored", table)
-    latest: dict[tuple[Any, ...], Row] = {}
-    for number, line in enumerate(complete.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        row = _parse(line, table, number)
-        latest[row.key()] = row
-    return list(latest.values())
+    with open(table, "rb") as lines:
+        for number, line in enumerate(iter(lambda: lines.readline(_LONGEST), b""), 1):
+            if not line.endswith(b"\n"):
+                if len(line) == _LONGEST:
+                    raise UserError(f"{table}, line {number}: longer than {_LONGEST:,} bytes; is this a results table?")
+                if line.strip():
+                    log.warning("%s: the last line is incomplete and was ignored", table)
+            elif line.strip():
+                yield _parse(line, table, number)
 
 
 def read_protocols(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -151,8 +154,8 @@ def read_protocols(path: str | Path) -> dict[str, dict[str, Any]]:
     file = table_path(path).parent / PROTOCOLS
     if not file.is_file():
         return {}
-    records = read_json(file)
-    if not isinstance(records, dict) or not all(isinstance(record, dict) for record in records.values()):
+    records = read_object(file)
+    if not all(isinstance(record, dict) for record in records.values()):
         raise Failure(f"{file} is damaged: expected an object of protocol records")
     return records
 
@@ -167,9 +170,18 @@ def merge(tables: Iterable[Iterable[Row]]) -> list[Row]:
 
 
 def table_path(path: str | Path) -> Path:
-    """Return the .jsonl file meant by a run folder or by a path to a table."""
+    """Return the .jsonl file meant by a run folder or by a path to a table.
+
+    UserError for the name of another kind of file, such as rows.csv; a folder may be called v1.5.
+    """
     path = Path(path)
-    return path if path.suffix == ".jsonl" else path / TABLE
+    if path.is_dir():
+        return path / TABLE
+    if path.suffix == ".jsonl":
+        return path
+    if path.is_file() or path.suffix[1:2].isalpha():
+        raise UserError(f"{path}: a table of results is a file NAME.jsonl or a folder, which holds {TABLE}")
+    return path / TABLE
 
 
 def _canonical(record: Mapping[str, Any]) -> str:
@@ -184,13 +196,84 @@ def _merge_protocols(file: Path, new: Mapping[str, Mapping[str, Any]]) -> None:
     write_atomic(file, json.dumps(records, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def _drop_torn_line(table: Path) -> None:
-    """Cut what a killed writer left of a line; the lock is held, so nobody is writing it now."""
-    if not table.is_file():
-        return
-    data = table.read_bytes()
-    if data and not data.endswith(b"\n"):
-        os.truncate(table, data.rfind(b"\n") + 1)
+def _line(row: Row) -> str:
+    columns = {name: _plain(name, value) for name, value in row.columns().items()}
+    return json.dumps(columns, allow_nan=False) + "\n"
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return the value of a column as JSON can hold it, whichever library it is from; UserError for another kind."""
+    plain = _converted(name, value)
+    if name in COLUMNS and (plain is not None or name in _REQUIRED) and not _fits(_KINDS[name], plain):
+        raise _misfit(name, value)
+    return plain
+
+
+def _converted(name: str, value: Any) -> Any:
+    """Return the value as str, int or float, as its column asks for; UserError where that cannot be."""
+    if value is None or name not in COLUMNS:
+        return value  # Row() names a column that does not exist
+    try:
+        plain = _CONVERT[_KINDS[name]](value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        plain = None
+    if plain is None:
+        raise _misfit(name, value)
+    return plain
+
+
+def _misfit(name: str, value: Any) -> UserError:
+    return UserError(f"{name} {value!r:.40} of a row is not {_KIND_NAMES[_KINDS[name]]}")
+
+
+def _whole(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return operator.index(value)
+
+
+def _word(value: Any) -> str:
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")  # the name of a file may be no UTF-8
+
+
+def _number(value: Any) -> float | None:
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, str | bytes) else float(value)
+
+
+_CONVERT: dict[type, Callable[[Any], Any]] = {int: _whole, str: _word, float: _number}
+
+
+def _write_lines(table: Path, data: bytes) -> None:
+    """Write whole lines at the end of the table, of which the lock is held; all of them or, on a full disk, none.
+
+    A process that is killed meanwhile leaves at most one torn line, which the next writer cuts off.
+    """
+    handle = os.open(table, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        start = _end_of_lines(handle)
+        os.ftruncate(handle, start)
+        try:
+            while data:  # a full disk takes a part first, and fails at the next attempt
+                data = data[os.write(handle, data) :]
+        except OSError as error:
+            os.ftruncate(handle, start)
+            raise OSError(error.errno, f"{error.strerror}; no row was added", str(table)) from error
+    finally:
+        os.close(handle)
+
+
+def _end_of_lines(handle: int, block: int = 1 << 16) -> int:
+    """Return the size of a file up to its last line break; only its last block is read where a line break is in it."""
+    end = os.fstat(handle).st_size
+    while end:
+        start = max(0, end - block)
+        if (place := os.pread(handle, end - start, start).rfind(b"\n")) >= 0:
+            return start + place + 1
+        end = start
+    return 0
 
 
 def _parse(line: bytes, table: Path, number: int) -> Row:
@@ -207,11 +290,11 @@ def _parse(line: bytes, table: Path, number: int) -> Row:
         )
     for name, value in values.items():
         kind = _KINDS[name]
-        if (value is None and name in ("metric", "version")) or (value is not None and not _fits(kind, value)):
+        if (value is None and name in _REQUIRED) or (value is not None and not _fits(kind, value)):
             raise UserError(f"{table}, line {number}: {name} {value!r:.40} is not {_KIND_NAMES[kind]}")
     metric = values["metric"]
     for old, new in _RENAMED.items():
-        if isinstance(metric, str) and metric.endswith(old):
+        if metric.endswith(old):
             values["metric"] = metric.removesuffix(old) + new
     return Row(**values)
 
@@ -222,7 +305,7 @@ def _fits(kind: type, value: object) -> bool:
         return kind is str and not any("\ud800" <= letter <= "\udfff" for letter in value)  # no UTF-8 could hold these
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return -_LARGEST <= value <= _LARGEST if kind is float else kind is int and isinstance(value, int)
+    return kind is not str and (kind is float or isinstance(value, int)) and abs(value) <= _LARGEST[kind]
 
 
 @contextlib.contextmanager

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import math
+import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +58,43 @@ def test_what_is_no_number_is_null_with_a_note(tmp_path: Path, value: float) -> 
 def test_a_number_has_no_note() -> None:
     assert (row(value=0.0).value, row(value=0.0).note) == (0.0, None)
     assert row(value=None).note is None
+
+
+def test_numbers_of_other_libraries_become_plain_ones(tmp_path: Path) -> None:
+    plain = row(step=7, layer=2, timestep=0.5, n=9, seed=3, value=1.5, stderr=0.25, run="5", note="runs/a")
+    numpy_row = row(
+        step=np.int64(7), layer=np.uint8(2), timestep=np.float32(0.5), n=np.array(9), seed=np.float64(3.0),
+        value=np.float32(1.5), stderr=np.float64(0.25), run=5, note=Path("runs/a"),
+    )  # fmt: skip
+    torch_row = row(
+        step=torch.tensor(7), layer=torch.tensor(2, dtype=torch.int16), timestep=torch.tensor(0.5), n=9.0, seed=3,
+        value=torch.tensor(1.5, requires_grad=True), stderr=torch.tensor(0.25), run=np.str_("5"), note="runs/a",
+    )  # fmt: skip
+    unconverted = dataclasses.replace(plain, step=np.int64(7), value=np.float32(1.5), note=Path("runs/a"))  # type: ignore[arg-type]
+    for made in (numpy_row, torch_row):
+        assert made == plain
+        assert {type(value) for value in made.columns().values()} <= {int, float, str, type(None)}
+    results.append(tmp_path, [unconverted])
+    assert results.read(tmp_path) == [plain]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"step": "10"}, {"step": 1.5}, {"step": True}, {"layer": np.array([1, 2])}, {"timestep": math.nan},
+        {"timestep": "0.1"}, {"n": 2**70}, {"value": "much"}, {"value": 10**400}, {"stderr": b"1"}, {"metric": None},
+    ],
+)  # fmt: skip
+def test_a_column_of_another_kind_is_named(columns: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(columns))} .* of a row is not a"):
+        row(**columns)
+
+
+def test_a_name_that_is_no_utf8_can_be_read_again(tmp_path: Path) -> None:
+    made = row(run=os.fsdecode(b"caf\xe9"))
+    results.append(tmp_path, [made])
+    assert results.read(tmp_path) == [made]
+    assert made.run == "caf\\udce9"
 
 
 # --- append, read, merge
@@ -127,11 +169,87 @@ def test_a_table_that_is_not_ours(tmp_path: Path) -> None:
         '{"metric": ["a"]}': r"line 2: metric \['a'\] is not a word",
         '{"metric": "cka", "version": null}': "line 2: version None is not a word",
         '{"metric": "cka", "value": ' + "9" * 5000 + "}": "line 2: not JSON",
+        '{"metric": "cka", "step": ' + "9" * 400 + "}": "line 2: step 9* is not a whole number",
         "[" * 100_000: "line 2: not JSON",
     }.items():
         table.write_text('{"metric": "cka"}\n' + line + "\n")
         with pytest.raises(UserError, match=text):
             results.read(tmp_path)
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    table = tmp_path / "results.jsonl"
+    table.touch()
+    os.truncate(table, 1 << 33)  # a hole of 8 GiB, as a crash may leave
+    with pytest.raises(UserError, match="line 1: longer than"):
+        results.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.json", "rows.txt", "out.parquet"])
+def test_a_table_is_a_jsonl_file_or_a_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"a table of results is a file NAME\.jsonl or a folder"):
+        results.append(tmp_path / name, [row()])
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / name).mkdir()
+    assert results.table_path(tmp_path / name) == tmp_path / name / "results.jsonl"  # a folder that is called so
+
+
+@pytest.mark.parametrize("name", ["runs", "lr-1e-4", "v1.5", "lr0.001", "a.jsonl/.."])
+def test_a_folder_may_have_a_dot_in_its_name(tmp_path: Path, name: str) -> None:
+    assert results.table_path(tmp_path / name) == tmp_path / name / "results.jsonl"
+
+
+def test_on_a_full_disk_no_row_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results.append(tmp_path, [row()])
+    table = tmp_path / "results.jsonl"
+    before, room, write = table.read_bytes(), [40], os.write
+
+    def short(handle: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = write(handle, data[: room[0]])
+        room[0] -= written
+        return written
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", short)
+        with pytest.raises(OSError, match=r"No space left on device; no row was added.*results\.jsonl"):
+            results.append(tmp_path, [row(step=2), row(step=3)])
+    assert table.read_bytes() == before
+    results.append(tmp_path, [row(step=2)])
+    assert [found.step for found in results.read(tmp_path)] == [1, 2]
+
+
+def test_a_write_that_takes_a_part_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:7]))
+    results.append(tmp_path, [row(step=step) for step in range(3)])
+    assert [found.step for found in results.read(tmp_path)] == [0, 1, 2]
+
+
+def test_append_reads_the_end_of_a_table_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results.append(tmp_path, [row(step=step) for step in range(3000)])
+    read, pread = [0], os.pread
+
+    def counted(handle: int, count: int, offset: int) -> bytes:
+        found = pread(handle, count, offset)
+        read[0] += len(found)
+        return found
+
+    monkeypatch.setattr(os, "pread", counted)
+    results.append(tmp_path, [row(step=3000)])
+    assert read[0] <= 1 << 16 < (tmp_path / "results.jsonl").stat().st_size
+
+
+@pytest.mark.parametrize("torn", [0, 1, 70_000, 200_000])
+def test_a_torn_line_of_any_length_is_cut(tmp_path: Path, torn: int) -> None:
+    results.append(tmp_path, [row()])
+    table = tmp_path / "results.jsonl"
+    whole = table.read_bytes()
+    for start in (whole, b""):
+        table.write_bytes(start + b"\0" * torn)
+        results.append(tmp_path, [row(step=2)])
+        assert table.read_bytes().startswith(start + b'{"run"')
 
 
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
@@ -183,8 +301,10 @@ def test_a_row_carries_its_record_which_is_no_column(tmp_path: Path) -> None:
 
 def test_damaged_records_are_named(tmp_path: Path) -> None:
     assert results.read_protocols(tmp_path) == {}
-    for content in ("{", "[]"):
-        (tmp_path / "protocols.json").write_text(content)
+    surrogate, deep, huge = b'{"a": {"b": "\\ud800"}}', b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", b"1" * 5000
+    for content in (b"{", b"[]", b'{"a": 5}', '{"a": {}}'.encode("utf-16"), b'{"a": {"b": "\xff"}}', surrogate, deep,
+                    b'{"a": {"b": ' + huge + b"}}", b'{"a": {"b": NaN}}', b'{"a": {"b": 1e999}}'):  # fmt: skip
+        (tmp_path / "protocols.json").write_bytes(content)
         with pytest.raises(Failure, match=r"protocols\.json is damaged"):
             results.read_protocols(tmp_path)
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import glob
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from repa_eval.errors import Failure, parsing
+
+LARGEST_JSON = 1 << 24  # bytes
+DEEPEST_JSON = 64  # levels
 
 
 def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -> None:
@@ -32,6 +36,8 @@ def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -
         if durable:
             for folder in (path.parent, *(folder.parent for folder in new_folders)):
                 sync(folder)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # "no space left" names no file
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -82,9 +88,67 @@ def is_leftover(file: Path) -> bool:
 
 
 def read_json(path: str | Path) -> Any:
-    """Return the content of a JSON file; Failure in one line if it is damaged (not UTF-8, cut off, nested too deep)."""
-    with parsing(f"{path} is damaged"):
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Return the content of a JSON file; Failure in one line if it is damaged or larger than any of ours.
+
+    See `parse_json` for what counts as damaged.
+    """
+    path = Path(path)
+    if (size := path.stat().st_size) > LARGEST_JSON:
+        raise Failure(f"{path} is damaged: {size:,} bytes; no JSON file of a run is larger than {LARGEST_JSON:,}")
+    return parse_json(path.read_bytes(), f"{path} is damaged")
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """Return the object in a JSON file; Failure in one line if it is damaged or something else."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise Failure(f"{path} is damaged: expected an object, not {type(content).__name__}")
+    return content
+
+
+def parse_json(data: bytes | str, refusal: str) -> Any:
+    """Return the content of JSON; Failure "REFUSAL: ..." in one line for what a program cannot work on.
+
+    Refused are: bytes that are not UTF-8, NaN and infinite numbers, whole numbers beyond 64 bits, strings that no UTF-8
+    can hold, and values nested deeper than any of ours.
+    """
+    with parsing(refusal):
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        content = json.loads(text, parse_constant=_no_number, parse_int=_whole, parse_float=_finite)
+        _check_strings(content, DEEPEST_JSON)
+    return content
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is not a number")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise ValueError(f"the number {digits:.20}... has more than 64 bits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {digits:.20} is too large")
+    return number
+
+
+def _check_strings(content: Any, depth: int) -> None:
+    if depth == 0:
+        raise ValueError(f"nested deeper than {DEEPEST_JSON} levels")
+    if isinstance(content, str):
+        if any("\ud800" <= letter <= "\udfff" for letter in content):
+            raise ValueError("a string that is not Unicode")
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            _check_strings(key, depth)
+            _check_strings(value, depth - 1)
+    elif isinstance(content, list):
+        for value in content:
+            _check_strings(value, depth - 1)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from repa_eval.errors import parsing
+from repa_eval.runtime.files import parse_json
+
 Array = np.ndarray[Any, Any]
 Counts = Mapping[int, Mapping[int, int]]  # true class -> predicted class -> images; what does not occur is left out
 
@@ -31,11 +34,12 @@ def as_note(counts: Counts, *, chosen: str, remark: str | None = None) -> str:
 
 
 def from_note(note: str | None) -> dict[int, dict[int, int]]:
-    """Return the counts in a row's note; empty where it holds none."""
+    """Return the counts in a row's note; empty where it holds none. Failure for a note that is damaged."""
     if not note or not note.startswith("{"):
         return {}
-    found = json.loads(note).get("confusion", {})
-    return {int(true): {int(taken): count for taken, count in row.items()} for true, row in found.items()}
+    with parsing("the confusion in a row's note is damaged"):
+        found = parse_json(note, "the confusion in a row's note is damaged").get("confusion", {})
+        return {int(true): {int(taken): int(count) for taken, count in row.items()} for true, row in found.items()}
 
 
 def most_confused(counts: Counts, most: int = 10) -> list[tuple[int, int, int, float]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -13,13 +12,11 @@ from typing import Any, TypeVar
 
 import yaml
 
-from repa_eval.errors import UserError, first_line, unknown
+from repa_eval.errors import UserError, first_line, short_repr, unknown
 
 D = TypeVar("D")
 T = TypeVar("T")
 SCALARS = (bool, int, float, str, datetime.date)  # what YAML makes of a word
-_short = reprlib.Repr()  # a value of YAML may repeat itself by references until it fills the memory
-_short.maxlevel, _short.maxstring, _short.maxother, _short.maxlong = 2, 80, 80, 80
 
 
 def option(default: T, *, help: str, choices: Iterable[str] | None = None, least: float | None = None) -> T:
@@ -40,7 +37,7 @@ def from_dict(base: D, values: Mapping[str, Any], *, where: str = "") -> D:
     UserError names the full key: an unknown one with its nearest valid name, or a value of the wrong type.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{where or 'recipe'}: expected keys and values, not {_short.repr(values)}")
+        raise UserError(f"{where or 'recipe'}: expected keys and values, not {short_repr(values)}")
     hints = typing.get_type_hints(type(base))
     known = {field.name: field for field in dataclasses.fields(base)}  # type: ignore[arg-type]
     changed: dict[str, Any] = {}
@@ -138,9 +135,9 @@ def describe(base: Any, *, where: str = "") -> Iterable[tuple[str, Any, str]]:
 def _check_range(value: Any, metadata: Mapping[str, Any], key: str) -> None:
     choices, least = metadata.get("choices"), metadata.get("least")
     if choices is not None and value not in choices:
-        raise UserError(f"{key}: {_short.repr(value)} is not allowed; choose one of {', '.join(map(str, choices))}")
+        raise UserError(f"{key}: {short_repr(value)} is not allowed; choose one of {', '.join(map(str, choices))}")
     if least is not None and value < least:
-        raise UserError(f"{key}: {_short.repr(value)} is not allowed; it is at least {least}")
+        raise UserError(f"{key}: {short_repr(value)} is not allowed; it is at least {least}")
 
 
 def _convert(value: Any, hint: Any, key: str) -> Any:
@@ -159,7 +156,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     converted = _scalar(value, hint)
     if converted is None:
         kind = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(hint, str(hint))
-        raise UserError(f"{key}: {_short.repr(value)} is not {kind}")
+        raise UserError(f"{key}: {short_repr(value)} is not {kind}")
     return converted
 
 

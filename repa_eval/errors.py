@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
+import reprlib
 from collections.abc import Iterable, Iterator
+
+LONGEST_WORD = 100  # letters of a name that somebody may have misspelled
+LONGEST_MESSAGE = 2000  # letters of an error; lists of names are the longest
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother, _short.maxlong = 2, 80, 80, 80
 
 
 class UserError(ValueError):
@@ -26,9 +34,37 @@ class UnknownNameError(UserError):
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> UnknownNameError:
     """Return the error for a name that does not exist, with its nearest valid name and the whole list."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(given[:LONGEST_WORD], names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return UnknownNameError(f"unknown {kind} {given!r}{hint} (known: {', '.join(names) or 'none'})")
+    return UnknownNameError(f"unknown {kind} {short_repr(given)}{hint} (known: {', '.join(names) or 'none'})")
+
+
+def short_repr(value: object) -> str:
+    """Return the repr of any value of a file, cut to about 80 letters; what refers to itself is not written out."""
+    return _short.repr(value)
+
+
+def valid_text(text: str) -> str:
+    """Return text that UTF-8 can hold: the bytes of a file name that are no UTF-8 become \\xNN."""
+    return _SURROGATES.sub(_escaped, text)
+
+
+def one_line(text: str, most: int = LONGEST_MESSAGE) -> str:
+    """Return text as one line of printable letters, cut at `most`: what a file says moves no cursor and forges no line.
+
+    Line breaks become spaces; escape codes and other control characters are written as \\xNN.
+    """
+    line = " ".join(text[: 2 * most].split())
+    if not line.isprintable():
+        line = "".join(letter if letter.isprintable() else _escaped(letter) for letter in line)
+    return line if len(line) <= most else f"{line[:most]} ..."
+
+
+def _escaped(letter: str | re.Match[str]) -> str:
+    code = ord(letter if isinstance(letter, str) else letter[0])
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00  # a byte of a file name
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def first_line(error: BaseException) -> str:

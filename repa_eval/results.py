@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from repa_eval import __version__
-from repa_eval.errors import Failure, UserError
+from repa_eval.errors import Failure, UserError, short_repr, valid_text
 from repa_eval.runtime.files import read_object, write_atomic
 
 log = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ def _converted(name: str, value: Any) -> Any:
 
 
 def _misfit(name: str, value: Any) -> UserError:
-    return UserError(f"{name} {value!r:.40} of a row is not {_KIND_NAMES[_KINDS[name]]}")
+    return UserError(f"{name} {short_repr(value)} of a row is not {_KIND_NAMES[_KINDS[name]]}")
 
 
 def _whole(value: Any) -> int | None:
@@ -235,7 +235,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _word(value: Any) -> str:
-    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")  # the name of a file may be no UTF-8
+    return valid_text(str(value))
 
 
 def _number(value: Any) -> float | None:
@@ -291,7 +291,7 @@ def _parse(line: bytes, table: Path, number: int) -> Row:
     for name, value in values.items():
         kind = _KINDS[name]
         if (value is None and name in _REQUIRED) or (value is not None and not _fits(kind, value)):
-            raise UserError(f"{table}, line {number}: {name} {value!r:.40} is not {_KIND_NAMES[kind]}")
+            raise UserError(f"{table}, line {number}: {name} {short_repr(value)} is not {_KIND_NAMES[kind]}")
     metric = values["metric"]
     for old, new in _RENAMED.items():
         if metric.endswith(old):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from repa_eval import results
-from repa_eval.errors import Failure, UserError
+from repa_eval.errors import Failure, UserError, first_line, valid_text
+from repa_eval.reports.numbers.arms import of_a_run
 from repa_eval.results import Row
-from repa_eval.runtime.files import read_json
+from repa_eval.runtime.files import LARGEST_JSON, read_object
+
+log = logging.getLogger(__name__)
+LARGEST_MEDIA = {".png": 1 << 26, ".json": LARGEST_JSON}  # bytes of a picture and of what is said about it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,7 @@ def collect(run_dirs: Sequence[str | Path]) -> Inputs:
     for folder in folders:
         table = _table(folder)
         facts = _facts(folder)
-        name = str(facts.get("run") or folder.name)
+        name = _name(facts, folder)
         if name in names:
             raise UserError(
                 f"two runs are called {name!r}: {names[name]} and {folder}; rename one in its {results.RUN}"
@@ -63,8 +68,8 @@ def collect(run_dirs: Sequence[str | Path]) -> Inputs:
 
 
 def _owned(row: Row, run: str) -> Row:
-    """Return the row with its run's name; reference levels (no run, no step) belong to nobody."""
-    return row if row.run is not None or row.step is None else replace(row, run=run)
+    """Return the row with its run's name; reference levels belong to nobody."""
+    return replace(row, run=run) if row.run is None and of_a_run(row) else row
 
 
 def _table(folder: Path) -> list[Row]:
@@ -88,18 +93,32 @@ def _curves(folder: Path) -> list[Row]:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
+    """Return what run.json says of the run; nothing, with a warning, where it is lost or damaged."""
     file = folder / results.RUN
-    if not file.is_file():
+    try:
+        return read_object(file)
+    except FileNotFoundError:
         return {}
-    facts = read_json(file)
-    if not isinstance(facts, dict):
-        raise Failure(f"{file} is damaged: expected an object")
-    return facts
+    except (Failure, OSError) as error:
+        log.warning("%s; the report goes on without it", first_line(error))
+        return {}
+
+
+def _name(facts: Mapping[str, Any], folder: Path) -> str:
+    """Return the name of a run: that of run.json, else its folder's, whose bytes may be no UTF-8."""
+    recorded = facts.get("run")
+    if isinstance(recorded, str) and recorded:
+        return recorded
+    return valid_text(folder.name)
 
 
 def _media(folder: Path) -> list[Path]:
     place = folder / "media"
     files = sorted(place.iterdir()) if place.is_dir() else []
-    return [
-        file for file in files if file.is_file() and not file.name.startswith(".") and file.suffix in {".png", ".json"}
+    shown = [
+        file for file in files if file.is_file() and not file.name.startswith(".") and file.suffix in LARGEST_MEDIA
     ]
+    for file in shown:
+        if file.stat().st_size > LARGEST_MEDIA[file.suffix]:
+            log.warning("%s has %s bytes and is left out of the report", file, f"{file.stat().st_size:,}")
+    return [file for file in shown if file.stat().st_size <= LARGEST_MEDIA[file.suffix]]

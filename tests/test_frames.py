@@ -636,3 +636,59 @@ def test_a_run_that_has_its_teacher_needs_no_option_for_it():
         media = [name for name in inputs["media"] if not name.startswith(f"{run}/pca")]
         gaps = missing(inputs["rows"], inputs["curves"], arms, inputs["runs"], records=inputs["protocols"], media=media)
         assert [gap.command for gap in gaps] == [f"repa-eval sweep {run}{option}"]
+
+
+# --- weights without a recorded step
+
+
+def released(**columns: object) -> list[Row]:
+    """Rows of an `align` of weights without a step: no run where the file names none."""
+    return [
+        make_row(metric="cka", value=layer / 10 + time, layer=layer, timestep=time, n=16, **columns)
+        for layer in (1, 2)
+        for time in (0.1, 0.5)
+    ]
+
+
+@pytest.mark.parametrize("run", [None, "released"])
+def test_rows_without_a_step_are_a_map_of_their_own(run: str | None) -> None:
+    rows = released(run=run)
+    [frame] = maps_of(rows, arms_of(rows, {}))
+    assert (frame.last, frame.steps, list(frame.values)) == (None, (), [None])
+    assert frame.values[None] == ((0.2, 0.6), (0.30000000000000004, 0.7))
+    assert frame.at(None, 2, 0.5) == 0.7
+    assert frame.at(0, 2, 0.5) is None
+
+
+def test_what_has_no_step_stands_beside_recorded_steps() -> None:
+    rows = released(run="a") + [
+        replace(row, step=step, value=step / 1000) for step in (0, 200) for row in released(run="a")
+    ]
+    [frame] = maps_of(rows, arms_of(rows, {}))
+    assert (frame.last, frame.steps, list(frame.values)) == (200, (0, 200), [None, 0, 200])
+    panel = over_steps([frame], 1, 0.1)
+    assert [x for x, _ in panel.curves[0].mean] == [0.0, 200.0]
+
+
+def test_a_level_of_no_run_is_no_arm() -> None:
+    rows = [make_row(metric="fd_digits_floor", value=1.0, n=16), make_row(metric="cka_teachers", value=0.5, run="a")]
+    assert [arm.name for arm in arms_of(rows, {})] == ["a"]
+    assert not any(map(is_curve_row, rows))
+
+
+def test_sample_quality_without_a_step_is_a_final_value() -> None:
+    def quality(run: str, step: int | None, value: float, metric: str = "fd_digits") -> Row:
+        return make_row(metric=metric, value=value, run=run, step=step, n=16)
+
+    rows = [
+        quality("a", 100, 3.0),
+        quality("a", 200, 2.0),
+        quality("b", None, 1.0),
+        quality("a", None, 9.0, "is_digits"),
+    ]
+    arms = arms_of(rows, {})
+    lines = {line.metric: line for line in final_table(rows, arms, [], METRICS)}
+    cells = dict(zip((arm.name for arm in arms), lines["fd_digits"].cells, strict=True))
+    assert {name: cell.value for name, cell in cells.items()} == {"a": 2.0, "b": 1.0}
+    assert (cells["a"].detail, cells["b"].detail) == ("", "no step")
+    assert [(cell.value, cell.detail) for cell in lines["is_digits"].cells] == [(9.0, "no step"), (None, "")]

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 import report_example as sample
-from repa_eval.errors import Failure, UserError
+from repa_eval.errors import UserError
 from repa_eval.reports.drawing.grids import grids
 from repa_eval.reports.drawing.strips import strips, thinned
 from repa_eval.reports.html import collect, render
 from repa_eval.reports.numbers.arms import arms_of
-from repa_eval.results import Row
+from repa_eval.results import Row, append, make_row
 
 LIMIT = 3_000_000
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -144,11 +144,36 @@ def test_two_runs_of_one_name_are_refused_and_one_run_twice_is_one(tmp_path):
     assert list(collect([first, first]).runs) == ["vanilla"]
 
 
-def test_a_damaged_run_file_is_a_failure(tmp_path):
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b"[" * 100_000, b'{"run": ["a"]}', b'{"run": 5}'])
+def test_a_report_needs_no_run_file(tmp_path, caplog, content):
     run = sample.write(tmp_path, ("vanilla",))[0]
-    (run / "run.json").write_text("{")
-    with pytest.raises(Failure, match="damaged"):
-        collect([run])
+    (run / "run.json").unlink()
+    if content is not None:
+        (run / "run.json").write_bytes(content)
+    inputs = collect([run])
+    assert list(inputs.runs) == ["vanilla"]  # the folder's name
+    assert ("run.json is damaged" in caplog.text) == (content is not None and not content.startswith(b'{"'))
+    assert "vanilla" in render(**inputs.arguments())
+
+
+def test_a_folder_whose_name_is_no_utf8(tmp_path):
+    run = sample.write(tmp_path, ("vanilla",))[0]
+    (run / "run.json").unlink()
+    moved = run.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    assert list(collect([moved]).runs) == ["caf\\xe9"]
+
+
+def test_a_report_of_released_weights(tmp_path):
+    cells = [(layer, t) for layer in (1, 2) for t in (0.1, 0.5)]
+    rows = [make_row(metric="cka", value=t / layer, layer=layer, timestep=t, n=16, run="free") for layer, t in cells]
+    page = render(rows)
+    assert "no rows with a layer and a timestep" not in page
+    assert "<figcaption>no step" in page.replace("\n", "")
+    assert "step None" not in page
+    assert "end of training" not in page
+    append(tmp_path / "results.jsonl", [replace(row, run=None) for row in rows])
+    inputs = collect([tmp_path])  # of a file that names no run: the folder is one
+    assert [row.run for row in inputs.rows] == [tmp_path.name] * 4
 
 
 def test_an_empty_table_is_refused():

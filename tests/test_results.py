@@ -94,7 +94,7 @@ def test_a_name_that_is_no_utf8_can_be_read_again(tmp_path: Path) -> None:
     made = row(run=os.fsdecode(b"caf\xe9"))
     results.append(tmp_path, [made])
     assert results.read(tmp_path) == [made]
-    assert made.run == "caf\\udce9"
+    assert made.run == "caf\\xe9"
 
 
 # --- append, read, merge
@@ -169,7 +169,7 @@ def test_a_table_that_is_not_ours(tmp_path: Path) -> None:
         '{"metric": ["a"]}': r"line 2: metric \['a'\] is not a word",
         '{"metric": "cka", "version": null}': "line 2: version None is not a word",
         '{"metric": "cka", "value": ' + "9" * 5000 + "}": "line 2: not JSON",
-        '{"metric": "cka", "step": ' + "9" * 400 + "}": "line 2: step 9* is not a whole number",
+        '{"metric": "cka", "step": ' + "9" * 400 + "}": r"line 2: step 9+.*9 is not a whole number",
         "[" * 100_000: "line 2: not JSON",
     }.items():
         table.write_text('{"metric": "cka"}\n' + line + "\n")

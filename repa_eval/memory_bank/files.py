@@ -18,6 +18,7 @@ from torch import Tensor
 
 from repa_eval.errors import Failure, UserError, parsing
 from repa_eval.memory_bank.bank import BLOCK, Bank, FullBank, SVDBank, of_tensors
+from repa_eval.runtime.files import parse_json
 from repa_eval.weight_files.reading import read_file, read_safetensors
 
 SUFFIXES = (".safetensors", ".pth")
@@ -67,8 +68,7 @@ def _read(path: Path, what: str) -> tuple[Any, dict[str, Any]]:
     if path.suffix != ".safetensors":
         return read_file(path, owner=what, kind="memory bank"), {}
     tensors, metadata = read_safetensors(path, owner=what)
-    with parsing(f"{where}: its record is damaged"):
-        record = json.loads(metadata.get(RECORD, "{}"))
+    record = parse_json(metadata.get(RECORD, "{}"), f"{where}: its record is damaged")
     return dict(sorted(tensors.items())), record if isinstance(record, dict) else {}
 
 

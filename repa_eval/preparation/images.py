@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from repa_eval import __version__
-from repa_eval.errors import Failure, UserError
+from repa_eval.errors import UserError
 from repa_eval.runtime.distributed import Share
-from repa_eval.runtime.files import disk_space, read_json, write_atomic
+from repa_eval.runtime.files import disk_space, read_object, write_atomic
 from repa_eval.sampling.vae import VaeEncoder
 
 RECORD, LIST = "prepare.json", "dataset.json"
@@ -102,9 +102,7 @@ def _begin(dest: Path, record: Mapping[str, Any]) -> None:
             raise UserError(f"{dest} is not empty, and `repa-eval prepare` did not make it; choose another DEST")
         write_atomic(file, json.dumps(dict(record), indent=1) + "\n")
         return
-    before = read_json(file)
-    if not isinstance(before, dict):
-        raise Failure(f"{file} is damaged: expected an object")
+    before = read_object(file)
     differing = sorted(key for key in before if key in record and before[key] != record[key] and key != "version")
     if differing:
         raise UserError(

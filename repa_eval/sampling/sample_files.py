@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from repa_eval.errors import Failure, UserError
-from repa_eval.runtime.files import disk_space, read_json, write_atomic
+from repa_eval.runtime.files import disk_space, read_json, read_object, write_atomic
 
 RECORD = "samples.json"
 PER_FOLDER = 1000
@@ -126,7 +126,7 @@ class SampleArray:
         """Make the npz of the first len(labels) images and drop the partial files."""
         if self.path.exists():
             return
-        shape = tuple(json.loads((self.partial / "shape.json").read_text()))
+        shape = tuple(read_json(self.partial / "shape.json"))
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
             with disk_space(self.path):
@@ -173,10 +173,7 @@ def record_path(path: Path) -> Path:
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return how the samples at `path` were made, or None if nothing is recorded."""
     file = record_path(path)
-    if not file.is_file():
-        return None
-    record = read_json(file)
-    return record if isinstance(record, dict) else None
+    return read_object(file) if file.is_file() else None
 
 
 def _checked(path: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:

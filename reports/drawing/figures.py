@@ -209,7 +209,7 @@ def _make_room(ax: Axes, values: Sequence[float]) -> None:
         ax.set_ylim(back(bottom), back(top))
 
 
-def heatmap(frame: Map, step: int, ax: Axes, *, scale: tuple[float, float]) -> Axes:
+def heatmap(frame: Map, step: int | None, ax: Axes, *, scale: tuple[float, float]) -> Axes:
     """Draw one layer x timestep map at a step; cells without a value are drawn empty."""
     grid = frame.values.get(step) or tuple((None,) * len(frame.timesteps) for _ in frame.layers)
     filled = [[scale[0] if value is None else value for value in line] for line in grid]

@@ -5,13 +5,13 @@ media/<kind>-<step>.json beside the PNG says what the rows are: {"caption", "row
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from repa_eval.reports.drawing.strips import Picture, picture_of, size_of, thinned
 from repa_eval.reports.numbers.arms import Arm
+from repa_eval.runtime.files import parse_json
 
 GAP = 1  # pixels between tiles
 
@@ -101,7 +101,7 @@ def _grid(picture: Picture, side: bytes | None) -> tuple[Grid, str]:
     if side is None:
         return Grid(picture), "missing, so the rows of its picture have no names"
     try:
-        facts = json.loads(side)
+        facts = parse_json(side, "damaged")
         rows, columns, tile = tuple(facts["rows"]), int(facts["columns"]), int(facts["tile"])
         caption = str(facts.get("caption") or "")
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -25,17 +25,19 @@ FORMATS = ("png", "svg", "pdf")
 
 
 def save_maps(rows: Sequence[Row], file: Path) -> None:
-    """Draw one annotated map per metric and teacher into a png, svg or pdf file."""
+    """Draw one annotated map per metric and teacher, that of the last step, into a png, svg or pdf file."""
     kind, records = kind_of(file), records_of(rows)
     maps = maps_of(rows, arms_of(rows, {}))
+    if not maps:
+        raise UserError(f"--plot {file}: none of the rows has a layer and a timestep, so there is no map to draw")
     figure, axes = plt.subplots(
         1, len(maps), figsize=(0.9 + 4.6 * len(maps), 1.6 + 0.42 * max(len(m.layers) for m in maps)), squeeze=False
     )
     for frame, ax in zip(maps, axes[0], strict=True):
-        (step,) = frame.values
-        grid = [[float("nan") if value is None else value for value in line] for line in frame.values[step]]
+        grid = [[float("nan") if value is None else value for value in line] for line in frame.values[frame.last]]
         teacher = records.get(frame.group.protocol or "", {}).get("teacher", "")
-        title = f"{frame.group.metric}{f' with {teacher}' if teacher else ''}, step {step}"
+        of = "" if frame.last is None else f", step {frame.last}"
+        title = f"{frame.group.metric}{f' with {teacher}' if teacher else ''}{of}"
         draw_map(grid, ax, layers=frame.layers, timesteps=frame.timesteps, title=title)
     _save(figure, file, kind)
 

@@ -35,6 +35,11 @@ def run_name(row: Row) -> str:
     return row.run if row.run is not None else UNNAMED
 
 
+def of_a_run(row: Row) -> bool:
+    """Return whether a run produced the row; reference levels name no run, no step and no layer."""
+    return row.run is not None or row.step is not None or row.layer is not None
+
+
 def seed_of(run: str, arm: str) -> str:
     """Return what tells the runs of an arm apart: "" or "-s1"; runs of two arms with the same one are a pair."""
     return run.removeprefix(arm)
@@ -42,9 +47,7 @@ def seed_of(run: str, arm: str) -> str:
 
 def arms_of(rows: Sequence[Row], runs: Mapping[str, Mapping[str, Any]]) -> list[Arm]:
     """Return the arms: baseline first, then what is compared to it, then the controls."""
-    names = list(
-        dict.fromkeys([*runs, *(run_name(row) for row in rows if row.run is not None or row.step is not None)])
-    )
+    names = list(dict.fromkeys([*runs, *(run_name(row) for row in rows if of_a_run(row))]))
     methods = {run_name(row): row.method for row in rows if row.method}
     grouped: dict[str, list[str]] = {}
     for name in names:

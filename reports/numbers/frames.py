@@ -19,6 +19,8 @@ SECONDS = "train_seconds"
 FLOOR = "_floor"  # ending of a metric: the same number for other real images
 MERGE = ("merge_difference_", "ms_per_image_", "num_parameters_", "speedup")  # what `repa-eval reparam` measures
 TEACHER = "_teacher"  # ending of a metric: the same number for the teacher's own features
+OTHERS = "_teachers"  # ending of a metric: the same number between two teachers
+NO_STEP = "no step"  # of weights that record none, such as released ones: a point of its own
 FROZEN = "_base"  # ending of a metric: the same number for the frozen model under the trained tokens
 GUIDED = "guided_"  # beginning of a metric: a point of a curve over guidance scales
 Points = tuple[tuple[float, float], ...]
@@ -90,7 +92,7 @@ class Map:
     group: Group
     layers: tuple[int, ...]
     timesteps: tuple[float, ...]
-    values: Mapping[int, tuple[tuple[float | None, ...], ...]]  # step -> rows of layers; means over the seeds
+    values: Mapping[int | None, tuple[tuple[float | None, ...], ...]]  # step -> rows of layers; means over the seeds
     singles: Mapping[str, Map] = field(default_factory=dict)  # run -> its own map
 
     @property
@@ -99,27 +101,42 @@ class Map:
         return max(1, len(self.singles))
 
     @property
-    def last(self) -> int:
-        """Return the last step at which something was measured."""
-        return max(self.values)
+    def last(self) -> int | None:
+        """Return the last step at which something was measured; None where no step is recorded."""
+        return max(self.values, key=in_order)
 
-    def at(self, step: int, layer: int, timestep: float) -> float | None:
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Return the recorded steps, rising."""
+        return tuple(step for step in self.values if step is not None)
+
+    def at(self, step: int | None, layer: int, timestep: float) -> float | None:
         """Return one value, or None where nothing was measured."""
         if step not in self.values or layer not in self.layers or timestep not in self.timesteps:
             return None
         return self.values[step][self.layers.index(layer)][self.timesteps.index(timestep)]
 
 
+def in_order(step: int | None) -> int:
+    """Return the sort key of a step: what records none stands first."""
+    return -1 if step is None else step
+
+
+def step_name(step: int | None) -> str:
+    """Return "step 100", or the words for weights that record no step."""
+    return NO_STEP if step is None else f"step {step}"
+
+
 def is_curve_row(row: Row) -> bool:
     """Return whether the row is a number of a whole checkpoint (sample quality), not of a layer or a timestep."""
-    whole = row.step is not None and row.layer is None and row.timestep is None
+    whole = (row.step is not None or row.run is not None) and row.layer is None and row.timestep is None
     other = row.metric == SECONDS or row.metric.startswith(GUIDED) or is_level_row(row) or is_merge_row(row)
     return whole and not other
 
 
 def is_level_row(row: Row) -> bool:
     """Return whether the row is a reference level, which no run produced."""
-    return row.metric.endswith((FLOOR, TEACHER, FROZEN))
+    return row.metric.endswith((FLOOR, TEACHER, OTHERS, FROZEN))
 
 
 def is_merge_row(row: Row) -> bool:
@@ -135,7 +152,7 @@ def without_merged(arms: Sequence[Arm], rows: Sequence[Row]) -> list[Arm]:
 
 def is_map_row(row: Row) -> bool:
     """Return whether the row is a cell of a layer x timestep map."""
-    return row.step is not None and row.layer is not None and row.timestep is not None
+    return row.layer is not None and row.timestep is not None
 
 
 def groups_of(rows: Iterable[Row]) -> list[Group]:
@@ -282,12 +299,12 @@ def maps_of(rows: Sequence[Row], arms: Sequence[Arm]) -> list[Map]:
 
 def _grids(
     rows: Sequence[Row], layers: tuple[int, ...], times: tuple[float, ...]
-) -> dict[int, tuple[tuple[float | None, ...], ...]]:
+) -> dict[int | None, tuple[tuple[float | None, ...], ...]]:
     cells: dict[tuple[int | None, int | None, float | None], list[float]] = {}
     for row in rows:
         if row.value is not None:
             cells.setdefault((row.step, row.layer, row.timestep), []).append(row.value)
-    steps = sorted({row.step for row in rows if row.step is not None})
+    steps = sorted({row.step for row in rows}, key=in_order)
     means = {place: sum(values) / len(values) for place, values in cells.items()}
     return {step: tuple(tuple(means.get((step, layer, time)) for time in times) for layer in layers) for step in steps}
 

@@ -38,7 +38,7 @@ def over_layers(maps: Sequence[Map], timestep: float) -> Panel:
 
 def over_steps(maps: Sequence[Map], layer: int, timestep: float) -> Panel:
     """Return the metric over training at one block and timestep."""
-    return _panel(maps, lambda one: _points((step, one.at(step, layer, timestep)) for step in one.values))
+    return _panel(maps, lambda one: _points((step, one.at(step, layer, timestep)) for step in one.steps))
 
 
 def best_over_time(maps: Sequence[Map]) -> Panel:
@@ -72,7 +72,7 @@ def trajectories(maps: Sequence[Map], layer: int, timestep: float, rows: Sequenc
         seeds = []
         for run, own in one.singles.items():
             quality = dict(series(rows, group, run))
-            inner = ((step, own.at(step, layer, timestep)) for step in own.values)
+            inner = ((step, own.at(step, layer, timestep)) for step in own.steps)
             seeds.append({step: (x, quality[step]) for step, x in inner if x is not None and step in quality})
         traces = [tuple(seed.values()) for seed in seeds if seed]
         steps = sorted(set.intersection(*map(set, filter(None, seeds)))) if traces else []

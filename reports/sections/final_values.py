@@ -8,7 +8,7 @@ from typing import Any
 
 from repa_eval.interfaces.section import section
 from repa_eval.reports.numbers.arms import Arm, run_name
-from repa_eval.reports.numbers.frames import SECONDS, Group, clock, is_curve_row, split
+from repa_eval.reports.numbers.frames import SECONDS, Group, clock, in_order, is_curve_row, split, step_name
 from repa_eval.reports.numbers.pairs import spread
 from repa_eval.reports.numbers.words import MINUS, Metrics, listing, number, plural
 from repa_eval.reports.page import Page
@@ -68,18 +68,23 @@ def final_table(rows: Sequence[Row], arms: Sequence[Arm], timing: Sequence[Row],
     return lines
 
 
-def last_steps(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, int]:
-    """Return the last step at which each arm's samples were judged; 0 where they never were."""
+def last_steps(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, int | None]:
+    """Return the last step at which each arm's samples were judged; None where no step is recorded, or no sample."""
     quality = [row for row in rows if is_curve_row(row)]
-    return {arm.name: max((row.step or 0 for row in quality if run_name(row) in arm.runs), default=0) for arm in arms}
+    return {
+        arm.name: max((row.step for row in quality if run_name(row) in arm.runs), key=in_order, default=None)
+        for arm in arms
+    }
 
 
 def _line(group: Group, cells: tuple[Cell, ...], better: str | None) -> Line:
     return Line(group.metric, better or "", group.n, group.weights, group.protocol, cells)
 
 
-def _final(rows: Sequence[Row], arm: Arm, step: int, *, name_step: bool) -> Cell:
-    own = [row for row in rows if run_name(row) in arm.runs and row.step == step]
+def _final(rows: Sequence[Row], arm: Arm, step: int | None, *, name_step: bool) -> Cell:
+    every = [row for row in rows if run_name(row) in arm.runs]
+    own = [row for row in every if row.step == step] or [row for row in every if row.step is None]
+    step = own[0].step if own else step
     values = [row.value for row in own if row.value is not None]
     if not values:
         notes = listing(dict.fromkeys(row.note for row in own if row.note))
@@ -91,7 +96,7 @@ def _final(rows: Sequence[Row], arm: Arm, step: int, *, name_step: bool) -> Cell
         parts.append(f"± {number(seeds.sd, 2)} over {plural(seeds.seeds, 'seed')}")
     elif stderrs:
         parts.append(f"± {number(stderrs[0], 2)} s.e.")
-    parts += [f"step {step}"] if name_step else []
+    parts += [step_name(step)] if name_step or step is None else []
     mean = sum(values) / len(values)
     return Cell(number(mean, fixed=True), ", ".join(parts), value=mean)
 

@@ -10,7 +10,7 @@ from repa_eval.interfaces.section import section
 from repa_eval.reports.drawing import figures
 from repa_eval.reports.drawing.figure import SMALL, STEP, Figure
 from repa_eval.reports.drawing.panels import alt_text
-from repa_eval.reports.numbers.frames import Group, Level, Map, Panel, extent
+from repa_eval.reports.numbers.frames import NO_STEP, Group, Level, Map, Panel, extent, step_name
 from repa_eval.reports.numbers.levels import teacher_levels
 from repa_eval.reports.numbers.profiles import (
     PROBES,
@@ -59,10 +59,17 @@ def build(page: Page) -> dict[str, Any] | None:
         return None
     return {
         "blocks": blocks,
-        "steps": sorted({int(step) for one in page.maps for step in one.values}),
+        "steps": _steps(page.maps),
         "gradient": ", ".join(figures.palette(9)),
         "data": {"maps": numbers, "colours": figures.palette()},
     }
+
+
+def _steps(maps: Sequence[Map]) -> list[str]:
+    """Return the positions of the slider; "no step" is one of them only beside steps of the same map."""
+    recorded = sorted({step for one in maps for step in one.steps})
+    mixed = any(one.steps and None in one.values for one in maps)
+    return [NO_STEP] * mixed + [str(step) for step in recorded]
 
 
 def map_blocks(
@@ -105,8 +112,9 @@ def _map(one: Map, key: str, scale: tuple[float, float]) -> Figure:
         figures.heatmap(one, one.last, ax, scale=scale)
         svg = figures.svg(figure)
     empty = [value is None for line in one.values[one.last] for value in line]
-    label = f"{one.group.metric} of {_named(one)} by block and timestep at step {one.last}"
-    return Figure(figures.mark_cells(svg, empty), _named(one), f"step {one.last}", label, key)
+    at = f"at step {one.last}" if one.last is not None else "of weights without a recorded step"
+    label = f"{one.group.metric} of {_named(one)} by block and timestep {at}"
+    return Figure(figures.mark_cells(svg, empty), _named(one), step_name(one.last), label, key)
 
 
 def _named(one: Map) -> str:
@@ -124,7 +132,9 @@ def map_data(one: Map, key: str, scale: tuple[float, float]) -> dict[str, object
         "low": scale[0],
         "high": scale[1],
         "steps": {
-            str(step): [None if value is None else float(f"{value:.5g}") for line in grid for value in line]
+            NO_STEP if step is None else str(step): [
+                None if value is None else float(f"{value:.5g}") for line in grid for value in line
+            ]
             for step, grid in one.values.items()
         },
     }
@@ -148,7 +158,7 @@ def _profiles(maps: Sequence[Map], levels: Sequence[Level], records: Records, la
 
     if len(maps[0].layers) > 1:
         add(over_layers(maps, timestep), "block", "Over blocks", f"At t = {timestep:g}, last checkpoint", aligned)
-    if any(len(one.values) > 1 for one in maps):
+    if any(len(one.steps) > 1 for one in maps):
         add(over_steps(maps, layer, timestep), STEP, "Over training", block)
     if len(maps[0].timesteps) > 1:
         caption = "Maximum over blocks at each t, last checkpoint"

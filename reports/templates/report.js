@@ -6,7 +6,12 @@
   const steps = slider ? slider.dataset.steps.split(",") : [];
   const maps = new Map();
 
-  const current = (map) => (slider ? steps[Number(slider.value)] : Object.keys(map.steps).pop());
+  const without = "no step";
+  const current = (map) => {
+    const own = Object.keys(map.steps);
+    return slider && !(own.length === 1 && own[0] === without) ? steps[Number(slider.value)] : own.pop();
+  };
+  const named = (step) => (step === without ? step : `step ${step}`);
 
   function colour(value, map) {
     if (value === null || value === undefined) return "var(--empty)";
@@ -21,7 +26,7 @@
     entry.cells.forEach((cell, place) => {
       cell.style.fill = colour(values ? values[place] : null, entry.map);
     });
-    if (entry.caption) entry.caption.textContent = values ? `step ${step}` : `nothing measured at step ${step}`;
+    if (entry.caption) entry.caption.textContent = values ? named(step) : `nothing measured at ${named(step)}`;
   }
 
   function describe(entry, place) {
@@ -32,7 +37,7 @@
     const time = map.timesteps[place % map.timesteps.length];
     const value = values ? values[place] : null;
     const text = value === null ? "no value" : String(Number(value.toPrecision(4)));
-    return [`${map.metric} ${text}`, `${map.arm}, step ${step}, block ${layer}, t = ${time}`];
+    return [`${map.metric} ${text}`, `${map.arm}, ${named(step)}, block ${layer}, t = ${time}`];
   }
 
   function show(entry, place, box) {
@@ -69,7 +74,7 @@
     slider.addEventListener("input", () => {
       const step = steps[Number(slider.value)];
       output.textContent = step;
-      slider.setAttribute("aria-valuetext", `step ${step}`);
+      slider.setAttribute("aria-valuetext", named(step));
       maps.forEach(paint);
     });
   }

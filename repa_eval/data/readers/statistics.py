@@ -20,7 +20,7 @@ from repa_eval.data.readers.gaussian import checked_gaussian
 from repa_eval.data.readers.listing import printable
 from repa_eval.data.readers.npz import StreamedImages
 from repa_eval.errors import Failure, UserError, parsing
-from repa_eval.runtime.files import remove_leftovers, temporary_name
+from repa_eval.runtime.files import parse_json, remove_leftovers, temporary_name
 from repa_eval.runtime.hashing import digest_file
 
 Array = np.ndarray[Any, Any]
@@ -151,7 +151,7 @@ def _provenance(path: Path, names: list[str]) -> Mapping[str, Any]:
     if member.size > MOST_PROVENANCE:
         raise Failure(f"{printable(path)} cannot be read: its provenance takes {member.size:,} bytes")
     with parsing(f"{printable(path)} cannot be read"), np.load(path, allow_pickle=False) as archive:
-        record = json.loads(str(archive["provenance"]))
+        record = parse_json(str(archive["provenance"]), f"{printable(path)}: its provenance is damaged")
     return record if isinstance(record, dict) else {}
 
 

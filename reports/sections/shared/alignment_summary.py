@@ -65,7 +65,8 @@ def _values(name: str, members: Sequence[Map], layer: int, timestep: float, more
         cells = [value for own in one.singles.values() if (value := own.at(own.last, layer, timestep)) is not None]
         found[one.arm.name] = spread(cells)
     parts = [_text(arm, values, _plain) for arm, values in found.items() if values]
-    start = f"{name} at block {layer}, t = {timestep:g}, end of training: {', '.join(parts)}."
+    end = "" if any(one.last is None for one in members) else ", end of training"
+    start = f"{name} at block {layer}, t = {timestep:g}{end}: {', '.join(parts)}."
     return " ".join(filter(None, (start, _legend(found.values()), more))) if parts else ""
 
 

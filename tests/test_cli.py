@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -18,7 +20,7 @@ import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from helpers import digits, files_of, finish, launch, run, tiny
+from helpers import digits, environment, files_of, finish, launch, run, tiny
 from repa_eval import results
 from repa_eval.cli import main as evaluate
 from repa_eval.console import tables
@@ -389,10 +391,58 @@ def test_online_weights_are_others(work: Path) -> None:
     assert values["ema"] != values["online"]
 
 
+MAP = ["--timesteps", "0.1,0.3", "--num-images", "40", "--metrics", "cka", "--plot", "map.png"]
+
+
 def test_a_map_is_drawn(work: Path, here: Path) -> None:
-    words = ["--timesteps", "0.1,0.3", "--num-images", "40", "--metrics", "cka", "--plot", "map.png"]
-    assert repa_eval("align", "--ckpt", work / "repa.pt", *words).exit_code == 0
+    assert repa_eval("align", "--ckpt", work / "repa.pt", *MAP).exit_code == 0
     assert Image.open("map.png").size[0] > 100
+
+
+def test_a_map_of_weights_without_a_step_is_drawn(work: Path, here: Path) -> None:
+    torch.save(torch.load(work / "repa.pt", weights_only=True)["ema"], "bare.pt")
+    bare = ["--ckpt", "bare.pt", "--set", "num_heads=2", "--teacher", "digits-vit", "--data", "digits"]
+    assert repa_eval("align", *bare, *MAP, "--rows", "rows.jsonl").exit_code == 0
+    assert Image.open("map.png").size[0] > 100
+    assert {(row.run, row.step) for row in results.read("rows.jsonl")} == {("bare", None)}
+
+
+def test_rows_are_written_before_anything_is_drawn(work: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repa_eval.reports.drawing.plots.save_maps", wrong)
+    done = repa_eval("align", "--ckpt", work / "repa.pt", *MAP, "--rows", "rows.jsonl")
+    assert done.exit_code == 1
+    assert "unexpected error" in done.stderr
+    assert len(results.read("rows.jsonl")) >= 12
+    assert "cka" in done.stdout
+
+
+def test_the_file_of_a_plot_is_checked_before_anything_is_measured(here: Path) -> None:
+    fails(
+        repa_eval("align", "--ckpt", "nothing.pt", "--plot", "map.jpg"), 2, "choose a file that ends in png, svg, pdf"
+    )
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.json", "a/out.txt"])
+def test_the_file_of_rows_is_checked_before_anything_is_measured(here: Path, name: str) -> None:
+    done = repa_eval("align", "--ckpt", "nothing.pt", "--rows", name)
+    fails(done, 2, f"{name}: a table of results is a file NAME.jsonl or a folder")
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("cache", ["no home", "read-only"])
+def test_a_home_is_a_help_not_a_need(
+    work: Path, here: Path, cache: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    Path("file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", "" if cache == "no home" else "file")
+    monkeypatch.setattr(Path, "home", homeless)
+    done = repa_eval("align", "--ckpt", work / "repa.pt", "--layer", "3", *MAP[:-2], "--quiet")
+    assert done.exit_code == 0, done.stderr
+    [record] = [record for record in caplog.records if "no cache" in record.message]
+    assert "features are kept in memory" in record.message
 
 
 @pytest.mark.parametrize(
@@ -719,12 +769,71 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, work: Path, he
     fails(repa_eval("align", "--ckpt", work / "repa.pt", *words), 1, "No space left on device: table.jsonl")
 
 
-def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
-    def wrong(*_: object, **__: object) -> None:
-        raise ZeroDivisionError
+def wrong(*_: object, **__: object) -> None:
+    raise ZeroDivisionError("two\nlines")
 
+
+def test_an_unexpected_error_is_one_line(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
     monkeypatch.setattr("repa_eval.checkpoints.load", wrong)
+    line = "line "
+    fails(repa_eval("inspect", work / "repa.pt"), 1, f"unexpected error in checkpoint.py, {line}")
+    fails(repa_eval("inspect", work / "repa.pt"), 1, "ZeroDivisionError: two; add --debug (or set REPA_EVAL_DEBUG=1)")
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
+    monkeypatch.setattr("repa_eval.checkpoints.load", wrong)
+    assert isinstance(repa_eval("inspect", work / "repa.pt", "--debug").exception, ZeroDivisionError)
+    assert isinstance(repa_eval("--debug", "inspect", work / "repa.pt").exception, ZeroDivisionError)
+    monkeypatch.setenv("REPA_EVAL_DEBUG", "1")
     assert isinstance(repa_eval("inspect", work / "repa.pt").exception, ZeroDivisionError)
+    monkeypatch.setenv("REPA_EVAL_DEBUG", "0")
+    assert repa_eval("inspect", work / "repa.pt").exit_code == 1
+
+
+@pytest.mark.parametrize("words", ["list metrics", "--help", "align --help", "--version", "inspect {} --json"])
+def test_a_reader_that_leaves_is_no_error(work: Path, words: str) -> None:
+    command = [sys.executable, "-m", "repa_eval.cli", *words.format(work / "repa.pt").split()]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment(), cwd=work, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+FORGED = "\x1b]52;c;ZXZpbA==\x07digits\nerror: forged\u202e\x9b31m"
+
+
+def test_what_a_file_says_moves_no_cursor_and_forges_no_line(work: Path, here: Path) -> None:
+    content = torch.load(work / "repa.pt", weights_only=True)
+    content["recipe"]["teachers"] = [{"name": FORGED, "weights": None}]
+    content["recipe"]["data"] = FORGED
+    torch.save(content, "forged.pt")
+    shown = repa_eval("inspect", "forged.pt")
+    assert len(shown.stdout.splitlines()) == len(INSPECTED)
+    assert all(line.isprintable() for line in shown.stdout.splitlines())
+    assert "\\x1b]52;c;ZXZpbA==\\x07digits error: forged" in shown.stdout
+    fails(repa_eval("align", "--ckpt", "forged.pt", "--teacher", "digits-vit"), 2, "unknown data")
+    Path("s").mkdir()
+    (Path("s") / "a\nerror: forged \x1b[31m.png").write_bytes(b"x")
+    failed = repa_eval("fid", "--samples", "s", "--reference", "digits")
+    assert failed.stderr.splitlines()[-1].startswith("error: ")
+    assert all(line.isprintable() and not line.startswith("error: forged") for line in failed.stderr.splitlines())
+
+
+def test_a_table_of_text_keeps_to_its_lines() -> None:
+    text = tables.table(["a", "b"], [["x\ny", "\x1b[31mred"], ["long" * 1000, 1]])
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert len(text.split("\n")) == 3
+    assert max(map(len, text.split("\n"))) < 1000
+
+
+def test_a_warning_is_one_line() -> None:
+    code = (
+        "import logging, warnings; from repa_eval.console import app; app._prepare_process(); "
+        "logging.getLogger('x').warning('a\\nerror: forged %s', '\\x1b[31m'); warnings.warn('b\\nc')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
+    assert done.stderr == "WARNING: a error: forged \\x1b[31m\nwarning: b c\n"
 
 
 def test_modules_run_like_the_scripts(work: Path) -> None:

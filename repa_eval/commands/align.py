@@ -25,6 +25,7 @@ from repa_eval.console.options import (
 )
 from repa_eval.console.tables import deliver, layer_table
 from repa_eval.errors import UserError
+from repa_eval.reports.drawing.plot_files import kind_of
 from repa_eval.results import Row
 
 
@@ -94,12 +95,14 @@ def command(
 
     All layers are read in one forward pass per timestep.
     """
+    if options.plot is not None:
+        kind_of(options.plot)
     with session(SessionOptions("align", checkpoint, grid, cache, compute, options, pool=options.pool)) as current:
         rows = _measure(current, grid, options)
         if current.capture.share.first:
+            deliver(rows, output, show=lambda shown: _show(shown, current.aligned))
             if options.plot is not None:
                 _plot([row for row in rows if row.layer is not None], options.plot)
-            deliver(rows, output, show=lambda shown: _show(shown, current.aligned))
 
 
 def _measure(current: Session, grid: GridOptions, options: AlignOptions) -> list[Row]:
@@ -186,9 +189,6 @@ def _number(row: Row) -> str:
 
 
 def _plot(rows: Sequence[Row], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
     from repa_eval.reports.drawing.plots import save_maps
 
     save_maps(rows, file)

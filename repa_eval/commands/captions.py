@@ -25,6 +25,7 @@ from repa_eval.console.options import (
 )
 from repa_eval.console.tables import deliver, table
 from repa_eval.errors import UserError
+from repa_eval.reports.drawing.plot_files import kind_of
 from repa_eval.results import Row, records_of
 from repa_eval.runtime.device import choose_device
 
@@ -92,14 +93,14 @@ def command(
     model = model.to(device=choose_device(compute.device), dtype=getattr(torch, checkpoint.dtype))
     plan = _plan(options, compute)
     if options.plot is not None:
-        _check_plot(options.plot)
+        kind_of(options.plot)
     strengths = {"": 1.0} if model.dc_tokens is None else {"": soft_tokens.token_strength, BASE: 0.0}
     rows = examine(model, plan, strengths=strengths, columns=_columns(opened, soft_tokens.tokens))
+    deliver(rows, output, show=_show)
     if options.samples is not None:
         _write_samples(options.samples, model, plan, strengths)
     if options.plot is not None:
         _plot(rows, options.plot)
-    deliver(rows, output, show=_show)
 
 
 def _plan(options: CaptionOptions, compute: ComputeOptions) -> Examination:
@@ -111,7 +112,7 @@ def _plan(options: CaptionOptions, compute: ComputeOptions) -> Examination:
         cfg_scales=_scales(options.cfg_scales),
         num_images=options.num_images,
         num_candidates=options.candidates,
-        timesteps=tuple(parse_times(options.times or "")) or TIMESTEPS,
+        timesteps=TIMESTEPS if options.times is None else tuple(parse_times(options.times)),
         seed=compute.seed,
         batch_size=compute.batch_size,
     )
@@ -151,16 +152,7 @@ def _scales(text: str) -> tuple[float, ...]:
     return scales
 
 
-def _check_plot(file: Path) -> None:
-    from repa_eval.reports.drawing.plots import kind_of
-
-    kind_of(file)
-
-
 def _plot(rows: Sequence[Row], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
     from repa_eval.reports.drawing.plots import save_captions
 
     save_captions(rows, records_of(rows), file)

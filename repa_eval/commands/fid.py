@@ -12,7 +12,7 @@ from repa_eval.commands.shared.quality_options import QualityOptions, quality_op
 from repa_eval.console.app import Command, example
 from repa_eval.console.options import ComputeOptions, RowsOptions, compute_options, rows_options
 from repa_eval.console.tables import deliver, table
-from repa_eval.errors import UserError
+from repa_eval.errors import UserError, one_line
 from repa_eval.results import Row, records_of
 from repa_eval.runtime.device import choose_device
 from repa_eval.runtime.files import write_atomic
@@ -57,13 +57,13 @@ def command(quality: QualityOptions, compute: ComputeOptions, output: RowsOption
         workers=share,
         device=share.device,
     )
-    if quality.neighbours is not None:
-        extractor = next(iter(evaluators[0].extractors.values()))
-        _write_neighbours(quality.neighbours, fake, reference, extractor, compute.batch_size, share)
     if share.first:
         if not rows:
             raise UserError(f"extractor {default} gives none of the metrics {quality.metrics}")
         deliver(rows, output, show=lambda shown: _show(shown, ", ".join(plan), reference, evaluators))
+    if quality.neighbours is not None:
+        extractor = next(iter(evaluators[0].extractors.values()))
+        _write_neighbours(quality.neighbours, fake, reference, extractor, compute.batch_size, share)
 
 
 def _recorded_extractor(samples: Path, record: Mapping[str, Any]) -> str | None:
@@ -95,7 +95,7 @@ def _show(rows: Sequence[Row], extractors: str, reference: Any, evaluators: Sequ
         f"{len(reference)} images" if hasattr(reference, "__len__") else f"statistics of {reference.n or '?'} images"
     )
     title = f"n={rows[0].n}, extractor {extractors}, reference {reference.name} ({count})"
-    notes = sorted({f"note: {row.note}" for row in rows if row.note})
+    notes = sorted({f"note: {one_line(row.note)}" for row in rows if row.note})
     return "\n".join([title, *(evaluator.describe() for evaluator in evaluators), _table(rows), *notes])
 
 

@@ -9,6 +9,7 @@ import click
 from repa_eval.commands.shared.checkpoint import open_checkpoint
 from repa_eval.console.app import Command, example
 from repa_eval.console.options import LoadingOptions, json_option, loading_options
+from repa_eval.errors import one_line
 
 
 @click.command(cls=Command, short_help="Identify a checkpoint")
@@ -28,4 +29,4 @@ def command(ckpt: str, loading: LoadingOptions, as_json: bool) -> None:
     width = max(map(len, info))
     for name, value in info.items():
         text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else "-" if value is None else str(value)
-        click.echo(f"{name.ljust(width)}  {text}")
+        click.echo(f"{name.ljust(width)}  {one_line(text)}")

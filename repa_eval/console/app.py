@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -9,29 +10,42 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
-from repa_eval.errors import UserError
+from repa_eval.errors import UserError, one_line, reason_of
 from repa_eval.plugin_files.loading import load
 from repa_eval.runtime.distributed import leave
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
+DEBUG = "REPA_EVAL_DEBUG"
 
 
 class Command(click.Command):
     """A command whose errors are one line on stderr: exit code 2 for wrong usage, 1 for a failure, 130 for Ctrl-C.
 
-    Every command takes --plugin.
+    Every command takes --plugin and --debug, which shows the traceback of an error that nobody expected.
     """
 
     def __init__(self, *args: Any, **extra: Any) -> None:
         super().__init__(*args, **extra)
-        self.params.append(_plugin_option())
+        self.params += [_plugin_option(), _debug_option()]
+
+    def make_context(self, *positional: Any, **extra: Any) -> click.Context:
+        """Parse the words of the command line."""
+        with _reader_may_leave():
+            return super().make_context(*positional, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _reader_may_leave():
+            return super().invoke(ctx)
 
     def main(self, args: Sequence[str] | None = None, *positional: Any, **extra: Any) -> Any:
         """Run, and turn what a user can cause into one line."""
@@ -44,9 +58,7 @@ class Command(click.Command):
         leave(result if isinstance(result, int) else 0)
 
     def _in_one_line(self, args: Sequence[str] | None, *positional: Any, **extra: Any) -> Any:
-        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
+        _prepare_process()
         try:
             result: Any = super().main(args, *positional, standalone_mode=False, **extra)  # type: ignore[call-overload]
         except click.exceptions.NoArgsIsHelpError as error:
@@ -58,13 +70,14 @@ class Command(click.Command):
             _fail(str(error), error.exit_code)
         except (KeyboardInterrupt, click.Abort):
             _fail("interrupted", INTERRUPTED)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` is no error
+        except _ReaderHasGone:
+            with contextlib.suppress(OSError, ValueError):  # a stdout that is no file
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` is no error
             result = 0
-        except OSError as error:
-            if error.filename is None and error.errno is None:
+        except Exception as error:
+            if _debugging(args):
                 raise
-            _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error), 1)
+            _fail(_unexpected(error), 1)
         return result
 
 
@@ -103,6 +116,61 @@ def example(text: str) -> Callable[[F], F]:
     return attach
 
 
+class _ReaderHasGone(Exception):  # noqa: N818  (no error)
+    """Whoever read our output wants no more of it."""
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Keep a broken pipe from click, which would end with exit code 1."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _ReaderHasGone from error
+
+
+class _OneLine(logging.Formatter):
+    """Warnings as one line, without what a file's text could do to a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return "WARNING: text"."""
+        return one_line(f"{record.levelname}: {record.getMessage()}")
+
+
+def _prepare_process() -> None:
+    """Set up what a program of ours needs of its process: warnings in a line, and no window for figures."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    warnings.formatwarning = lambda message, *_where, **_more: f"warning: {one_line(str(message))}\n"
+    os.environ["MPLBACKEND"] = "agg"  # that of a notebook's kernel need not be installed here
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
+
+
+def _debugging(args: Sequence[str] | None) -> bool:
+    """Return whether tracebacks are wanted; looked up in the words, for the parser itself may have failed."""
+    return os.environ.get(DEBUG, "0") not in ("", "0") or "--debug" in (sys.argv[1:] if args is None else args)
+
+
+def _unexpected(error: Exception) -> str:
+    """Return a line on an error that nobody expected: the system's own words for a file, else where it arose."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.strerror}: {error.filename}" if error.filename else str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    package = f"{os.sep}repa_eval{os.sep}"
+    frame = next((frame for frame in reversed(frames) if package in frame.filename), frames[-1])
+    where = f"{Path(frame.filename).name}, line {frame.lineno}"
+    kind = "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {reason_of(error)}"
+    return f"unexpected error in {where}: {one_line(kind, 300)}; add --debug (or set {DEBUG}=1) for the traceback"
+
+
+def _debug_option() -> click.Option:
+    """Return --debug, which is looked up in the words of the command line (`_debugging`)."""
+    text = "show the traceback of an unexpected error"
+    return click.Option(["--debug"], is_flag=True, expose_value=False, help=text)
+
+
 def _plugin_option() -> click.Option:
     """Return --plugin, which loads plug-ins before anything else of the command is looked at."""
 
@@ -131,5 +199,5 @@ def _text(error: click.ClickException) -> str:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    click.echo(f"error: {text}", err=True)
+    click.echo(f"error: {one_line(text)}", err=True)
     sys.exit(code)

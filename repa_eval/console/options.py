@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import click
 from repa_eval.console.option_groups import flag, option_group
 from repa_eval.diffusion.timesteps import TIMESTEPS
 from repa_eval.errors import UserError
+from repa_eval.results import table_path
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEVICES = "auto, cpu, cuda or cuda:N"
@@ -25,14 +27,25 @@ class ComputeOptions:
     quiet: bool = flag("--quiet", is_flag=True, help="show no progress on stderr")
 
 
+def _checked_table(_context: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Return the table of --rows; UserError, before anything is measured, where no rows can be added to it."""
+    if path is not None:
+        table = table_path(path)
+        nearest = next(folder for folder in (table, *table.absolute().parents) if folder.exists())
+        if not os.access(nearest, os.W_OK):
+            raise UserError(f"--rows {path}: {nearest} is read-only")
+    return path
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowsOptions:
     """What becomes of the rows that a command measured."""
 
     rows: Path | None = flag(
         "--rows",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="also append the rows to this table, such as results.jsonl",
+        type=click.Path(path_type=Path),
+        callback=_checked_table,
+        help="also append the rows to this table: FILE.jsonl, or a folder for its results.jsonl",
     )
     as_json: bool = flag("--json", is_flag=True, help="print only JSON on stdout")
 

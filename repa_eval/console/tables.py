@@ -8,11 +8,17 @@ from collections.abc import Callable, Sequence
 import click
 
 from repa_eval.console.options import RowsOptions
+from repa_eval.errors import one_line
 from repa_eval.results import Row, append, records_of
+
+LONGEST_CELL = 400  # letters
 
 
 def deliver(rows: Sequence[Row], output: RowsOptions, *, show: Callable[[Sequence[Row]], str]) -> None:
-    """Append rows to a table if asked for, and print them: as JSON, or as `show` writes them."""
+    """Append rows to a table if asked for, then print them: as JSON, or as the lines that `show` writes.
+
+    Commands call it as soon as they have measured: what they draw and write besides may fail.
+    """
     if output.rows is not None:
         append(output.rows, rows)
     if output.as_json:
@@ -21,12 +27,12 @@ def deliver(rows: Sequence[Row], output: RowsOptions, *, show: Callable[[Sequenc
             json.dumps({"rows": [row.columns() for row in rows], "protocols": records_of(rows), "warnings": notes})
         )
     else:
-        click.echo(show(rows))
+        click.echo("\n".join(map(_printable, show(rows).split("\n"))))
 
 
 def table(header: Sequence[str], body: Sequence[Sequence[object]]) -> str:
     """Return lines with aligned columns."""
-    cells = [list(map(str, header)), *([str(cell) for cell in line] for line in body)]
+    cells = [[one_line(str(cell), LONGEST_CELL) for cell in line] for line in (header, *body)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
 
@@ -52,6 +58,11 @@ def layer_table(rows: Sequence[Row], aligned: int | None) -> str:
         title = f"{metric}{f' with {teacher}' if teacher else ''}, n={members[0].n}, t=1 is noise"
         blocks.append(f"{title}{', * aligned block' if aligned else ''}\n{table(header, body)}")
     return "\n\n".join(blocks)
+
+
+def _printable(line: str) -> str:
+    """Return a line whose spaces are kept, without control characters."""
+    return line if line.isprintable() else one_line(line)
 
 
 def _cell(value: float | None, best: float | None, stderr: float | None) -> str:

@@ -14,14 +14,13 @@ from numpy.typing import ArrayLike
 
 from repa_eval.errors import UserError
 from repa_eval.reports.drawing.figures import COLOURS
+from repa_eval.reports.drawing.plot_files import kind_of
 from repa_eval.reports.numbers.arms import arms_of
 from repa_eval.reports.numbers.caption_charts import charts
 from repa_eval.reports.numbers.frames import maps_of
 from repa_eval.reports.numbers.protocols import Records
 from repa_eval.results import Row, records_of
 from repa_eval.runtime.files import write_atomic
-
-FORMATS = ("png", "svg", "pdf")
 
 
 def save_maps(rows: Sequence[Row], file: Path) -> None:
@@ -73,14 +72,6 @@ def save_captions(rows: Sequence[Row], records: Records, file: Path) -> None:
         ax.set(xlabel=chart.xlabel, ylabel=chart.panel.label, title=chart.title)
         ax.legend()
     _save(figure, file, kind)
-
-
-def kind_of(file: Path) -> str:
-    """Return the format that a file's name asks for; UserError if it is none of ours."""
-    kind = file.suffix.lstrip(".").lower()
-    if kind not in FORMATS:
-        raise UserError(f"--plot {file}: choose a file that ends in {', '.join(FORMATS)}")
-    return kind
 
 
 def _save(figure: Figure, file: Path, kind: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repa_eval.reports.numbers.arms import Arm
-from repa_eval.reports.numbers.frames import Group, Map
+from repa_eval.reports.numbers.frames import Group, Map, in_order
 from repa_eval.reports.numbers.pairs import Spread, pairs_of, spread
 from repa_eval.reports.numbers.profiles import by_group
 
@@ -55,7 +55,7 @@ def _cells(own: Map, base: Map, layer: int) -> dict[float, tuple[float, float]]:
     steps = set(own.values) & set(base.values)
     if not steps:
         return {}
-    step = max(steps)
+    step = max(steps, key=in_order)
     small = (t for t in own.timesteps if t <= MOST_NOISE + 1e-9)
     both = ((t, own.at(step, layer, t), base.at(step, layer, t)) for t in small)
     return {t: (one, two) for t, one, two in both if one is not None and two is not None}

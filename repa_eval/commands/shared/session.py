@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +17,14 @@ import click
 from repa_eval.commands.shared.checkpoint import block_numbers, class_tokens_of, open_checkpoint, run_columns
 from repa_eval.console.option_groups import flag, option_group
 from repa_eval.console.options import CheckpointOptions, ComputeOptions, GridOptions
-from repa_eval.errors import UserError
+from repa_eval.errors import UserError, first_line
 from repa_eval.runtime.device import choose_device
 
 if TYPE_CHECKING:
     from repa_eval.features.capture import Capture
+    from repa_eval.runtime.distributed import Share
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +92,7 @@ def session(options: SessionOptions) -> Iterator[Session]:
     share = join(choose_device(compute.device))
     if cache.no_cache and share.count > 1:
         raise UserError("several processes exchange their features through the cache; leave --no-cache out")
-    folder = None if cache.no_cache else cache.folder or _own_folder(opened.path, options)
+    folder = None if cache.no_cache else cache.folder or _folder_of_user(opened.path, options, share)
     with tqdm(desc=options.command, unit="batch", disable=compute.quiet or not share.first or None, leave=False) as bar:
         capture = Capture(
             interpolant=from_dict(Interpolant(), opened.option("interpolant") or {}),
@@ -105,6 +111,26 @@ def session(options: SessionOptions) -> Iterator[Session]:
     share.wait()
     if share.first and folder is not None and cache.folder is None:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folder_of_user(checkpoint: Path, options: SessionOptions, share: Share) -> Path | None:
+    """Return the folder of this call in the user's cache; None, with a warning, where nothing can be written there.
+
+    A container may run for a user without a home, and a home may be read-only: the cache is a help, not a need.
+    """
+    try:
+        folder = _own_folder(checkpoint, options)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "not writable", str(folder))
+    except (OSError, RuntimeError) as error:
+        if share.count > 1:
+            raise UserError(
+                f"several processes exchange their features: name a folder with --cache ({first_line(error)})"
+            ) from error
+        log.warning("no cache (%s): features are kept in memory; --cache DIR keeps them on disk", first_line(error))
+        return None
+    return folder
 
 
 def _own_folder(checkpoint: Path, options: SessionOptions) -> Path:

@@ -54,6 +54,29 @@ def from_dict(base: D, values: Mapping[str, Any], *, where: str = "") -> D:
     return dataclasses.replace(base, **changed)  # type: ignore[type-var]
 
 
+def split_known(base: Any, values: Any, *, where: str = "") -> tuple[Any, list[str]]:
+    """Return `values` without the keys that `base` does not have, on every level, and these under their dotted names.
+
+    What is no mapping comes back as it is, for `from_dict` to refuse.
+    """
+    if not isinstance(values, Mapping):
+        return values, []
+    known: dict[str, Any] = {}
+    unknown_keys: list[str] = []
+    names = {field.name for field in dataclasses.fields(base)}
+    for key, value in values.items():
+        full = f"{where}.{key}" if where else str(key)
+        if key not in names:
+            unknown_keys += flatten({full: value})
+            continue
+        current = getattr(base, key)
+        known[key], within = (
+            split_known(current, value, where=full) if dataclasses.is_dataclass(current) else (value, [])
+        )
+        unknown_keys += within
+    return known, unknown_keys
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a config as nested dicts, lists and scalars: what YAML, JSON and a checkpoint can hold."""
     plain: dict[str, Any] = {}

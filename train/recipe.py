@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from repa_eval.config import from_dict, full_key, nest, option, read_yaml, to_dict
+from repa_eval.config import from_dict, full_key, nest, option, read_yaml, split_known, to_dict
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError, unknown
 from repa_eval.interfaces.architecture import MODELS, architectures_for, find_preset
@@ -22,6 +23,9 @@ from repa_eval.interfaces.teacher import TEACHERS, RecordedTeacher, recorded_tea
 from repa_eval.plugin_files.loading import Plugin
 from repa_eval.plugin_files.records import naming_plugins, records_of
 from repa_eval.train.optim import Average, Optim
+
+log = logging.getLogger(__name__)
+_told: set[tuple[str, ...]] = set()  # unknown keys that were warned of: a sweep reads a recipe per checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +149,15 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None)
 
     Order: default < recipe file < override. Where an override changes the method, the recipe's options that the new
     method does not have are left out; where it changes the model, so is the recipe's architecture.
+    A key that a run has recorded and this version does not have is left out, with a warning.
     UserError names the key that is unknown, ambiguous or of a wrong type.
     """
+    own = {key: value for key, value in tree.items() if key not in DERIVED}
     with naming_plugins(tree):
-        return _resolve({key: value for key, value in tree.items() if key not in DERIVED}, dict(overrides or {}))
+        return _resolve(own, dict(overrides or {}), recorded="systems" in tree)
 
 
-def _resolve(tree: dict[str, Any], overrides: dict[str, Any]) -> Recipe:
+def _resolve(tree: dict[str, Any], overrides: dict[str, Any], *, recorded: bool) -> Recipe:
     name = str(tree.pop("name", "unnamed"))
     options, architecture = (_mapping(tree, part) for part in ("options", "architecture"))
     method_name, method_changed = _choose("method", "repa", tree, overrides)
@@ -165,6 +171,9 @@ def _resolve(tree: dict[str, Any], overrides: dict[str, Any]) -> Recipe:
         name = f"{name}-{method_name}"
     if model_changed:
         architecture = {}
+    if recorded:
+        parts = {"": (Settings(), tree), "options": (method, options), "architecture": (config, architecture)}
+        tree, options, architecture = _known_to_this_version(parts)
     settings = from_dict(Settings(), tree)
     method = from_dict(method, options, where="options")
     config = from_dict(config, architecture, where="architecture")
@@ -173,6 +182,16 @@ def _resolve(tree: dict[str, Any], overrides: dict[str, Any]) -> Recipe:
     method = from_dict(method, given.pop("options", {}), where="options")
     config = from_dict(config, given.pop("architecture", {}), where="architecture")
     return Recipe(name=name, settings=from_dict(settings, given), method=method, model=model_name, architecture=config)
+
+
+def _known_to_this_version(parts: Mapping[str, tuple[Any, Any]]) -> list[Any]:
+    """Return the values of each part, by its place in the tree, that the dataclass beside them has a field for."""
+    found = [split_known(base, values, where=where) for where, (base, values) in parts.items()]
+    unknown_keys = tuple(sorted(key for _, keys in found for key in keys))
+    if unknown_keys and unknown_keys not in _told:
+        _told.add(unknown_keys)
+        log.warning("a recorded recipe has options that this version does not have: %s", ", ".join(unknown_keys))
+    return [known for known, _ in found]
 
 
 def _mapping(tree: dict[str, Any], key: str) -> dict[str, Any]:

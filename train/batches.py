@@ -21,6 +21,7 @@ from repa_eval.interfaces.method import Batch, Method, same
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.runtime import seeding
 from repa_eval.train.recipe import Recipe
+from repa_eval.train.stopping import ignore_signals
 from repa_eval.train.whole_batch import gather_of, gather_rows
 
 IMAGES = ModelInput()
@@ -85,6 +86,7 @@ def loader(
         batch_sampler=order,
         num_workers=recipe.settings.num_workers,
         collate_fn=_as_it_is,
+        worker_init_fn=ignore_signals,
     )
 
 

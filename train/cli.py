@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from repa_eval import __version__
-from repa_eval.console.app import INTERRUPTED, Command, example
+from repa_eval.console.app import Command, example
 from repa_eval.errors import UserError
 from repa_eval.runtime.device import choose_device
 
@@ -142,7 +142,7 @@ def _resolve(recipe_name: str | None, method_name: str | None, words: tuple[str,
 
 
 def _train(recipe: Any, run: Path, go_on: dict[str, Any], device: str, quiet: bool, method_name: str | None) -> Path:
-    """Train; after Ctrl-C say how to continue and leave with 130. go_on: what `train` takes about resumption."""
+    """Train; after a signal to stop say how to continue, and leave with its code. go_on: arguments of `train`."""
     from repa_eval.train.evaluated import monitors_of
     from repa_eval.train.loop import Interrupted, train
 
@@ -156,7 +156,7 @@ def _train(recipe: Any, run: Path, go_on: dict[str, Any], device: str, quiet: bo
         words += _plugin_words(recipe, but=method_name)
         if _speaks():
             click.echo(f"{stop}; continue with: {shlex.join(words)}", err=True)
-        raise SystemExit(INTERRUPTED) from stop
+        raise SystemExit(stop.exit_code) from stop
 
 
 def _speaks() -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from repa_eval.console.app import INTERRUPTED, Command, example
+from repa_eval.console.app import Command, example
 from repa_eval.runtime.device import choose_device
 
 FULL_STEPS = 1500
@@ -68,7 +68,7 @@ def command(out: Path, seeds: int, first_seed: int, steps: int, device: str, qui
                 )
             except Interrupted as stop:
                 click.echo(f"{stop}; continue with the same command", err=True)
-                raise SystemExit(INTERRUPTED) from stop
+                raise SystemExit(stop.exit_code) from stop
             runs.append(folder)
     report = out / "report.html"
     write_report(tuple(runs), report, "REPA on handwritten digits")

@@ -22,13 +22,13 @@ from typing import Any
 from repa_eval import __version__
 from repa_eval.errors import Failure, UserError, short_repr, valid_text
 from repa_eval.runtime.files import read_object, write_atomic
+from repa_eval.runtime.run_record import RUN as RUN
 
 log = logging.getLogger(__name__)
 
 TABLE = "results.jsonl"
 CURVES = "log.jsonl"
 PROTOCOLS = "protocols.json"
-RUN = "run.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +111,39 @@ def append(path: str | Path, rows: Iterable[Row]) -> None:
 
     The records are written before the rows, so that no row points at nothing. On a full disk no row is added.
     """
-    rows = list(rows)
+    _append(path, list(rows), again=True)
+
+
+def append_new(path: str | Path, rows: Iterable[Row]) -> list[Row]:
+    """Append those rows whose keys the table does not hold yet, each key once, and return them.
+
+    Nobody can add a row between the look and the writing. For the rest, see `append`.
+    """
+    return _append(path, list(rows), again=False)
+
+
+def _append(path: str | Path, rows: list[Row], *, again: bool) -> list[Row]:
     table = table_path(path)
     table.parent.mkdir(parents=True, exist_ok=True)
-    protocols = records_of(rows)
     with _locked(table):
+        if not again:
+            rows = _unknown(rows, table)
+        protocols = records_of(rows)
         if protocols:
             _merge_protocols(table.parent / PROTOCOLS, protocols)
         if rows:
             _write_lines(table, "".join(_line(row) for row in rows).encode())
+    return rows
+
+
+def _unknown(rows: list[Row], table: Path) -> list[Row]:
+    """Return the rows whose keys are not in the table, the first one of every key."""
+    first: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        first.setdefault(row.key(), row)
+    for row in scan(table) if first and table.is_file() else ():
+        first.pop(row.key(), None)
+    return list(first.values())
 
 
 def read(path: str | Path) -> list[Row]:

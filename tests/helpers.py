@@ -132,11 +132,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def launch(module: str, *words: str | Path, cwd: Path) -> subprocess.Popen[str]:
-    """Start `python -m module words...` elsewhere than in the checkout."""
+def launch(module: str, *words: str | Path, cwd: Path, **options: Any) -> subprocess.Popen[str]:
+    """Start `python -m module words...` elsewhere than in the checkout. options: of Popen."""
     command = [sys.executable, "-m", module, *map(str, words)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=cwd, env=environment(), **pipes)
+    return subprocess.Popen(command, cwd=cwd, env=environment(), **pipes, **options)
 
 
 def torchrun(count: int, *words: str | Path, cwd: Path | None = None) -> str:

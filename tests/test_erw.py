@@ -189,7 +189,7 @@ def test_stopping_at_any_step_and_continuing_is_exact(
     def pressed() -> Iterator[Any]:
         yield lambda: asked.append(1) or len(asked) == stop
 
-    monkeypatch.setattr(loop, "_interruptible", pressed)
+    monkeypatch.setattr(loop, "interruptible", pressed)
     with pytest.raises(loop.Interrupted, match=f"stopped at step {stop}"):
         run(recipe, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"

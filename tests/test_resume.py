@@ -10,7 +10,7 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from click.testing import CliRunner, Result
 
 from helpers import MY_LOSS, files_of, finish, launch, run, save_small_data, tiny
 from repa_eval.errors import Failure, UserError
+from repa_eval.interfaces.method import METHODS
 from repa_eval.results import Row, make_row
 from repa_eval.runtime.files import write_atomic
 from repa_eval.train import state
 from repa_eval.train.cli import main
+from repa_eval.train.methods.vanilla import Vanilla
 from repa_eval.train.recipe import Recipe, resolve
 
 TRAIN = "repa_eval.train.cli"
@@ -56,9 +58,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: str) -> Path:
     return folder
 
 
-def start(recipe: Path, out: Path, *more: str) -> Any:
+def start(recipe: Path, out: Path, *more: str, **options: Any) -> Any:
     """`repa-train` in a process of its own."""
-    return launch(TRAIN, "--recipe", recipe, "--out", out, "--device", "cpu", "--quiet", *more, cwd=recipe.parent)
+    words = ["--recipe", recipe, "--out", out, "--device", "cpu", "--quiet", *more]
+    return launch(TRAIN, *words, cwd=recipe.parent, **options)
 
 
 def here(*words: str | Path) -> Result:
@@ -356,15 +359,131 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     assert files_of(tmp_path) == {"notes.txt": b"mine"}
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None], ids=["empty", "text", "half"])
-def test_a_damaged_checkpoint_is_named(short: tuple[Recipe, Path], tmp_path: Path, content: bytes | None) -> None:
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "text": lambda _: b"not a checkpoint",
+    "half": lambda data: data[:2000],
+    "without its last byte": lambda data: data[:-1],
+    "zeros": lambda data: bytes(len(data)),
+    "a tail of zeros": lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
+    "one bit": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 64]) + data[len(data) // 2 + 1 :],
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    short: tuple[Recipe, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
     recipe, expected = short
     shutil.copytree(expected, tmp_path / "run")
     last = tmp_path / "run" / "checkpoints" / "0000005.pt"
-    last.write_bytes(last.read_bytes()[:2000] if content is None else content)
-    with pytest.raises(Failure, match=r"0000005\.pt") as caught:
+    last.write_bytes(DAMAGES[how](last.read_bytes()))
+    assert attempt(recipe, tmp_path / "run", resume=True)
+    [told] = caplog.messages
+    assert "0000005.pt" in told
+    assert told.endswith("the run goes on from step 4, 0000004.pt")
+    assert "\n" not in told
+    assert_same_run(tmp_path / "run", expected)
+
+
+def test_checkpoints_of_which_none_is_good_are_named(short: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, expected = short
+    shutil.copytree(expected, tmp_path / "run")
+    for path in state.checkpoints_of(tmp_path / "run"):
+        path.write_bytes(path.read_bytes()[:2000])
+    before = files_of(tmp_path / "run")
+    with pytest.raises(Failure, match=r"0000005\.pt .*; remove them to begin again at step 0") as caught:
         run(recipe, tmp_path / "run", resume=True)
     assert "\n" not in str(caught.value)
+    assert files_of(tmp_path / "run") == before
+
+
+def test_a_checkpoint_under_another_step_is_passed_over(
+    short: tuple[Recipe, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, expected = short
+    shutil.copytree(expected, tmp_path / "run")
+    shutil.copy(state.checkpoint_path(tmp_path / "run", 2), state.checkpoint_path(tmp_path / "run", 5))
+    assert attempt(recipe, tmp_path / "run", resume=True)
+    assert "0000005.pt is damaged: it was saved at step 2; the run goes on from step 4" in caplog.text
+    assert_same_run(tmp_path / "run", expected)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "5"}, {"step": None}, {"step": True}, {"opt": []}, {"opt": {}}, {"rng": 0}, {"recipe": None},
+        {"model": {}}, {"model": torch.zeros(2)}, {"ema": {"a": 1}}, {"method": {"a": torch.zeros(2)}},
+        {"opt": {"state": {}, "param_groups": 3}}, {"opt": {"state": {"a": 1}, "param_groups": []}},
+        {"opt": {"state": {99: {}}, "param_groups": [{"params": [0]}]}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_odd_content_of_a_checkpoint_is_one_line_or_passed_over(
+    short: tuple[Recipe, Path], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    recipe, expected = short
+    shutil.copytree(expected, tmp_path / "run")
+    last = state.checkpoint_path(tmp_path / "run", 5)
+    torch.save({**torch.load(last, weights_only=True), **change}, last)
+    edit_record(tmp_path / "run", status="running")
+    refusals: list[str] = []
+    try:
+        assert attempt(recipe, tmp_path / "run", resume=True)
+    except UserError as error:
+        refusals.append(str(error))
+    if not refusals:
+        assert_same_run(tmp_path / "run", expected)
+    assert all("0000005.pt" in text and "\n" not in text for text in refusals)
+
+
+def test_copies_among_the_checkpoints_are_left_alone(short: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, expected = short
+    shutil.copytree(expected, tmp_path / "run")
+    names = ["0000009-copy.pt", "9.pt", "0000008 (1).pt", "latest.pt", "\u0663.pt", "0000007.pt.part"]
+    for name in names:
+        (tmp_path / "run" / "checkpoints" / name).write_bytes(b"mine")
+    (tmp_path / "run" / "checkpoints" / "0000006.pt").mkdir()
+    assert [path.stem for path in state.checkpoints_of(tmp_path / "run")] == ["0000002", "0000004", "0000005"]
+    assert run(recipe, tmp_path / "run", resume=True) == state.checkpoint_path(tmp_path / "run", 5)
+
+
+def edit_record(folder: Path, **entries: Any) -> None:
+    record = json.loads((folder / "run.json").read_text()) | entries
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("lacking", [0, -1])
+def test_moments_that_are_missing_are_refused(short: tuple[Recipe, Path], tmp_path: Path, lacking: int) -> None:
+    recipe, expected = short
+    shutil.copytree(expected, tmp_path / "run")
+    last = state.checkpoint_path(tmp_path / "run", 5)
+    saved = torch.load(last, weights_only=True)
+    del saved["opt"]["state"][sorted(saved["opt"]["state"])[lacking]]
+    torch.save(saved, last)
+    edit_record(tmp_path / "run", status="running")
+    with pytest.raises(Failure, match=r"0000005\.pt is damaged: opt lacks moments of parameters that were trained"):
+        run(recipe, tmp_path / "run", resume=True)
+
+
+class Idle(Vanilla):
+    """A method with a module that no loss depends on."""
+
+    def modules(self, model: Any, teachers: Any) -> torch.nn.ModuleDict:
+        return torch.nn.ModuleDict({"idle": torch.nn.Linear(2, 2)})
+
+
+def test_a_parameter_that_was_never_updated_needs_no_moments(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS._objects, "vanilla", Idle)
+    recipe = tiny(data=data, split="train", max_steps=4, checkpoint_every=2)
+    run(recipe, tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    state.checkpoint_path(tmp_path / "b", 4).unlink()
+    run(recipe, tmp_path / "b", resume=True)
+    a, b = (state.checkpoint_path(tmp_path / name, 4).read_bytes() for name in "ab")
+    assert a == b
 
 
 @pytest.mark.parametrize("moment", [torch.zeros(1), torch.zeros(()), 3, None])
@@ -381,8 +500,138 @@ def test_moments_of_another_shape_are_refused(short: tuple[Recipe, Path], tmp_pa
         run(resolve(recipe.to_dict(), {"max_steps": 6}), tmp_path / "run", resume=True)
 
 
+LOST = [None, "", '{"run": ', "[]"]
+
+
+@pytest.mark.parametrize("content", LOST)
+@pytest.mark.parametrize("left", ["copy", "recipe", "checkpoints"])
+def test_a_lost_record_is_written_anew(
+    short: tuple[Recipe, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str | None, left: str
+) -> None:
+    recipe, expected = short
+    shutil.copytree(expected, tmp_path / "run")
+    lost = {"copy": [], "recipe": [".run.json.bak"], "checkpoints": [".run.json.bak", "recipe.yaml"]}[left]
+    for name in ["run.json", *lost]:
+        (tmp_path / "run" / name).unlink()
+    if content is not None:
+        (tmp_path / "run" / "run.json").write_text(content)
+    with pytest.raises(UserError, match=r"holds this run already \(.*\); add --resume or choose another --out"):
+        run(recipe, tmp_path / "run")
+    with pytest.raises(UserError, match=r"holds another run \(digits-repa, method repa\)"):
+        run(tiny("vanilla"), tmp_path / "run", resume=True)
+    state.checkpoint_path(tmp_path / "run", 5).unlink()
+    assert attempt(recipe, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", expected)
+    told = [f"{tmp_path / 'run'}: run.json is lost or damaged, and is written anew"]
+    assert caplog.messages == ([] if left == "copy" else told)
+
+
 def test_a_damaged_record_is_named(short: tuple[Recipe, Path], tmp_path: Path) -> None:
-    shutil.copytree(short[1], tmp_path / "run")
+    (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text('{"run": ')
     with pytest.raises(Failure, match=r"run\.json is damaged"):
         run(short[0], tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("key", ["schedule", "ema_schedule"])
+def test_a_schedule_that_depends_on_the_last_step_fixes_it(tmp_path: Path, data: str, key: str) -> None:
+    recipe = tiny(data=data, split="train", max_steps=4, **{key: "cosine"})
+    run(recipe, tmp_path / "run")
+    before = files_of(tmp_path / "run")
+    for steps in (3, 8):
+        with pytest.raises(UserError, match=rf"max_steps 4 \(now {steps}\); its schedule depends on max_steps|already"):
+            run(resolve(recipe.to_dict(), {"max_steps": steps}), tmp_path / "run", resume=True)
+    assert files_of(tmp_path / "run") == before
+
+
+def test_a_run_cannot_end_before_where_it_is(short: tuple[Recipe, Path]) -> None:
+    recipe, expected = short
+    with pytest.raises(UserError, match="is at step 5 already, beyond max_steps 3"):
+        run(resolve(recipe.to_dict(), {"max_steps": 3}), expected, resume=True)
+
+
+# --- another version of the package
+
+
+def test_both_values_of_a_changed_setting_are_told(short: tuple[Recipe, Path]) -> None:
+    recipe, expected = short
+    other = resolve(recipe.to_dict(), {"seed": 3, "proj_coeff": 0.25})
+    own = recipe.to_dict()["options"]["proj_coeff"]
+    with pytest.raises(
+        UserError, match=rf"other settings: options\.proj_coeff {own} \(now 0\.25\), seed 0 \(now 3\); choose"
+    ):
+        run(other, expected, resume=True)
+
+
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_an_option_of_another_version_is_told_and_no_end(
+    short: tuple[Recipe, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, checkpoints: bool
+) -> None:
+    _, expected = short
+    shutil.copytree(expected, tmp_path / "run")
+    state.checkpoint_path(tmp_path / "run", 5).unlink()
+    of_later = {"optim": {"nesterov": True}, "options": {"warp": [1, 2]}, "tuning": {"of": {"gates": 0.5}}}
+    tree = yaml.safe_load((expected / "recipe.yaml").read_text())
+    for key, entries in of_later.items():
+        tree[key] = {**tree.get(key, {}), **entries}
+    if checkpoints:
+        before = state.checkpoint_path(tmp_path / "run", 4)
+        saved = state.load_checkpoint(before)
+        for key, entries in of_later.items():
+            saved["recipe"].setdefault(key, {}).update(entries)
+        state.save_checkpoint(before, saved)
+    else:
+        shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    again = ["--recipe", tmp_path / "run" / "recipe.yaml", "--out", tmp_path / "run", "--resume"]
+    done = here(*again, "eval_every=0")
+    assert done.exit_code == 0, done.stderr
+    assert "optim.nesterov True, options.warp [1, 2], tuning.of.gates 0.5" in caplog.text
+    last = state.checkpoint_path(tmp_path / "run", 5)
+    assert load_state(last) == load_state(state.checkpoint_path(expected, 5))
+    typed = here("--recipe", "digits-vanilla", "--out", str(tmp_path / "new"), "optim.nesterov=true")
+    assert typed.exit_code == 2  # what is typed is no recorded option
+    assert "optim.nesterov" in typed.stderr
+
+
+def load_state(path: Path) -> str:
+    saved = state.load_checkpoint(path)
+    return str([saved[key] for key in ("model", "ema", "opt")])
+
+
+# --- signals
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)], ids=str
+)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_saves_and_ends(data: str, tmp_path: Path, number: int, code: int, workers: int) -> None:
+    """Sent to the whole group, as schedulers and terminals do: readers of images leave it to the trainer."""
+    recipe = tiny(data=data, split="train", max_steps=100_000, checkpoint_every=100_000, num_workers=workers)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    out = tmp_path / "run"
+    process = start(tmp_path / "recipe.yaml", out, start_new_session=True)
+    wait_for(process, out / "log.jsonl", 5000)
+    os.killpg(process.pid, number)
+    found, stdout, stderr = finish(process)
+    assert (found, stdout) == (code, "")
+    assert stderr.count("\n") == 1
+    assert "everything is saved; continue with: repa-train" in stderr
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "interrupted"
+    assert [path.name for path in state.checkpoints_of(out)] == [f"{record['step']:07d}.pt"]
+
+
+def test_an_error_within_a_run_is_its_status(tmp_path: Path, data: str) -> None:
+    def breaks(step: int, _model: Any) -> list[Row]:
+        raise OSError(28, "No space left on device", "results.jsonl")
+
+    recipe = tiny(data=data, split="train", eval_every=2)
+    with pytest.raises(OSError, match="No space"):
+        run(recipe, tmp_path / "run", monitors=[breaks])
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["reason"]) == ("failed", "[Errno 28] No space left on device: 'results.jsonl'")
+    run(recipe, tmp_path / "run", resume=True)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record.get("reason")) == ("done", None)

@@ -35,6 +35,7 @@ from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.method import METHODS, Batch
 from repa_eval.results import Row, make_row
+from repa_eval.runtime.run_lock import RunLock
 from repa_eval.train import batches, loop, state
 from repa_eval.train.cli import main
 from repa_eval.train.evaluated import monitors_of
@@ -519,10 +520,10 @@ def test_two_processes_give_the_curve_of_one(tmp_path: Path, name: str, more: di
 
 def test_a_second_trainer_is_kept_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
-    held = state.lock_run(tmp_path / "run")
+    held = RunLock(tmp_path / "run")
     with pytest.raises(Failure, match="another repa-train is writing this run"):
         run(tiny(), tmp_path / "run")
-    held.close()
+    held.release()
     run(tiny(max_steps=1), tmp_path / "run")
 
 

@@ -7,11 +7,10 @@ processes, and a resumed run equals one that never stopped.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from tqdm import tqdm
 
 from repa_eval.checkpoints.repa_train import KEYS
 from repa_eval.diffusion import conventions
-from repa_eval.errors import Failure
 from repa_eval.features.model_input import ModelInput
 from repa_eval.interfaces.architecture import find_preset
 from repa_eval.interfaces.image_source import ImageSource
@@ -31,17 +29,17 @@ from repa_eval.interfaces.method import Batch, Method, name_of
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.results import Row
 from repa_eval.runtime import seeding
-from repa_eval.train import batches, resumption, stages, state, whole_batch
+from repa_eval.runtime.run_lock import RunLock
+from repa_eval.train import batches, finite, resumption, stages, state, whole_batch
 from repa_eval.train.callbacks import Callback, Callbacks, LogFunction
 from repa_eval.train.recipe import Recipe, Settings
+from repa_eval.train.stopping import Interrupted as Interrupted
+from repa_eval.train.stopping import interruptible
 from repa_eval.train.trackers import Trackers, named_trackers, project_of
 from repa_eval.train.writer import Writer, environment
 
+log = logging.getLogger(__name__)
 Evaluate = Callable[[int, Any], Iterable[Row]]  # (step, averaged model) -> rows: a Monitor, or any function
-
-
-class Interrupted(Exception):  # noqa: N818  (no error: everything is saved)
-    """Training was stopped by the user; everything is saved."""
 
 
 class Objective(nn.Module):
@@ -78,33 +76,38 @@ def train(
     appended to results.jsonl. callbacks: told of curves, rows and checkpoints, by the first process.
     resume: continue from the last checkpoint, or start where nothing is there.
     allow_changed_plugin: even if the file of a plug-in is not the one that the run began with.
-    labels: further entries of run.json, for the report. Raises Interrupted after Ctrl-C, everything saved.
+    labels: further entries of run.json, for the report. Raises Interrupted after Ctrl-C, SIGTERM or SIGUSR1,
+    everything saved. Failure where a loss or a weight is no longer finite: such a step is never saved.
     """
     run, settings = Path(out), recipe.settings
     accelerator = _accelerator(settings, device, run)
     trackers = Trackers(accelerator, recipe)
     told = Callbacks((trackers, *callbacks))
     share = batches.share_of(settings.batch_size, accelerator, settings.gradient_accumulation)
-    checkpoint = resumption.open_run(run, recipe, resume=resume)
+    resumption.open_run(run, recipe, resume=resume)
     accelerator.wait_for_everyone()  # every process has looked before one of them writes
-    lock = state.lock_run(run) if accelerator.is_main_process else contextlib.nullcontext()
 
-    images = load_data(settings.data, settings.split)
-    teachers = [teacher.load().to(accelerator.device) for teacher in recipe.teachers]
-    resolved = stages.resolve_stages(recipe, images, teachers)
-    recipe = resolved[-1].recipe
-    position = resumption.position_of(run, resolved, checkpoint, allow_changed_plugin=allow_changed_plugin)
-    if checkpoint is not None and position.complete:
-        return checkpoint
-    if accelerator.scaler is not None and position.saved is not None:
-        accelerator.scaler.load_state_dict(position.saved["rng"]["scaler"])
-    step = position.step
-    writer = Writer(run, recipe, _record(recipe, run, labels)) if accelerator.is_main_process else None
-    seconds = writer.seconds(step) if writer else 0.0
-    bar = _bar(recipe, step, shown=progress and writer is not None)
-    stopped = False
+    with contextlib.ExitStack() as opened:
+        if accelerator.is_main_process:
+            opened.enter_context(RunLock(run))
+        images = load_data(settings.data, settings.split)
+        teachers = [teacher.load().to(accelerator.device) for teacher in recipe.teachers]
+        resolved = stages.resolve_stages(recipe, images, teachers)
+        recipe = resolved[-1].recipe
+        position = resumption.position_of(run, resolved, allow_changed_plugin=allow_changed_plugin)
+        if position.checkpoint is not None and position.complete:
+            return position.checkpoint
+        step, stopped_by = position.step, None
+        writer = None
+        if accelerator.is_main_process:
+            writer = opened.enter_context(Writer(run, recipe, _record(recipe, run, labels), step))
+        seconds = writer.seconds if writer else 0.0
+        bar = opened.enter_context(_bar(recipe, step, shown=progress and writer is not None))
+        interrupted = opened.enter_context(interruptible())
+        if writer:
+            for note in position.notes:
+                log.warning("%s", note)
 
-    with lock, bar, _interruptible() as interrupted:
         for stage in position.remaining:
             _, objective = build(stage.recipe, images, teachers)
             optimizer = settings.optim.build(stage.recipe.method.parameter_groups(objective.model, objective.extras))
@@ -116,7 +119,7 @@ def train(
                 _refuse_coupled_terms(objective, stage, step, images, reads, teachers, accelerator.device)
             ema = state.average_of(objective.model)
             if resumed:
-                position.restore(objective, ema, optimizer)
+                position.restore(objective, ema, optimizer, accelerator.scaler)
             ema.to(accelerator.device)
             wrapped, optimizer = accelerator.prepare(objective, optimizer)
             if writer and stage is position.remaining[0]:
@@ -136,30 +139,37 @@ def train(
                 seconds += time.perf_counter() - began
 
                 done = step == stage.last
-                stopped = _anywhere(accelerator, interrupted()) and step < settings.max_steps
-                if writer and (done or step % settings.log_every == 0):
-                    values = _curve_values(terms, norm, optimizer, seconds, step)
+                stopped_by = _anywhere(accelerator, interrupted()) if step < settings.max_steps else None
+                logs = done or step % settings.log_every == 0
+                saves = done or bool(stopped_by) or step % settings.checkpoint_every == 0
+                values = _losses(terms, norm) if logs or saves else {}
+                finite.refuse_losses(step, values)
+                if writer and logs:
+                    values = {**values, "learning_rate": optimizer.param_groups[0]["lr"], "train_seconds": seconds}
                     writer.curves(step, values)
                     told.on_log(step, values)
                     bar.set_postfix({name: f"{value:.3f}" for name, value in values.items() if name.endswith("loss")})
-                if accelerator.is_main_process and (done or stopped or step % settings.checkpoint_every == 0):
-                    told.on_checkpoint(_save(run, accelerator, wrapped, ema, optimizer, step, stage.recipe))
-                if stopped:
+                if saves:
+                    bare = accelerator.unwrap_model(wrapped)
+                    finite.refuse_weights(step, bare.model, ema, bare.extras, optimizer)
+                if saves and writer:
+                    writer.sync()
+                    told.on_checkpoint(_save(run, accelerator, bare, ema, optimizer, step, stage.recipe))
+                if stopped_by:
                     break
                 _evaluate(writer, told, watched, ema, step, settings)
                 bar.update()
-            if stopped:
+            if stopped_by:
                 break
             accelerator.wait_for_everyone()  # the checkpoint that the next stage starts from is written
             if stage is not resolved[-1]:
                 accelerator.free_memory()
-    accelerator.wait_for_everyone()
-    finished = step >= settings.max_steps
-    if writer:
-        writer.finish("done" if finished else "interrupted", step)
-        trackers.finish()
-    if not finished:
-        raise Interrupted(f"stopped at step {step}; everything is saved")
+        accelerator.wait_for_everyone()
+        if writer:
+            writer.finish("interrupted" if stopped_by else "done", step)
+            trackers.finish()
+    if stopped_by:
+        raise Interrupted(f"stopped at step {step}; everything is saved", stopped_by)
     return state.checkpoint_path(run, step)
 
 
@@ -260,13 +270,12 @@ def _accelerator(settings: Settings, device: str, run: Path) -> Accelerator:
 def _save(
     run: Path,
     accelerator: Accelerator,
-    wrapped: nn.Module,
+    bare: Objective,
     ema: nn.Module,
     optimizer: torch.optim.Optimizer,
     step: int,
     recipe: Recipe,
 ) -> Path:
-    bare = accelerator.unwrap_model(wrapped)
     rng = {"seed": recipe.settings.seed, "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}
     states = (bare.model.state_dict(), ema.state_dict(), bare.extras.state_dict(), optimizer.state_dict())
     values = (*states, step, rng, recipe.to_dict())
@@ -294,14 +303,9 @@ def _record(recipe: Recipe, run: Path, labels: Mapping[str, Any] | None) -> dict
     }
 
 
-def _curve_values(
-    terms: Mapping[str, Tensor], norm: Tensor, optimizer: torch.optim.Optimizer, seconds: float, step: int
-) -> dict[str, float]:
+def _losses(terms: Mapping[str, Tensor], norm: Tensor) -> dict[str, float]:
     values = {name: float(term) for name, term in terms.items()}
-    values = {"loss": sum(values.values()), **values, "grad_norm": float(norm)}
-    if not torch.tensor(list(values.values())).isfinite().all():
-        raise Failure(f"step {step}: a loss is not finite ({values}); the checkpoints before it are kept")
-    return {**values, "learning_rate": optimizer.param_groups[0]["lr"], "train_seconds": seconds}
+    return {"loss": sum(values.values()), **values, "grad_norm": float(norm)}
 
 
 def _bar(recipe: Recipe, step: int, *, shown: bool) -> tqdm[Any]:
@@ -311,31 +315,13 @@ def _bar(recipe: Recipe, step: int, *, shown: bool) -> tqdm[Any]:
     )
 
 
-def _anywhere(accelerator: Accelerator, flag: bool) -> bool:
-    """Return whether the flag is set in any process, so that all of them stop at the same step."""
+def _anywhere(accelerator: Accelerator, signal: int | None) -> int | None:
+    """Return the signal that any process was sent, so that all of them stop at the same step."""
     if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum"))
+        return signal
+    sent = accelerator.gather(torch.tensor([signal or 0], device=accelerator.device))
+    return int(sent.max()) or None
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed; a second press interrupts at once."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set
-        return
-
-    def press(_signal: int, _frame: Any) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)

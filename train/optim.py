@@ -30,6 +30,11 @@ class Optim:
     weight_decay: float = option(0.0, help="AdamW's weight decay", least=0)
     max_grad_norm: float = option(1.0, help="gradients are clipped to this global norm", least=0)
 
+    @property
+    def ends(self) -> bool:
+        """Whether rates depend on the last step, so that a run of other length is another run from its first step."""
+        return self.schedule == "cosine"
+
     def build(self, parameters: Iterable[nn.Parameter | Mapping[str, Any]]) -> torch.optim.AdamW:
         """Return AdamW over parameters, or over groups of them with settings of their own (`parameter_groups`).
 
@@ -82,6 +87,11 @@ class Average:
         help="ramp: min(decay, (1 + i)/(10 + i)); cosine: decay -> 1",
         choices=("constant", "ramp", "cosine"),
     )
+
+    @property
+    def ends(self) -> bool:
+        """Whether decays depend on the last step, so that a run of other length is another run from its first step."""
+        return self.ema_schedule == "cosine"
 
     def decay(self, step: int, max_steps: int) -> float:
         """Return the decay of update number `step`, counted from 0."""

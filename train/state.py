@@ -1,14 +1,14 @@
-"""State of a run: averaged weights, atomic checkpoints of tensors and plain values, run.json."""
+"""State of a run: averaged weights, atomic checkpoints of tensors and plain values, and what it is."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import fcntl
 import io
-import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import yaml
@@ -18,8 +18,9 @@ from repa_eval.checkpoints.repa_train import KEYS
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import Failure, UserError, parsing
 from repa_eval.models.shared.encoder import Encoder
-from repa_eval.results import RUN
-from repa_eval.runtime.files import read_json, write_atomic
+from repa_eval.runtime.files import write_atomic
+from repa_eval.runtime.run_record import read_record
+from repa_eval.train import finite
 from repa_eval.weight_files.reading import read_file
 
 
@@ -53,10 +54,17 @@ def checkpoint_path(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"{step:07d}.pt"
 
 
+def checkpoints_of(run: Path) -> list[Path]:
+    """Return the checkpoints of a run, the lowest step first; other files, such as 0000060-copy.pt, are left out."""
+    named = [path for path in (run / "checkpoints").glob("[0-9]*.pt") if path.stem.isdecimal() and path.is_file()]
+    return sorted(
+        (path for path in named if path == checkpoint_path(run, int(path.stem))), key=lambda path: int(path.stem)
+    )
+
+
 def latest_checkpoint(run: Path) -> Path | None:
     """Return the checkpoint of the highest step, if there is one."""
-    files = [path for path in (run / "checkpoints").glob("[0-9]*.pt") if path.stem.isdecimal()]  # 0000060-copy.pt
-    return max(files, key=lambda path: int(path.stem), default=None)
+    return next(iter(reversed(checkpoints_of(run))), None)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -72,25 +80,55 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return what save_checkpoint wrote; Failure if the file is damaged or another program's."""
+    """Return what save_checkpoint wrote; Failure if the file is damaged, UserError if it is another program's."""
     state = read_file(path, mapped=False)
     if not isinstance(state, dict) or not set(KEYS) <= set(state):
         raise UserError(f"{path} is not a checkpoint of repa-train: expected the keys {', '.join(KEYS)}")
     return state
 
 
-def write_run(run: Path, record: dict[str, Any]) -> None:
-    """Write run.json."""
-    write_atomic(run / RUN, json.dumps(record, indent=1) + "\n")
+def load_good_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a checkpoint that training can go on from; UserError if it is damaged or its weights are not finite."""
+    saved = load_checkpoint(path)
+    kinds = {"model": dict, "ema": dict, "method": dict, "opt": dict, "rng": dict, "recipe": dict, "step": int}
+    for key, kind in kinds.items():
+        if not isinstance(saved[key], kind):
+            raise Failure(f"{path} is damaged: {key} is {saved[key]!r:.40}")
+    if path.stem != f"{saved['step']:07d}":
+        raise Failure(f"{path} is damaged: it was saved at step {saved['step']}")
+    finite.refuse_saved(saved, f"{path} cannot be resumed from")
+    return saved
 
 
 def read_run(run: Path) -> dict[str, Any] | None:
-    """Return run.json, or None if the folder holds no run."""
-    file = run / RUN
-    if not file.is_file():
-        return None
-    record = read_json(file)
-    return record if isinstance(record, dict) else None
+    """Return run.json or its copy; where both are lost, what recipe.yaml or a checkpoint tells of the run.
+
+    None if the folder holds no run; Failure if run.json is damaged and nothing else is there.
+    """
+    try:
+        record = read_record(run)
+    except Failure:
+        if (record := _record_of_recipe(run)) is None:
+            raise
+    return _record_of_recipe(run) if record is None else record
+
+
+def _record_of_recipe(run: Path) -> dict[str, Any] | None:
+    """Return the entries of run.json that follow from the recipe, which recipe.yaml and every checkpoint hold."""
+    for recipe in _recorded_recipes(run):
+        if isinstance(recipe, dict) and {"name", "method", "model", "systems"} <= set(recipe):
+            seed = recipe.get("seed")
+            known = {"method": recipe["method"], "max_steps": recipe.get("max_steps"), "seed": seed, "train_seed": seed}
+            return {"run": run.resolve().name, "recipe": recipe["name"], **known}
+    return None
+
+
+def _recorded_recipes(run: Path) -> Iterator[Any]:
+    with contextlib.suppress(UserError):
+        yield read_recipe(run)
+    for path in reversed(checkpoints_of(run)):
+        with contextlib.suppress(UserError):
+            yield load_checkpoint(path)["recipe"]
 
 
 def read_recipe(run: Path) -> dict[str, Any] | None:
@@ -101,18 +139,6 @@ def read_recipe(run: Path) -> dict[str, Any] | None:
     with parsing(f"{file} is damaged"):
         tree = yaml.safe_load(file.read_bytes())
     return tree if isinstance(tree, dict) else None
-
-
-def lock_run(run: Path) -> IO[str]:
-    """Return a held lock that keeps a second trainer out of the folder; it ends with the process."""
-    run.mkdir(parents=True, exist_ok=True)
-    handle = open(run / ".train.lock", "w")  # noqa: SIM115  (held as long as the run)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        handle.close()
-        raise Failure(f"{run}: another repa-train is writing this run") from error
-    return handle
 
 
 def _plain(value: Any) -> Any:

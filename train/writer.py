@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import yaml
 
 from repa_eval import __version__, results
+from repa_eval.errors import first_line
 from repa_eval.results import CURVES, Row, make_row
-from repa_eval.runtime.files import write_atomic
-from repa_eval.train import state
+from repa_eval.runtime.files import sync, write_atomic
+from repa_eval.runtime.run_record import RUNNING, write_record
 from repa_eval.train.recipe import Recipe
+
+INTERRUPTED = {"status": "interrupted"}
 
 # name of a training curve -> (which values are better, half a sentence on it, as the report explains it)
 MEANINGS = {
@@ -31,48 +35,60 @@ MEANINGS = {
 
 
 class Writer:
-    """Appends rows once: a resumed run repeats steps after its last checkpoint, and their rows are there already."""
+    """Appends rows once: a resumed run repeats steps after its last checkpoint, and their rows are there already.
 
-    def __init__(self, run: Path, recipe: Recipe, record: Mapping[str, Any]) -> None:
+    A context: where training ends by an error, run.json says so. step: updates made so far. seconds: training time up
+    to that step, as far as the curves tell.
+    """
+
+    def __init__(self, run: Path, recipe: Recipe, record: Mapping[str, Any], step: int) -> None:
         self.run = run
         self.recipe = recipe
         self.record = dict(record)
-        self._tables = {name: _read(run, name) for name in (results.TABLE, CURVES)}
+        self._running = False
+        self.seconds, self._ahead = _look_ahead(run / CURVES, step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if not self._running or not isinstance(error, Exception | KeyboardInterrupt):
+            return
+        how = {"status": "failed", "reason": first_line(error)} if isinstance(error, Exception) else INTERRUPTED
+        with contextlib.suppress(OSError):  # the disk may be full
+            write_record(self.run, {**self.record, **how})
 
     def start(self) -> None:
         """Write run.json and the resolved recipe."""
-        state.write_run(self.run, {**self.record, "status": "running"})  # first: it makes the folder a run
+        self._running = True
+        write_record(self.run, {**self.record, "status": RUNNING})  # first: it makes the folder a run
         write_atomic(self.run / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
         for left in (self.run / "checkpoints").glob(".*.tmp"):  # of a trainer that was killed while it saved
             left.unlink()
 
+    def sync(self) -> None:
+        """Wait until the tables are on the disk: before a checkpoint is, so that no row before it can be lost."""
+        for table in (results.TABLE, CURVES):
+            if (self.run / table).is_file():
+                sync(self.run / table)
+
     def finish(self, status: str, step: int) -> None:
         """Write how the run ended into run.json."""
-        state.write_run(self.run, {**self.record, "status": status, "step": step})
+        self.sync()
+        write_record(self.run, {**self.record, "status": status, "step": step})
+        self._running = False
 
     def rows(self, rows: Iterable[Row]) -> list[Row]:
         """Append measured rows that are not in results.jsonl yet, and return them."""
-        return self._append(results.TABLE, rows)
+        return results.append_new(self.run, rows)
 
     def curves(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one point of every training curve."""
+        """Append one point of every training curve, but for those that the run had reached before it was resumed."""
+        new = {name: value for name, value in values.items() if (step, name) not in self._ahead}
+        self._ahead.difference_update([(step, name) for name in values])
         common = {key: self.record[key] for key in ("run", "system", "method", "train_seed")}
-        self._append(
-            CURVES, [make_row(metric=name, value=value, step=step, **common) for name, value in values.items()]
-        )
-
-    def seconds(self, step: int) -> float:
-        """Return the training seconds up to `step`, as far as the curves tell."""
-        points = [row for row in self._tables[CURVES].values() if row.metric == "train_seconds"]
-        known = [(row.step or 0, row.value or 0.0) for row in points if (row.step or 0) <= step]
-        return max(known)[1] if known else 0.0
-
-    def _append(self, table: str, rows: Iterable[Row]) -> list[Row]:
-        known = self._tables[table]
-        new = [row for row in rows if row.key() not in known]
-        results.append(self.run / table, new)
-        known.update({row.key(): row for row in new})
-        return new
+        rows = [make_row(metric=name, value=value, step=step, **common) for name, value in new.items()]
+        results.append(self.run / CURVES, rows)
 
 
 def environment() -> dict[str, str]:
@@ -103,6 +119,13 @@ def _version(name: str) -> str:
         return __version__ if name == "repa-eval" else "unknown"
 
 
-def _read(run: Path, table: str) -> dict[tuple[Any, ...], Row]:
-    path = run / table
-    return {row.key(): row for row in results.read(path)} if path.is_file() else {}
+def _look_ahead(curves: Path, step: int) -> tuple[float, set[tuple[int, str]]]:
+    """Return the training seconds up to a step, and the (step, metric) of the points after it."""
+    latest, seconds, ahead = 0, 0.0, set()
+    for row in results.scan(curves) if curves.is_file() else ():
+        at = row.step or 0
+        if at > step:
+            ahead.add((at, row.metric))
+        elif row.metric == "train_seconds" and at >= latest:
+            latest, seconds = at, row.value or 0.0
+    return seconds, ahead

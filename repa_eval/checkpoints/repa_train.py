@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from repa_eval.checkpoints.shared import networks
+from repa_eval.checkpoints.shared import networks, state_dicts
 from repa_eval.diffusion.conventions import as_project_convention
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import Failure
@@ -27,7 +27,7 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
         raise Failure(f"{path}: its recipe is damaged (options or systems)")
     with naming_plugins(recipe):
         architecture, config = networks.preset_of(recipe["model"], recipe["architecture"])
-    state = networks.cleaned(request.choose(content, path))
+    state = state_dicts.flat(request.choose(content, path))
     network = networks.assemble(architecture, config, state, where=str(path))
     stub = isinstance(network, DiffusionModel) and network.stub
     return Checkpoint(

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from repa_eval.checkpoints.official_trainers import arguments
-from repa_eval.checkpoints.shared import networks
+from repa_eval.checkpoints.shared import networks, state_dicts
 from repa_eval.checkpoints.shared.recognise import from_state
 from repa_eval.config import from_dict
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.architecture import MODELS
 from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
-from repa_eval.models.shared.encoder import Encoder
 
 RECORD = frozenset({"class", "model", "architecture", "weights"})  # the record's entries without which it opens nothing
 
@@ -28,22 +27,16 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     if isinstance(content.get("record"), dict):
         return _merged(path, content["model"], content["record"], request)
     averaged = content.get("model_ema")
-    found = [] if "ema" in content else networks.candidates(networks.cleaned(content["model"]))
-    if not any(_encodes(architecture.build) for architecture, _ in found):
+    trained = state_dicts.unwrapped(state_dicts.flat(content["model"]))
+    if "ema" in content or not networks.is_network(trained, encoders=True):
         return None  # another trainer's
     weights = "ema" if request.weights == "ema" and averaged else "online"
-    state = averaged if weights == "ema" else content["model"]
-    if not isinstance(state, Mapping):
-        raise Failure(f"{path}: its {weights} weights are no state dict")
+    state = state_dicts.named_state(averaged, trained, path=path, weights=weights) if weights == "ema" else trained
     options = arguments(content)
     epoch = content.get("epoch")
     recipe = {"epoch": epoch} if isinstance(epoch, int) else {}
     facts: dict[str, Any] = {"layout": "repavit", "weights": weights, "step": None, "recipe": recipe}
     return from_state(path, state, request, options=options, **facts)
-
-
-def _encodes(build: Any) -> bool:
-    return isinstance(build, type) and issubclass(build, Encoder)
 
 
 def _merged(path: Path, state: Any, record: Mapping[str, Any], request: Request) -> Checkpoint:

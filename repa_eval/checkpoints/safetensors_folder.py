@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from repa_eval.checkpoints.shared import networks
+from repa_eval.checkpoints.shared import networks, state_dicts
 from repa_eval.config import from_dict, to_dict
 from repa_eval.diffusion.conventions import VELOCITY, converted, native_of
 from repa_eval.errors import Failure, UserError
@@ -13,7 +13,6 @@ from repa_eval.interfaces.architecture import MODELS
 from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
 from repa_eval.plugin_files.records import naming_plugins
 from repa_eval.runtime.files import read_json
-from repa_eval.weight_files.reading import read_safetensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -41,13 +40,14 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     """Return the checkpoint as its config describes it."""
     weights = path / WEIGHTS if path.is_dir() else path
     config_file = weights.with_name(CONFIG) if weights.name == WEIGHTS else weights.with_suffix(".json")
-    if weights.suffix != ".safetensors" or not config_file.is_file():
+    if not config_file.is_file():
         return None
     record = read_json(config_file)
     if not isinstance(record, dict) or not {"model", "architecture"} <= set(record):
         return None
-    if not weights.is_file():
-        raise Failure(f"{path} has a {CONFIG} but no {WEIGHTS}")
+    state = state_dicts.flat(content)
+    if not state:
+        raise Failure(f"{path} has a {CONFIG} but no {WEIGHTS}, nor an index of several")
     if request.weights != record.get("weights", "ema"):
         raise UserError(f"{path} holds the {record.get('weights', 'ema')} weights only")
     with naming_plugins(record.get("recipe")):
@@ -56,7 +56,6 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
             config = from_dict(architecture.defaults, record["architecture"], where="architecture")
         else:
             architecture, config = networks.preset_of(record["model"], record["architecture"])
-    state = read_safetensors(weights)[0] if path.is_dir() else content
     natives = record.get("conventions") or [VELOCITY]
     network = networks.assemble(architecture, config, state, where=str(path))
     return Checkpoint(

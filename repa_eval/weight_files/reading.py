@@ -21,6 +21,7 @@ from repa_eval.errors import Failure, UserError, first_line, parsing
 from repa_eval.weight_files.pickled import ALLOWED, plain
 
 ZIP = b"PK\x03\x04"
+PICKLED = (ZIP, b"\x80")  # how files of torch begin, today's and those from before it wrote zip archives
 AGAIN = "download or save it again"
 SCRIPT = "constants.pkl"  # a member that only TorchScript archives have
 
@@ -35,18 +36,28 @@ def read_file(file: Path, *, owner: str = "", kind: str = "checkpoint", mapped: 
     """
     where = f"{owner}: {file}" if owner else str(file)
     start = _start_of(file, where, kind)
-    if file.suffix == ".safetensors" or _is_safetensors(start, file):
+    if _is_safetensors(start, file) or (file.suffix == ".safetensors" and not start.startswith(PICKLED)):
         return read_safetensors(file, owner=owner)[0]
     if start.startswith(ZIP):
         _check_archive(file, where, kind)
     try:
         with warnings.catch_warnings(), torch.no_grad(), torch.serialization.safe_globals(ALLOWED):
             warnings.simplefilter("ignore")
-            # a map stays within the file, whatever lengths it declares; files older than the zip format have none
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=start.startswith(ZIP))
+            content = _unpickled(file, mapped=start.startswith(ZIP))
     except Exception as error:  # whatever torch's readers raise, the file is at fault
         _refuse(where, kind, start, error)
     return plain(content, where, size=file.stat().st_size, copied=not mapped)
+
+
+def _unpickled(file: Path, *, mapped: bool) -> Any:
+    """Return the content of a pickled file.
+
+    mapped: a map stays within the file, whatever lengths it declares; files older than the zip format have none.
+    """
+    if file.suffix == ".safetensors":  # torch would go by the name
+        with open(file, "rb") as handle:
+            return torch.load(handle, map_location="cpu", weights_only=True)
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def read_safetensors(file: Path, *, owner: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:

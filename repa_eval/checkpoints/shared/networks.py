@@ -16,25 +16,22 @@ from torch.overrides import TorchFunctionMode
 from repa_eval.config import from_dict, to_dict
 from repa_eval.errors import Failure, UserError, first_line
 from repa_eval.interfaces.architecture import MODELS, Architecture, Shapes, find_preset
+from repa_eval.models.shared.encoder import Encoder
 
-PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 State = Mapping[str, Tensor]
 _log = logging.getLogger(__name__)
 
 
-def cleaned(state: State) -> dict[str, Tensor]:
-    """Return the state dict with published names: wrappers' prefixes cut, REPA's older `decoder_blocks` renamed."""
-    names = {name: name for name in state}
-    for prefix in PREFIXES * 2:
-        if names and all(name.startswith(prefix) for name in names.values()):
-            names = {key: name.removeprefix(prefix) for key, name in names.items()}
-    first = encoder_blocks(names.values())
-    if first is not None:
-        names = {
-            key: re.sub(r"^decoder_blocks\.(\d+)\.", lambda found: f"blocks.{first + int(found[1])}.", name)
-            for key, name in names.items()
-        }
-    return {name: state[key] for key, name in names.items()}
+def renamed(state: State) -> dict[str, Tensor]:
+    """Return the state dict with REPA's older `decoder_blocks` under the names that they have today."""
+    first = encoder_blocks(state)
+    if first is None:
+        return dict(state)
+
+    def today(name: str) -> str:
+        return re.sub(r"^decoder_blocks\.(\d+)\.", lambda found: f"blocks.{first + int(found[1])}.", name)
+
+    return {today(name): tensor for name, tensor in state.items()}
 
 
 def encoder_blocks(names: Any) -> int | None:
@@ -50,14 +47,23 @@ def _numbers(name: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", name)]
 
 
-def candidates(state: State) -> list[tuple[Architecture, dict[str, Any]]]:
-    """Return (architecture, fields told by names and shapes) of every architecture that the state dict can be."""
+def candidates(state: State, *, warn: bool = True) -> list[tuple[Architecture, dict[str, Any]]]:
+    """Return (architecture, fields told by names and shapes) of every architecture that the state dict can be.
+
+    warn: of a plug-in that breaks on it.
+    """
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    read = ((architecture, _fields_read(architecture, shapes)) for _, architecture in MODELS.items())
+    read = ((architecture, _fields_read(architecture, shapes, warn)) for _, architecture in MODELS.items())
     return [(architecture, told) for architecture, told in read if told is not None]
 
 
-def _fields_read(architecture: Architecture, shapes: Shapes) -> dict[str, Any] | None:
+def is_network(state: State, *, encoders: bool) -> bool:
+    """Return whether a state dict is that of a diffusion model, or of an encoder."""
+    found = candidates(renamed(state), warn=False)
+    return any(encoders == (isinstance(one.build, type) and issubclass(one.build, Encoder)) for one, _ in found)
+
+
+def _fields_read(architecture: Architecture, shapes: Shapes, warn: bool) -> dict[str, Any] | None:
     """Return what `architecture.read` tells; a plug-in's that breaks on another network's names is passed over."""
     if architecture.read is None:
         return None
@@ -67,10 +73,11 @@ def _fields_read(architecture: Architecture, shapes: Shapes) -> dict[str, Any] |
         plugin = MODELS.plugin_of(architecture.name)
         if plugin is None:
             raise
-        _log.warning(
-            "model %s of %s: its `read` broke (%s: %s); it returns None for another network's names",
-            architecture.name, plugin.path, type(error).__name__, first_line(error),
-        )  # fmt: skip
+        if warn:
+            _log.warning(
+                "model %s of %s: its `read` broke (%s: %s); it returns None for another network's names",
+                architecture.name, plugin.path, type(error).__name__, first_line(error),
+            )  # fmt: skip
         return None
 
 
@@ -208,13 +215,30 @@ def assemble(architecture: Architecture, config: Any, state: State, *, where: st
 
 
 def _check_size(config: Any, state: State, where: str) -> None:
-    """Failure for a recorded size that the tensors cannot fill: building millions of blocks would take hours."""
-    for name in ("depth", "z_dims"):
-        value = getattr(config, name, 0)
-        if isinstance(value, tuple):
-            value = sum(value) if name == "depth" else len(value)
-        if isinstance(value, int) and value > len(state):
+    """Failure for a recorded size that the tensors cannot fill: building it would take hours, or all memory."""
+    numbers = sum(tensor.numel() for tensor in state.values())
+    depth, heads = _total(getattr(config, "depth", 0)), len(getattr(config, "z_dims", ()))
+    for name, value in {"depth": depth, "z_dims": heads}.items():
+        if value > len(state):
             raise Failure(f"{where}: its {name} is {value}, but the file holds {len(state)} tensors")
+    for field in dataclass_fields(config):
+        value = _total(getattr(config, field.name))
+        if value > max(numbers, LEAST_NUMBERS):
+            raise Failure(f"{where}: its {field.name} is {value}, but the file holds {numbers} numbers")
+    side = _total(getattr(config, "input_size", 0)) // max(_total(getattr(config, "patch_size", 1)), 1)
+    table = side**2 * _total(getattr(config, "hidden_size", 1))
+    if table > max(numbers, LEAST_NUMBERS):
+        raise Failure(f"{where}: its {side}x{side} positions are too many for a file of {numbers} numbers")
+
+
+LEAST_NUMBERS = 1 << 22  # what a network may always declare
+
+
+def _total(value: Any) -> int:
+    """Return a whole number, or the sum of several; 0 for anything else."""
+    if isinstance(value, tuple):
+        return sum(_total(one) for one in value)
+    return value if isinstance(value, int) else 0
 
 
 def fill(network: nn.Module, state: State, *, size: str, where: str) -> None:
@@ -229,7 +253,20 @@ def fill(network: nn.Module, state: State, *, size: str, where: str) -> None:
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise Failure(f"{where}: the weights do not fit {size}: {wrong[0]}{more}")
-    network.load_state_dict(state, strict=True, assign=True)
+    network.load_state_dict(_of_one_kind(state, wanted), strict=True, assign=True)
+
+
+def _of_one_kind(state: State, wanted: State) -> State:
+    """Return the state dict with floats of one kind, in which a network can compute.
+
+    8-bit floats, and weights saved in several kinds, become float32; a tensor that the network has in another kind than
+    float32 keeps its own.
+    """
+    ordinary = [name for name, tensor in wanted.items() if tensor.dtype == torch.float32]
+    kinds = {state[name].dtype for name in ordinary}
+    if len(kinds) <= 1 and all(kind.itemsize > 1 for kind in kinds):
+        return state
+    return {**state, **{name: state[name].float() for name in ordinary}}
 
 
 def misfits(wanted: Mapping[str, tuple[int, ...]], state: State) -> list[str]:
@@ -258,27 +295,38 @@ def _finite(tensor: Tensor) -> bool:
     return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor))
 
 
-def nearest(state: State, order: Iterable[str]) -> tuple[str, list[str]]:
-    """Return the first of the best architectures whose names are like those of `state`, and what does not fit it.
+def nearest(states: Mapping[str, State], order: Iterable[str]) -> tuple[str, list[str]]:
+    """Return the first of the best architectures whose names are like those of a state dict, and what does not fit it.
 
-    "" if none is like it. order: names of architectures, the most common first.
+    "" if none is like any. states: {prefix in the file: state dict}. order: names of architectures, the most common
+    first. Names that an architecture has or has not (projectors, norms of queries and keys) do not count.
     """
-    own = {_pattern(name) for name in state}
-    best: tuple[float, str, set[str]] = (0.0, "", set())
+    best: tuple[float, str, set[str], set[str]] = (0.0, "", set(), set())
+    found = [_patterns(state) for state in states.values()]
     for name in order:
         architecture = MODELS.get(name)
         with torch.device("meta"):
             network = architecture.build(architecture.preset(next(iter(architecture.presets))))
-        patterns = {_pattern(key) for key in network.state_dict()}
-        score = len(own & patterns) / len(own | patterns)
-        if score > best[0]:
-            best = (score, name, patterns)
-    missing = [f"{pattern} is missing" for pattern in sorted(best[2] - own) if "projector" not in pattern]
-    return best[1], missing + [f"{pattern} is unknown" for pattern in sorted(own - best[2])]
+        wanted = _patterns(network.state_dict())
+        for own in found:
+            score = len(own & wanted) / max(len(own | wanted), 1)
+            if score > best[0]:
+                best = (score, name, own, wanted)
+    _, name, own, wanted = best
+    missing = [f"{pattern} is missing" for pattern in sorted(wanted - own)]
+    return name, missing + [f"{pattern} is unknown" for pattern in sorted(own - wanted)]
+
+
+def _patterns(state: State) -> set[str]:
+    return {_pattern(name) for name in state if not OPTIONAL.search(name)}
+
+
+OPTIONAL = re.compile(r"(^|\.)(projectors?\.|[qk]_norm\.)")
 
 
 def _pattern(name: str) -> str:
-    return re.sub(r"\.\d+\.", ".N.", name, count=1)
+    """Return a name without the number of its block; those within an embedder are no blocks."""
+    return name if "embedder" in name else re.sub(r"\.\d+\.", ".N.", name, count=1)
 
 
 def preset_of(size: str, fields: Any) -> tuple[Architecture, Any]:

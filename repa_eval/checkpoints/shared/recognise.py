@@ -5,6 +5,8 @@ Nothing in a file is executed: tensors and plain values only (see reading.py).
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -12,14 +14,17 @@ from typing import Any
 
 from torch import Tensor
 
-from repa_eval.checkpoints.shared import networks
+from repa_eval.checkpoints.shared import networks, state_dicts
 from repa_eval.checkpoints.shared.systems import READINGS, readings_of
+from repa_eval.checkpoints.shared.weight_folders import INDEX, read_weights
 from repa_eval.diffusion.conventions import converted
 from repa_eval.errors import Failure, UserError, first_line, reason_of, unknown
 from repa_eval.interfaces.checkpoint_layout import LAYOUTS, Checkpoint, Reader, Request
 from repa_eval.models.shared.encoder import Encoder
 from repa_eval.plugin_files.records import warn_of_differences
-from repa_eval.weight_files.reading import read_file
+from repa_eval.weight_files.hub import ENDINGS
+
+SHARD = re.compile(r"-\d{5}-of-(?!00001\.)\d{5}\.")
 
 
 def recognise(path: str | Path, request: Request) -> Checkpoint:
@@ -29,13 +34,18 @@ def recognise(path: str | Path, request: Request) -> Checkpoint:
     file = Path(path)
     if not file.exists():
         raise UserError(f"checkpoint {str(path)!r} does not exist")
-    content = None if file.is_dir() else read_file(file)
+    if SHARD.search(file.name) and any(file.parent.glob(f"*{INDEX}")):
+        raise UserError(f"{file} is one of several files of the same weights: name the folder that holds all of them")
+    content = read_weights(file)
     for name, reader in _readers():
         checkpoint = _read(name, reader, file, content, request)
         if checkpoint is not None:
             return _finished(checkpoint, request)
     if file.is_dir():
-        raise UserError(f"{file} is a folder; name a file, for example {_example(file)}")
+        example = _example(file)
+        if example is None:
+            raise UserError(f"{file} is a folder in which no file of weights lies; name a file")
+        raise UserError(f"{file} is a folder; name a file, for example {example}")
     raise _unknown(file, content)
 
 
@@ -73,17 +83,29 @@ def _read(name: str, reader: Reader, file: Path, content: Any, request: Request)
         ) from error
 
 
+def locate(state: Mapping[str, Tensor], request: Request, path: Path) -> state_dicts.Located | None:
+    """Return the diffusion model in a state dict, else the encoder, None where there is neither."""
+    for encoders in (False, True):
+        known = functools.partial(networks.is_network, encoders=encoders)
+        found = state_dicts.locate(dict(state), request, path, is_network=known)
+        if found is not None:
+            return found
+    return None
+
+
 def from_state(
     path: Path, state: Mapping[str, Tensor], request: Request, *, options: Mapping[str, Any] = {}, **facts: Any
 ) -> Checkpoint | None:
     """Return the checkpoint that a state dict with published names is, None if it is no network of the family.
 
+    Names of wrappers (`module.`, `_orig_mod.`) are cut; the network may lie under a prefix, beside others.
     options: the arguments recorded in the file, which decide where the weights cannot. facts: further fields.
     """
-    state = networks.cleaned(state)
-    found = networks.candidates(state)
-    if not found:
+    located = locate(state, request, path)
+    if located is None:
         return None
+    state = networks.renamed(located.state)
+    found = networks.candidates(state)
     known = {"system", *(f.name for architecture, _ in found for f in fields(architecture.defaults))}
     for key in request.overrides:
         if key not in known:
@@ -96,6 +118,8 @@ def from_state(
     readings = readings_of({name: config for name, (_, config, _) in built.items()}, options, wanted)
     if not readings:
         return None
+    if located.others:
+        facts["facts"] = {**facts.get("facts", {}), "other_networks": ", ".join(located.others)}
     models, names = {}, []
     for reading in readings:
         architecture, config, size = built[reading.architecture]
@@ -112,26 +136,22 @@ def from_state(
 
 
 def _unknown(file: Path, content: Any) -> UserError | Failure:
-    tensors = _tensors(content)
-    name, wrong = networks.nearest(networks.cleaned(tensors), dict.fromkeys(r.architecture for r in READINGS))
+    whole = state_dicts.unwrapped(state_dicts.flat(content))
+    states = {"": whole, **state_dicts.parts(whole)}
+    by_today = {prefix: networks.renamed(state) for prefix, state in states.items()}
+    name, wrong = networks.nearest(by_today, dict.fromkeys(r.architecture for r in READINGS))
     if name:
         systems = ", ".join(dict.fromkeys(r.system for r in READINGS if r.architecture == name and not r.only_told))
+        wrong = wrong or ["its tensors have other shapes"]
         shown = "; ".join(wrong[:3]) + (f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else "")
         return UserError(f"{file} is a checkpoint of no known system; nearest is {name} ({systems}), but {shown}")
     shown = ", ".join(sorted(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
     return UserError(f"{file} is a checkpoint of no known layout ({', '.join(LAYOUTS.names())}); it holds: {shown}")
 
 
-def _tensors(content: Any) -> dict[str, Tensor]:
-    """Return the first level of `content` whose values are tensors: itself, or an entry such as `ema`."""
-    if not isinstance(content, dict):
-        return {}
-    for level in (content, *(content.get(key) for key in ("ema", "model", "state_dict"))):
-        if isinstance(level, dict) and level and all(isinstance(value, Tensor) for value in level.values()):
-            return {str(key): value for key, value in level.items()}
-    return {}
-
-
-def _example(folder: Path) -> str:
-    found = sorted(folder.rglob("checkpoints/*.pt"))
-    return str(found[-1]) if found else str(folder / "checkpoints" / "0001500.pt")
+def _example(folder: Path) -> Path | None:
+    """Return a checkpoint in a folder of a run, or of several, or any file of weights in it."""
+    for pattern in ("checkpoints/*.pt", "*/checkpoints/*.pt", *(f"*{ending}" for ending in ENDINGS)):
+        if found := sorted(folder.glob(pattern)):
+            return found[-1]
+    return None

@@ -19,12 +19,21 @@ T = TypeVar("T")
 SCALARS = (bool, int, float, str, datetime.date)  # what YAML makes of a word
 
 
-def option(default: T, *, help: str, choices: Iterable[str] | None = None, least: float | None = None) -> T:
-    """Return a dataclass field with a help text and, where only some values make sense, their list or the least one.
+def option(
+    default: T,
+    *,
+    help: str,
+    choices: Iterable[str] | None = None,
+    least: float | None = None,
+    most: float | None = None,
+) -> T:
+    """Return a dataclass field with a help text and, where only some values make sense, their list or range.
 
+    least, most: of a number, or of each number of a tuple.
     To a type checker it is the default, as dataclasses.field() is, so that the field's own type is checked against it.
     """
-    metadata = {"help": help, "choices": tuple(choices) if choices is not None else None, "least": least}
+    choices = None if choices is None else tuple(choices)
+    metadata = {"help": help, "choices": choices, "least": least, "most": most}
     if isinstance(default, (list, dict)):
         raise TypeError("a default must be immutable: use a tuple")
     field: Any = dataclasses.field(default=default, metadata=metadata)
@@ -156,11 +165,14 @@ def describe(base: Any, *, where: str = "") -> Iterable[tuple[str, Any, str]]:
 
 
 def _check_range(value: Any, metadata: Mapping[str, Any], key: str) -> None:
-    choices, least = metadata.get("choices"), metadata.get("least")
+    choices, least, most = (metadata.get(name) for name in ("choices", "least", "most"))
     if choices is not None and value not in choices:
         raise UserError(f"{key}: {short_repr(value)} is not allowed; choose one of {', '.join(map(str, choices))}")
-    if least is not None and value < least:
-        raise UserError(f"{key}: {short_repr(value)} is not allowed; it is at least {least}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if least is not None and number is not None and number < least:
+            raise UserError(f"{key}: {short_repr(number)} is not allowed; it is at least {least}")
+        if most is not None and number is not None and number > most:
+            raise UserError(f"{key}: {short_repr(number)} is not allowed; it is at most {most}")
 
 
 def _convert(value: Any, hint: Any, key: str) -> Any:
@@ -195,11 +207,11 @@ def _scalar(value: Any, hint: Any) -> Any:
     if isinstance(value, bool) or value is None:
         return None
     if hint is int and isinstance(value, int):
-        return value  # a float would round a large seed
+        return value if abs(value) < 2**63 else None  # a float would round a large seed
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
     if hint is int:
-        return int(number) if number.is_integer() else None
-    return None if math.isnan(number) else number
+        return int(number) if number.is_integer() and abs(number) < 2**63 else None
+    return number if math.isfinite(number) else None

@@ -253,6 +253,14 @@ def test_the_last_line_is_the_next_command(here: Path) -> None:
         ("learning_rate=-1", "optim.learning_rate: -1.0 is not allowed; it is at least 0"),
         ("learning_rate=.nan", "optim.learning_rate: nan is not a number"),
         ("depth=0", "architecture.depth: 0 is not allowed; it is at least 1"),
+        ("cfg_prob=2", "options.cfg_prob: 2.0 is not allowed; it is at most 1"),
+        ("cfg_prob=-.1", "options.cfg_prob: -0.1 is not allowed; it is at least 0"),
+        ("learning_rate=.inf", "optim.learning_rate: inf is not a number"),
+        ("ema_decay=1.5", "ema.ema_decay: 1.5 is not allowed; it is at most 1"),
+        ("adam_beta1=1", "optim.adam_beta1: 1.0 is not allowed; it is at most 0.999999999"),
+        ("batch_size=1e12", "batch_size: 1000000000000 is not allowed; it is at most 10000000"),
+        ("seed=-1", "seed: -1 is not allowed; it is at least 0"),
+        ("extractor=json:loads", "unknown extractor 'json:loads'"),
     ],
 )
 def test_a_wrong_recipe_is_one_line(here: Path, words: str, text: str) -> None:
@@ -275,7 +283,9 @@ def test_a_wrong_recipe_is_one_line(here: Path, words: str, text: str) -> None:
         ("hidden_size=36 num_heads=5", "hidden_size 36 is not a multiple of num_heads 5"),
         ("hidden_size=30 num_heads=3", "hidden_size 30 is not a multiple of 4"),
         ("patch_size=3", "patch_size 3 does not divide the latent's side 8"),
-        ("adam_beta1=1.5", "optim: Invalid beta parameter at index 0: 1.5"),
+        ("num_classes=5", "architecture.num_classes: 5 was given, but the data digits have 10; leave it out"),
+        ("in_channels=3", "architecture.in_channels: 3 was given, but the data digits have 1; leave it out"),
+        ("input_size=16", "architecture.input_size: 16 was given, but the data digits have 8; leave it out"),
         ("eval_every=1 extractor=digit", "unknown extractor 'digit'; did you mean 'digits'?"),
     ],
 )
@@ -293,6 +303,9 @@ def test_a_recipe_that_is_not_yaml(here: Path) -> None:
     fails(repa_train("--recipe", "list.yaml", "-n"), 2, "recipe 'list.yaml' holds no keys")
     Path("key.yaml").write_text("method: repa\noptim: 3")
     fails(repa_train("--recipe", "key.yaml", "-n"), 2, "optim: expected keys and values, not 3")
+    for number, options in enumerate(("[1, 2]", "abc", "3", "2024-01-01")):
+        Path(f"o{number}.yaml").write_text(f"method: repa\noptions: {options}\n")
+        fails(repa_train("--recipe", f"o{number}.yaml", "-n"), 2, "options: expected keys and values, not")
     Path("odd.yaml").write_text("metod: repa")
     fails(repa_train("--recipe", "odd.yaml", "-n"), 2, "unknown key 'metod'")
 
@@ -633,7 +646,7 @@ def broken_files(folder: Path) -> None:
     [
         ("--samples missing", 2, "missing does not exist: expected a folder of images, a .zip or a .npz"),
         ("--samples missing.zip", 2, "missing.zip does not exist"),
-        ("--samples none --reference digits", 2, "none: no images (looked for .bmp, .jpeg"),
+        ("--samples none --reference digits", 2, "none: no images (looked for .bmp, "),
         ("--samples none.zip --reference digits", 2, "none.zip: no images"),
         ("--samples bad --reference digits", 1, "bad: a.png is not a readable image"),
         ("--samples sizes --reference digits", 2, "sizes: images of different sizes; 1.png is not like the first"),

@@ -11,8 +11,11 @@ from click.testing import CliRunner
 
 from repa_eval.cli import main as evaluate
 from repa_eval.console.app import CommandFolder
+from repa_eval.console.numbers import Real, Whole
 from repa_eval.console.option_groups import flag, given, option_group
-from repa_eval.console.options import ComputeOptions, GridOptions, checkpoint_options, compute_options
+from repa_eval.console.options import ComputeOptions, GridOptions, checkpoint_options, compute_options, parse_times
+from repa_eval.errors import UserError
+from repa_eval.train.cli import main as trainer
 
 COMMANDS = CommandFolder("x").list_commands(click.Context(evaluate))
 
@@ -88,3 +91,45 @@ def test_every_command_names_an_option_once() -> None:
         assert command is not None
         names = [parameter.name for parameter in command.params]
         assert len(names) == len(set(names)), name
+
+
+# --- numbers
+
+
+def numeric_options() -> list[tuple[str, click.Option]]:
+    """Every option of both programs that takes a number."""
+    folder = CommandFolder("x")
+    commands = {name: folder.get_command(click.Context(evaluate), name) for name in COMMANDS}
+    commands["repa-train"] = trainer
+    return [
+        (f"{name} {option.opts[0]}", option)
+        for name, command in commands.items()
+        if command is not None
+        for option in command.params
+        if isinstance(option, click.Option)
+        and isinstance(option.type, click.types.IntParamType | click.types.FloatParamType)
+    ]
+
+
+NUMERIC = numeric_options()
+
+
+@pytest.mark.parametrize("option", [option for _, option in NUMERIC], ids=[name for name, _ in NUMERIC])
+def test_every_number_is_finite_and_in_a_range(option: click.Option) -> None:
+    assert isinstance(option.type, Whole | Real)
+    context = click.Context(evaluate)
+    for text in ("nan", "inf", "-inf", "1e999", "1" + "0" * 30 + ("" if isinstance(option.type, Whole) else "e400")):
+        with pytest.raises(click.UsageError):
+            option.type.convert(text, option, context)
+    if isinstance(option.default, int | float):
+        assert option.type.convert(option.default, option, context) == option.default
+
+
+@pytest.mark.parametrize("text", ["", " ", ",", "nan", "0.1,inf", "0.1,x"])
+def test_a_list_of_numbers_has_some_and_finite_ones(text: str) -> None:
+    with pytest.raises(UserError, match="--timesteps"):
+        parse_times(text)
+
+
+def test_a_number_named_twice_counts_once() -> None:
+    assert parse_times("0.3, 0.1,.3,1e-1") == [0.3, 0.1]

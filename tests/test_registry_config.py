@@ -135,7 +135,7 @@ def test_errors() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Inner:
-    rate: float = option(0.1, help="a rate", least=0)
+    rate: float = option(0.1, help="a rate", least=0, most=1)
     size: int = 3
 
 
@@ -145,7 +145,7 @@ class Config:
     size: int = option(8, help="a size", least=1)
     flag: bool = False
     maybe: int | None = None
-    dims: tuple[int, ...] = option((), help="some sizes")
+    dims: tuple[int, ...] = option((), help="some sizes", least=0)
     inner: Inner = field(default_factory=Inner)
 
 
@@ -172,6 +172,11 @@ def test_defaults_and_round_trip() -> None:
         ({"size": None}, "size: None is not a whole number"),
         ({"size": float("inf")}, "size: inf is not a whole number"),
         ({"size": 0}, "size: 0 is not allowed; it is at least 1"),
+        ({"size": 2**63}, "size: 9223372036854775808 is not a whole number"),
+        ({"size": 1e30}, r"size: 1e\+30 is not a whole number"),
+        ({"inner": {"rate": "inf"}}, r"inner\.rate: 'inf' is not a number"),
+        ({"inner": {"rate": 2.0}}, r"inner\.rate: 2.0 is not allowed; it is at most 1"),
+        ({"dims": [1, -1]}, "dims: -1 is not allowed; it is at least 0"),
         ({"flag": "yes"}, "flag: 'yes' is not true or false"),
         ({"flag": 1}, "flag: 1 is not true or false"),
         ({"name": "c"}, "name: 'c' is not allowed; choose one of a, b"),
@@ -295,6 +300,36 @@ def test_shipped_recipes_resolve(name: str) -> None:
     assert recipe.name == name
     assert recipe.settings.description
     assert recipe.settings.max_steps % recipe.settings.checkpoint_every == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../escaped", "/tmp/absolute", "..", ".hidden", "a/b", "imagenet/../x", "imagenet//x", "a\\b", "", "-rf", "~x",
+     "a\nb", "\x1b[31m", " a", "x" * 101, ["a"], {"a": 1}, None, True],
+)  # fmt: skip
+def test_the_name_of_a_recipe_is_one_folder_name(name: object) -> None:
+    with pytest.raises(UserError, match="is not the name of a folder"):
+        resolve({**read_recipe("digits-vanilla"), "name": name})
+
+
+@pytest.mark.parametrize("name", ["mine", "lr-1e-4 b=2", "v1.5", "imagenet/repa", "größe", 7])
+def test_a_folder_name_is_a_name(name: object) -> None:
+    assert resolve({**read_recipe("digits-vanilla"), "name": name}).name == str(name)
+
+
+def test_a_recipe_names_no_code() -> None:
+    with pytest.raises(UserError, match="unknown extractor 'json:loads'"):
+        resolve(read_recipe("digits-vanilla"), {"evaluation.extractor": "json:loads"})
+
+
+@pytest.mark.parametrize("key", ["name", "method", "model", "options", "architecture", "seed", "description", "optim"])
+def test_a_value_that_repeats_itself_is_refused_in_few_letters(key: str) -> None:
+    value: list[object] = ["x"] * 10
+    for _ in range(12):
+        value = [value] * 10
+    with pytest.raises(UserError) as refused:
+        resolve({**read_recipe("digits-vanilla"), key: value})
+    assert len(str(refused.value)) < 1000
 
 
 # --- draws

@@ -170,6 +170,30 @@ def test_the_last_step_of_the_sde_is_without_noise() -> None:
 # --- guidance
 
 
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"cfg_scale": math.nan}, "cfg_scale nan"),
+        ({"cfg_scale": math.inf}, "cfg_scale inf"),
+        ({"cfg_scale": -1.0}, r"cfg_scale -1\.0"),
+        ({"low": 0.8, "high": 0.2}, r"guidance from t = 0\.8 to 0\.2"),
+        ({"low": math.nan}, "guidance from t = nan"),
+        ({"low": -0.1}, "expected 0 <= low <= high <= 1"),
+        ({"high": 1.1}, "expected 0 <= low <= high <= 1"),
+        ({"channels": 0}, "guided channels 0"),
+    ],
+)
+def test_guidance_that_means_nothing_is_refused(values: dict[str, float], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        Guidance(**values)  # type: ignore[arg-type]
+
+
+def test_a_scale_below_one_would_be_recorded_and_not_used() -> None:
+    assert not Guidance(cfg_scale=0.5).applies(0.5)
+    with pytest.raises(UserError, match=r"cfg_scale 0\.5: at least 1, which is no guidance"):
+        SamplerSettings(guidance=Guidance(cfg_scale=0.5))
+
+
 @pytest.mark.parametrize("heun", [False, True])
 def test_scale_one_is_no_guidance(heun: bool) -> None:
     model = awake()

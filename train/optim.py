@@ -24,8 +24,8 @@ class Optim:
     learning_rate: float = option(1e-4, help="peak learning rate", least=0)
     schedule: str = option("constant", help="after the warm-up", choices=("constant", "cosine"))
     warmup_steps: int = option(0, help="steps of linear warm-up", least=0)
-    adam_beta1: float = option(0.9, help="AdamW's first beta")
-    adam_beta2: float = option(0.999, help="AdamW's second beta")
+    adam_beta1: float = option(0.9, help="AdamW's first beta", least=0, most=1 - 1e-9)
+    adam_beta2: float = option(0.999, help="AdamW's second beta", least=0, most=1 - 1e-9)
     adam_epsilon: float = option(1e-8, help="AdamW's epsilon", least=0)
     weight_decay: float = option(0.0, help="AdamW's weight decay", least=0)
     max_grad_norm: float = option(1.0, help="gradients are clipped to this global norm", least=0)
@@ -81,7 +81,7 @@ def _group(entry: Mapping[str, Any]) -> dict[str, Any]:
 class Average:
     """Exponential moving average of all named parameters (REPA: 0.9999 from the first step on)."""
 
-    ema_decay: float = option(0.9999, help="decay of the averaged weights")
+    ema_decay: float = option(0.9999, help="decay of the averaged weights", least=0, most=1)
     ema_schedule: str = option(
         "constant",
         help="ramp: min(decay, (1 + i)/(10 + i)); cosine: decay -> 1",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from repa_eval.config import from_dict, full_key, nest, option, read_yaml, split_known, to_dict
 from repa_eval.diffusion.model import DiffusionModel
-from repa_eval.errors import UserError, unknown
+from repa_eval.errors import UserError, short_repr, unknown
 from repa_eval.interfaces.architecture import MODELS, architectures_for, find_preset
 from repa_eval.interfaces.extractor import EXTRACTORS
 from repa_eval.interfaces.images import DATA, find_layout
@@ -33,10 +33,12 @@ class Evaluation:
     """What the trainer evaluates along a run."""
 
     eval_every: int = option(0, help="steps between measurements of sample quality; 0 = never", least=0)
-    num_samples: int = option(512, help="samples per measurement", least=4)
-    num_steps: int = option(16, help="ODE steps per sample", least=1)
-    final_samples: int = option(0, help="samples of the measurement after the last step; 0 = none", least=0)
-    final_num_steps: int = option(25, help="ODE steps of that measurement", least=1)
+    num_samples: int = option(512, help="samples per measurement", least=4, most=10_000_000)
+    num_steps: int = option(16, help="ODE steps per sample", least=1, most=100_000)
+    final_samples: int = option(
+        0, help="samples of the measurement after the last step; 0 = none", least=0, most=10_000_000
+    )
+    final_num_steps: int = option(25, help="ODE steps of that measurement", least=1, most=100_000)
     extractor: str = option("digits", help="network that judges the samples")
 
 
@@ -47,15 +49,15 @@ class Settings:
     description: str = option("", help="one sentence")
     data: str = option("digits", help="training data")
     split: str = option("train", help="split of the data")
-    batch_size: int = option(256, help="images per step over all processes", least=1)
-    max_steps: int = option(400_000, help="training steps", least=1)
+    batch_size: int = option(256, help="images per step over all processes", least=1, most=10_000_000)
+    max_steps: int = option(400_000, help="training steps", least=1, most=10**12)
     checkpoint_every: int = option(50_000, help="steps between checkpoints", least=1)
     log_every: int = option(10, help="steps between points of the training curves", least=1)
     teacher_weights: str | None = option(None, help="file that replaces the weights of the first teacher")
-    seed: int = option(0, help="seed of weights, order, noise, times and label drops")
+    seed: int = option(0, help="seed of weights, order, noise, times and label drops", least=0, most=2**63 - 1)
     mixed_precision: str = option("no", help="accelerate's mixed precision", choices=("no", "fp16", "bf16"))
-    gradient_accumulation: int = option(1, help="parts that a process splits its batch into", least=1)
-    num_workers: int = option(0, help="processes that read images", least=0)
+    gradient_accumulation: int = option(1, help="parts that a process splits its batch into", least=1, most=10_000_000)
+    num_workers: int = option(0, help="processes that read images", least=0, most=1024)
     log_with: str = option("", help="trackers, joined by commas: tensorboard, wandb, trackio, mlflow, ...")
     optim: Optim = Optim()
     ema: Average = Average()
@@ -71,6 +73,7 @@ class Recipe:
     method: Method
     model: str  # a size, such as SiT-XL/2
     architecture: Any  # the config of that model
+    stated: Mapping[str, Any] = field(default_factory=dict, compare=False)  # values of it that were said
 
     @property
     def teachers(self) -> tuple[RecordedTeacher, ...]:
@@ -122,6 +125,7 @@ def _plugin_of_data(spec: str) -> Plugin | None:
     return next((DATA.plugin_of(name) for name, layout in DATA.items() if layout is chosen), None)
 
 
+LONGEST_NAME = 100  # letters
 # follow from the method and the rest: a resolved recipe shows them, none is read
 DERIVED = ("systems", "teachers", "aligned_layer", "plugins")
 
@@ -158,7 +162,7 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None)
 
 
 def _resolve(tree: dict[str, Any], overrides: dict[str, Any], *, recorded: bool) -> Recipe:
-    name = str(tree.pop("name", "unnamed"))
+    name = _plain_name(tree.pop("name", "unnamed"))
     options, architecture = (_mapping(tree, part) for part in ("options", "architecture"))
     method_name, method_changed = _choose("method", "repa", tree, overrides)
     model_name, model_changed = _choose("model", "SiT-XL/2", tree, overrides)
@@ -180,8 +184,15 @@ def _resolve(tree: dict[str, Any], overrides: dict[str, Any], *, recorded: bool)
     whole = {**to_dict(settings), "options": to_dict(method), "architecture": to_dict(config)}
     given = nest({full_key(key, whole): value for key, value in overrides.items()})
     method = from_dict(method, given.pop("options", {}), where="options")
-    config = from_dict(config, given.pop("architecture", {}), where="architecture")
-    return Recipe(name=name, settings=from_dict(settings, given), method=method, model=model_name, architecture=config)
+    stated = given.pop("architecture", {})
+    config = from_dict(config, stated, where="architecture")
+    given_keys = set(given)
+    settings = from_dict(settings, given)
+    if settings.evaluation.extractor not in EXTRACTORS.names():
+        raise unknown("extractor", settings.evaluation.extractor, EXTRACTORS.names())  # no recipe names code
+    kept = () if "data" in given_keys else architecture  # that of a run, which other data were fitted to
+    said = {key: value for key, value in vars(config).items() if key in kept or key in stated}
+    return Recipe(name=name, settings=settings, method=method, model=model_name, architecture=config, stated=said)
 
 
 def _known_to_this_version(parts: Mapping[str, tuple[Any, Any]]) -> list[Any]:
@@ -198,12 +209,32 @@ def _mapping(tree: dict[str, Any], key: str) -> dict[str, Any]:
     """Take a part of the tree out and return it; UserError unless it holds keys and values."""
     part = tree.pop(key, None) or {}
     if not isinstance(part, Mapping):
-        raise UserError(f"{key}: expected keys and values, not {part!r:.40}")
+        raise UserError(f"{key}: expected keys and values, not {short_repr(part)}")
     return dict(part)
 
 
 def _choose(key: str, default: str, tree: dict[str, Any], overrides: dict[str, Any]) -> tuple[str, bool]:
     """Take `key` out of both; return its value and whether the override differs from what the recipe says."""
-    own = str(tree.pop(key, default))
-    chosen = str(overrides.pop(key, own))
+    own = tree.pop(key, default)
+    chosen = overrides.pop(key, own)
+    for value in (own, chosen):
+        if not isinstance(value, str):
+            raise UserError(f"{key}: {short_repr(value)} is not a word")
     return chosen, chosen != own
+
+
+def _plain_name(value: Any) -> str:
+    """Return the name of a recipe, which is that of its folder in runs/; UserError for one that could leave it.
+
+    The shipped ones lie in folders of their own, such as imagenet/repa.
+    """
+    text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    parts = text.split("/")
+    shipped = len(parts) == 2 and (Path(str(files("repa_eval.train"))) / "recipes" / parts[0]).is_dir()
+    plain = (part == part.strip() and part[:1] not in (".", "-", "~", "") and "\\" not in part for part in parts)
+    if not (len(parts) == 1 or shipped) or not all(plain) or not text.isprintable() or len(text) > LONGEST_NAME:
+        raise UserError(
+            f"name: {short_repr(value)} is not the name of a folder: expected one word of at most {LONGEST_NAME} "
+            "letters, without / and \\ and not beginning with a dot or a dash"
+        )
+    return text

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from repa_eval import checkpoints
-from repa_eval.errors import UserError
+from repa_eval.errors import UserError, short_repr
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.method import Method
 from repa_eval.interfaces.teacher import Teacher
@@ -67,6 +67,10 @@ def fitted(recipe: Recipe, images: ImageSource, teachers: Sequence[Teacher]) -> 
     }
     config = dataclasses.replace(recipe.architecture, **{k: v for k, v in of_data.items() if k in names})
     config = recipe.method.fitted(config, images, teachers)
+    for key in sorted(names & of_data.keys() & recipe.stated.keys()):
+        if recipe.stated[key] != (value := getattr(config, key)):
+            given = f"architecture.{key}: {short_repr(recipe.stated[key])} was given"
+            raise UserError(f"{given}, but the data {images.name} have {short_repr(value)}; leave it out")
     return dataclasses.replace(recipe, architecture=config)
 
 

@@ -12,6 +12,7 @@ import click
 from repa_eval.commands.shared.checkpoint import data_of, teachers_of
 from repa_eval.commands.shared.session import CacheOptions, Session, SessionOptions, cache_options, session
 from repa_eval.console.app import Command, example
+from repa_eval.console.numbers import Real, Whole
 from repa_eval.console.option_groups import flag, option_group
 from repa_eval.console.options import (
     CheckpointOptions,
@@ -44,14 +45,14 @@ class AlignOptions:
     )
     num_images: int = flag(
         "--num-images",
-        type=click.IntRange(min=4),
+        type=Whole(4),
         default=600,
         help="number of images; CKNNA depends on it (papers: 10,000), so compare equal numbers only",
     )
     raw: bool = flag("--raw", is_flag=True, help="use features as they are: neither clamped nor L2-normalised")
     clamp: float = flag(
         "--clamp",
-        type=click.FloatRange(0.0, 1.0),
+        type=Real(0, 1),
         default=0.95,
         help="clamp features at this quantile of their absolute values before L2-normalisation; 1 = no clamp",
     )

@@ -12,6 +12,7 @@ import click
 from repa_eval.commands.shared.checkpoint import open_checkpoint, run_columns
 from repa_eval.commands.shared.soft_tokens import TokenOptions, token_options, with_tokens
 from repa_eval.console.app import Command, example
+from repa_eval.console.numbers import COUNT, Whole
 from repa_eval.console.option_groups import flag, option_group
 from repa_eval.console.options import (
     CheckpointOptions,
@@ -38,18 +39,16 @@ if TYPE_CHECKING:
 class CaptionOptions:
     """How much is measured, and what is drawn."""
 
-    num_samples: int = flag(
-        "--num-samples", type=click.IntRange(min=2), default=1000, help="samples per guidance scale"
-    )
-    num_steps: int = flag("--num-steps", type=click.IntRange(min=1), default=16, help="Euler steps per sample")
+    num_samples: int = flag("--num-samples", type=Whole(2), default=1000, help="samples per guidance scale")
+    num_steps: int = flag("--num-steps", type=COUNT, default=16, help="Euler steps per sample")
     cfg_scales: str = flag(
         "--cfg-scales", metavar="S[,S]", default="1,1.5,3", help="guidance scales of the curve; 1 = no guidance"
     )
     num_images: int = flag(
-        "--num-images", type=click.IntRange(min=2), default=256, help="held-out images whose caption is looked for"
+        "--num-images", type=Whole(2), default=256, help="held-out images whose caption is looked for"
     )
     candidates: int = flag(
-        "--candidates", type=click.IntRange(min=2), default=16, help="captions per image, one of them the true one"
+        "--candidates", type=Whole(2), default=16, help="captions per image, one of them the true one"
     )
     times: str | None = flag(
         "--timesteps", metavar="T[,T]", help="times at which the candidates are compared; default: 0.05 to 0.95"
@@ -149,6 +148,8 @@ def _scales(text: str) -> tuple[float, ...]:
     scales = tuple(dict.fromkeys(parse_floats(text, "--cfg-scales")))
     if 1.0 not in scales:
         raise UserError(f"--cfg-scales {text!r}: must include 1 (no guidance), the point that is compared first")
+    if min(scales) < 1:
+        raise UserError(f"--cfg-scales {text!r}: a guidance scale is at least 1 (no guidance)")
     return scales
 
 

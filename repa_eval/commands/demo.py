@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from repa_eval.console.app import Command, example
+from repa_eval.console.numbers import COUNT, SEED, Whole
 from repa_eval.runtime.device import choose_device
 
 FULL_STEPS = 1500
@@ -24,17 +25,15 @@ MIN_STEPS = 20
 )
 @click.option(
     "--seeds",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=1,
     show_default=True,
     help="train every model with this many random seeds",
 )
-@click.option(
-    "--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="random seed of the first repetition"
-)
+@click.option("--first-seed", type=SEED, default=0, show_default=True, help="random seed of the first repetition")
 @click.option(
     "--steps",
-    type=click.IntRange(min=MIN_STEPS),
+    type=Whole(MIN_STEPS),
     default=FULL_STEPS,
     show_default=True,
     help="training steps per model; fewer than the default is a smoke test",

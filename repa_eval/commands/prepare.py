@@ -10,6 +10,7 @@ import click
 
 from repa_eval.commands.shared.named_images import check_name, open_named
 from repa_eval.console.app import Command, example
+from repa_eval.console.numbers import COUNT
 from repa_eval.console.option_groups import flag, given, option_group
 from repa_eval.console.options import device_option, json_option, quiet_option
 from repa_eval.errors import UserError
@@ -39,9 +40,7 @@ class BankOptions:
         default="full",
         help="bank: every snippet, or the leading directions of their SVD",
     )
-    latent_dim: int = flag(
-        "--latent-dim", type=click.IntRange(min=1), default=64, help="bank, svd: number of directions"
-    )
+    latent_dim: int = flag("--latent-dim", type=COUNT, default=64, help="bank, svd: number of directions")
     snippet: str = flag(
         "--snippet",
         type=click.Choice(["cls", "mean"]),
@@ -55,7 +54,7 @@ class ImageOptions:
     """Which images are prepared."""
 
     resolution: int | None = flag(
-        "--resolution", type=click.IntRange(min=1), help="crop and resize the images to this side, as ADM does"
+        "--resolution", type=COUNT, help="crop and resize the images to this side, as ADM does"
     )
     split: str = flag("--split", metavar="NAME", default="train", help="split of data by name; files have none")
 
@@ -70,9 +69,7 @@ class ImageOptions:
 )
 @option_group("images", ImageOptions)
 @device_option
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="images per forward pass"
-)
+@click.option("--batch-size", type=COUNT, default=256, show_default=True, help="images per forward pass")
 @quiet_option
 @json_option
 @example("repa-eval prepare digits bank.safetensors --bank --snippet mean --form svd --latent-dim 16")

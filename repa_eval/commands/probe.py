@@ -11,6 +11,7 @@ import click
 from repa_eval.commands.shared.checkpoint import data_of, teachers_of
 from repa_eval.commands.shared.session import CacheOptions, Session, SessionOptions, cache_options, session
 from repa_eval.console.app import Command, example
+from repa_eval.console.numbers import COUNT
 from repa_eval.console.option_groups import flag, option_group
 from repa_eval.console.options import (
     CheckpointOptions,
@@ -24,6 +25,7 @@ from repa_eval.console.options import (
     rows_options,
 )
 from repa_eval.console.tables import deliver, layer_table, table
+from repa_eval.errors import UserError
 from repa_eval.results import Row
 
 if TYPE_CHECKING:
@@ -44,16 +46,16 @@ class ProbeOptions:
         help="linear (ridge), knn, linear-bn (batch norm and Adam, as in the paper), logistic",
     )
     shots: int | None = flag(
-        "--shots", type=int, metavar="K", help="fit on K training images of each class, drawn with --seed"
+        "--shots", type=COUNT, metavar="K", help="fit on K training images of each class, drawn with --seed"
     )
     confusion: bool = flag(
         "--confusion", is_flag=True, help="show which class is taken for which, and keep it in the rows' notes"
     )
     probe_epochs: int | None = flag(
-        "--probe-epochs", type=int, help="linear-bn: passes over the training images; default 90, as in the paper"
+        "--probe-epochs", type=COUNT, help="linear-bn: passes over the training images; default 90, as in the paper"
     )
     probe_batch_size: int | None = flag(
-        "--probe-batch-size", type=int, help="linear-bn: images per step; default 128 (paper: 16384)"
+        "--probe-batch-size", type=COUNT, help="linear-bn: images per step; default 128 (paper: 16384)"
     )
     probe_lr: str | None = flag(
         "--probe-lr",
@@ -114,7 +116,9 @@ def _training(device: str, options: ProbeOptions) -> Training:
     """Return how linear-bn is trained: as the options say, else the defaults of Training."""
     from repa_eval.probes.batch_norm import Training
 
-    rates = tuple(parse_floats(options.probe_lr, "--probe-lr")) if options.probe_lr else None
+    rates = None if options.probe_lr is None else tuple(parse_floats(options.probe_lr, "--probe-lr"))
+    if rates is not None and min(rates) <= 0:
+        raise UserError(f"--probe-lr {options.probe_lr!r}: a learning rate is above 0")
     chosen: dict[str, Any] = {"epochs": options.probe_epochs, "batch_size": options.probe_batch_size, "rates": rates}
     return Training(device=device, **{key: value for key, value in chosen.items() if value is not None})
 

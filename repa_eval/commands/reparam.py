@@ -11,6 +11,7 @@ import click
 
 from repa_eval.commands.shared.checkpoint import open_checkpoint, run_columns
 from repa_eval.console.app import Command, example
+from repa_eval.console.numbers import COUNT, SEED, Whole
 from repa_eval.console.option_groups import flag, option_group
 from repa_eval.console.options import (
     LoadingOptions,
@@ -39,14 +40,12 @@ class ReparamOptions:
         metavar="NAME|KIND:PATH",
         help="real images; default: what the encoder was distilled on, else two photographs",
     )
-    num_images: int = flag("--num-images", type=click.IntRange(min=4), default=600, help="number of real images")
-    rounds: int = flag(
-        "--rounds", type=click.IntRange(min=1), default=7, help="timed rounds; the forms take turns within a round"
-    )
-    speed_batch: int = flag("--speed-batch", type=click.IntRange(min=1), default=4, help="images in a timed pass")
-    threads: int | None = flag("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's own choice")
+    num_images: int = flag("--num-images", type=Whole(4), default=600, help="number of real images")
+    rounds: int = flag("--rounds", type=COUNT, default=7, help="timed rounds; the forms take turns within a round")
+    speed_batch: int = flag("--speed-batch", type=COUNT, default=4, help="images in a timed pass")
+    threads: int | None = flag("--threads", type=COUNT, help="CPU threads; default: torch's own choice")
     no_probes: bool = flag("--no-probes", is_flag=True, help="skip the comparison with the original teacher")
-    seed: int = flag("--seed", type=int, default=0, help="random seed of the noise images")
+    seed: int = flag("--seed", type=SEED, default=0, help="random seed of the noise images")
 
 
 @click.command(cls=Command, short_help="Merge a RePaViT encoder for inference")

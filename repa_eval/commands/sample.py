@@ -20,6 +20,7 @@ from repa_eval.commands.shared.sample_options import (
 )
 from repa_eval.commands.shared.soft_tokens import TokenOptions, token_options, with_tokens
 from repa_eval.console.app import Command, example
+from repa_eval.console.numbers import COUNT
 from repa_eval.console.option_groups import flag, option_group
 from repa_eval.console.options import (
     CheckpointOptions,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 class OutputOptions:
     """How many images, and where they go."""
 
-    num: int = flag("--num", "--num-fid-samples", type=click.IntRange(min=1), default=50_000, help="number of images")
+    num: int = flag("--num", "--num-fid-samples", type=COUNT, default=50_000, help="number of images")
     out: Path = flag("--out", required=True, type=click.Path(path_type=Path), help="folder of PNG files, or FILE.npz")
     flat: bool = flag("--flat", is_flag=True, help="all PNG files in one folder; default: a folder per thousand")
     vae: str | None = flag("--vae", help="decoder of latents: folder or hub name of an AutoencoderKL")

@@ -11,6 +11,7 @@ import click
 
 from repa_eval.commands.shared.named_images import open_named
 from repa_eval.console.app import Command, example
+from repa_eval.console.numbers import COUNT, Whole
 from repa_eval.console.option_groups import flag, option_group
 from repa_eval.console.options import ComputeOptions, compute_options, json_option
 from repa_eval.errors import UserError
@@ -39,13 +40,11 @@ class StatsOptions:
     split: str = flag("--split", metavar="NAME", default="reference", help="split of data by name; files have none")
     num_images: int = flag(
         "--num-images",
-        type=click.IntRange(min=0),
+        type=Whole(0),
         default=10_000,
         help="number of images kept in arr_0 for precision and recall, evenly spaced",
     )
-    resize: int | None = flag(
-        "--resize", type=click.IntRange(min=1), help="crop and resize all images to this side in pixels"
-    )
+    resize: int | None = flag("--resize", type=COUNT, help="crop and resize all images to this side in pixels")
 
 
 @click.command(cls=Command, short_help="Write reference statistics for fid")

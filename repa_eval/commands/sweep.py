@@ -11,6 +11,7 @@ import click
 
 from repa_eval.commands.shared.checkpoint import measurable
 from repa_eval.console.app import Command, example
+from repa_eval.console.numbers import Real, Whole
 from repa_eval.console.options import RowsOptions
 from repa_eval.console.tables import deliver
 from repa_eval.errors import UserError
@@ -20,12 +21,12 @@ from repa_eval.runtime.device import choose_device
 @click.command(cls=Command, short_help="Measure every checkpoint of a run")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--watch", is_flag=True, help="go on until the trainer of the run has finished")
-@click.option("--every", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="seconds between looks")
+@click.option("--every", type=Real(0.1, 86_400), default=10.0, show_default=True, help="seconds between looks")
 @click.option("--teacher", "teachers", default="", help="further teachers, joined by commas")
 @click.option("--method", "method_file", help="Python file of the method that was trained, if it is not installed")
 @click.option(
     "--keep-samples",
-    type=click.IntRange(min=0),
+    type=Whole(0),
     default=0,
     show_default=True,
     help="leave the samples of the N newest checkpoints in RUN/samples/",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from repa_eval.console.numbers import COUNT, SEED
 from repa_eval.console.option_groups import flag, option_group
 from repa_eval.diffusion.timesteps import TIMESTEPS
 from repa_eval.errors import UserError
@@ -21,9 +23,9 @@ DEVICES = "auto, cpu, cuda or cuda:N"
 class ComputeOptions:
     """Where and how a command computes."""
 
-    seed: int = flag("--seed", type=int, default=0, help="random seed of noise and labels")
+    seed: int = flag("--seed", type=SEED, default=0, help="random seed of noise and labels")
     device: str = flag("--device", default="auto", help=DEVICES)
-    batch_size: int = flag("--batch-size", type=click.IntRange(min=1), default=256, help="images per forward pass")
+    batch_size: int = flag("--batch-size", type=COUNT, default=256, help="images per forward pass")
     quiet: bool = flag("--quiet", is_flag=True, help="show no progress on stderr")
 
 
@@ -122,11 +124,16 @@ grid_options = option_group("grid", GridOptions)
 
 
 def parse_floats(text: str, what: str) -> list[float]:
-    """Return the numbers of "0.1,0.3"."""
+    """Return the different numbers of "0.1,0.3", in the order given; UserError for none, NaN and infinity."""
     try:
-        return [float(part) for part in text.split(",") if part.strip()]
+        numbers = list(dict.fromkeys(float(part) for part in text.split(",") if part.strip()))
     except ValueError as error:
         raise UserError(f"{what} {text!r}: expected numbers joined by commas") from error
+    if not numbers:
+        raise UserError(f"{what} {text!r} names no number: expected numbers joined by commas, or leave the option out")
+    if wrong := [number for number in numbers if not math.isfinite(number)]:
+        raise UserError(f"{what} {text!r}: {wrong[0]} is not a finite number")
+    return numbers
 
 
 def parse_times(text: str) -> list[float]:

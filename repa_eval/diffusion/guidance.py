@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from repa_eval.diffusion.model import DiffusionModel
+from repa_eval.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """cfg_scale 1 is no guidance; it applies where low <= t <= high, both inclusive, t = 1 being noise.
+    """cfg_scale 1 (or less) is no guidance; it applies where low <= t <= high, both inclusive, t = 1 being noise.
 
     channels: how many channels are guided, counted from the first; None = all. DiT and SiT guide 3 of 4.
     """
@@ -21,6 +23,16 @@ class Guidance:
     low: float = 0.0
     high: float = 1.0
     channels: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.cfg_scale) and self.cfg_scale >= 0):
+            raise UserError(f"cfg_scale {self.cfg_scale}: a guidance scale is a finite number of at least 0")
+        if not 0 <= self.low <= self.high <= 1:
+            raise UserError(
+                f"guidance from t = {self.low} to {self.high}: expected 0 <= low <= high <= 1 (0 = data, 1 = noise)"
+            )
+        if self.channels is not None and self.channels < 1:
+            raise UserError(f"guided channels {self.channels}: at least 1 is guided, or None for all")
 
     def applies(self, t: float) -> bool:
         """Return whether the velocity at t is guided."""

@@ -118,6 +118,8 @@ class SamplerSettings:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise UserError(f"num_steps {self.num_steps}: at least 1 step is needed")
+        if self.guidance.cfg_scale < 1:
+            raise UserError(f"cfg_scale {self.guidance.cfg_scale}: at least 1, which is no guidance")
         if self.balanced and self.labels:
             raise UserError("balanced labels or given labels: choose one of them")
         if not self.family:

@@ -24,8 +24,8 @@ class Classifier(Method):
     requires = frozenset({"class logits"})
     samples = False
 
-    brightness: float = option(0.2, help="largest change of brightness of a view")
-    noise: float = option(0.3, help="largest standard deviation of the noise of a view")
+    brightness: float = option(0.2, help="largest change of brightness of a view", least=0)
+    noise: float = option(0.3, help="largest standard deviation of the noise of a view", least=0)
 
     def draws(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Return the draws of one view per image."""

@@ -55,7 +55,7 @@ class ERW(Method):
     half_life: int = option(50_000, help="steps in which that weight halves", least=1)
     alignment: AlignmentSchedule = AlignmentSchedule()
     interpolant: Interpolant = Interpolant()
-    cfg_prob: float = option(0.1, help="probability of dropping the label in training")
+    cfg_prob: float = option(0.1, help="probability of dropping the label in training", least=0, most=1)
 
     def teachers(self) -> list[str]:
         """Return the names in enc_type."""

@@ -54,12 +54,14 @@ class Haste(Method):
     trigger: bool = option(False, help="also stop when the gradients' mean cosine is below trigger_threshold")
     trigger_after: int = option(50_000, help="step of the first look at the gradients", least=0)
     trigger_every: int = option(10_000, help="steps between looks", least=1)
-    trigger_times: tuple[float, ...] = option((0.02, 0.1, 0.5, 0.8), help="times at which gradients are compared")
-    trigger_threshold: float = option(-0.05, help="mean cosine below which alignment stops for good")
+    trigger_times: tuple[float, ...] = option(
+        (0.02, 0.1, 0.5, 0.8), help="times at which gradients are compared", least=0, most=1
+    )
+    trigger_threshold: float = option(-0.05, help="mean cosine below which alignment stops for good", least=-1, most=1)
     trigger_block: int = option(0, help="block whose parameters are looked at, 1-based; 0: encoder_depth", least=0)
     resize: bool = option(False, help="resize the student's features and attention to the teacher's grid")
     interpolant: Interpolant = Interpolant()
-    cfg_prob: float = option(0.1, help="probability of dropping the label in training")
+    cfg_prob: float = option(0.1, help="probability of dropping the label in training", least=0, most=1)
 
     def teachers(self) -> list[str]:
         """Return the names in enc_type."""

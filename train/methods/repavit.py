@@ -37,7 +37,7 @@ class RePaViT(Method):
     calibration_images: int = option(512, help="training images that the conversion is fitted on", least=2)
     cosine_coeff: float = option(1.0, help="weight of one minus the cosine to the teacher's tokens", least=0)
     mse_coeff: float = option(1.0, help="weight of the squared error over the tokens' variance", least=0)
-    drop_path: float = option(0.0, help="share of branches dropped in training (stochastic depth)", least=0)
+    drop_path: float = option(0.0, help="share of branches dropped in training (stochastic depth)", least=0, most=1)
 
     def teachers(self) -> list[str]:
         """Return the one teacher; UserError for none or several."""

@@ -46,7 +46,7 @@ class SoftREPA(Method):
         help="what the tokens learn by: SoftREPA's loss, plain denoising (the control), nothing",
         choices=("contrastive", "denoise", "none"),
     )
-    temp: float = option(0.07, help="temperature of the errors; must fit their size")
+    temp: float = option(0.07, help="temperature of the errors; must fit their size", least=1e-6)
     scale: float = option(4.0, help="largest logit")
     dweight: float = option(0.0, help="weight of the plain denoising error (SD1.5, SDXL: 10)", least=0)
     tokens: int = option(4, help="soft tokens per block", least=1)

@@ -31,12 +31,12 @@ class SSL(Method):
     requires = frozenset({"patch tokens"})
     samples = False
 
-    temperature: float = option(0.2, help="of SimCLR's softmax")
-    mask_coeff: float = option(0.5, help="weight of the masked prediction")
-    mask_max: float = option(0.6, help="largest share of masked patches")
-    unmasked: float = option(0.3, help="share of views that stay whole")
-    head_size: int = option(192, help="hidden width of SimCLR's head")
-    embed_size: int = option(64, help="width of SimCLR's embedding")
+    temperature: float = option(0.2, help="of SimCLR's softmax", least=1e-6)
+    mask_coeff: float = option(0.5, help="weight of the masked prediction", least=0)
+    mask_max: float = option(0.6, help="largest share of masked patches", least=0, most=1)
+    unmasked: float = option(0.3, help="share of views that stay whole", least=0, most=1)
+    head_size: int = option(192, help="hidden width of SimCLR's head", least=1)
+    embed_size: int = option(64, help="width of SimCLR's embedding", least=1)
 
     def modules(self, model: Any, teachers: Sequence[Teacher]) -> nn.ModuleDict:
         """Return SimCLR's head and the predictor of masked tokens."""

@@ -28,10 +28,10 @@ class TextToImageTraining(Method):
     requires = frozenset({"velocity", "text", "captions"})
 
     word_noise: float = option(
-        0.0, help="probability that a word is the one that another caption has at its place", least=0
+        0.0, help="probability that a word is the one that another caption has at its place", least=0, most=1
     )
     interpolant: Interpolant = Interpolant()
-    cfg_prob: float = option(0.1, help="probability of the empty caption in training")
+    cfg_prob: float = option(0.1, help="probability of the empty caption in training", least=0, most=1)
 
     def architecture(self, config: Any, widths: Sequence[int]) -> Any:
         """Return the config; UserError if the data have no captions, or if it has soft tokens."""

@@ -62,7 +62,7 @@ class Urepa(Method):
     time_aware: bool = option(False, help="ablation: t scales and shifts the projections, the paper's table 11")
     alignment: AlignmentSchedule = AlignmentSchedule()
     interpolant: Interpolant = Interpolant()
-    cfg_prob: float = option(0.1, help="probability of dropping the label in training")
+    cfg_prob: float = option(0.1, help="probability of dropping the label in training", least=0, most=1)
 
     def teachers(self) -> list[str]:
         """Return the names in enc_type."""

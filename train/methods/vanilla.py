@@ -26,7 +26,7 @@ class Vanilla(Method):
     requires = frozenset({"velocity", "class labels"})
 
     interpolant: Interpolant = Interpolant()
-    cfg_prob: float = option(0.1, help="probability of dropping the label in training")
+    cfg_prob: float = option(0.1, help="probability of dropping the label in training", least=0, most=1)
 
     def architecture(self, config: Any, widths: Sequence[int]) -> Any:
         """Return the config with a null label if labels are dropped, and no projectors."""

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from repa_eval.commands.shared.named_images import check_name, open_named
+from repa_eval.console.numbers import COUNT
 from repa_eval.console.option_groups import flag, option_group
 from repa_eval.errors import UserError
 
@@ -52,9 +53,7 @@ class QualityOptions:
         default="adm",
         help="published evaluator whose resize rule, splits and random draws are used",
     )
-    resize: int | None = flag(
-        "--resize", type=click.IntRange(min=1), help="crop and resize all images to this side in pixels"
-    )
+    resize: int | None = flag("--resize", type=COUNT, help="crop and resize all images to this side in pixels")
     held_out: str | None = flag(
         "--held-out", metavar="PATH|NAME", help="real images outside the training set, for the metric memorisation"
     )

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from repa_eval.config import parse_overrides
+from repa_eval.console.numbers import COUNT, Real
 from repa_eval.console.option_groups import flag, given, option_group
 from repa_eval.errors import UserError
 
@@ -24,27 +25,27 @@ class SamplerFlags:
     )
     heun: bool = flag("--heun", is_flag=True, help="Heun instead of Euler steps")
     cls_cfg_scale: float = flag(
-        "--cls-cfg-scale", type=float, default=0.0, help="REG: guidance of the class token; 0 = it stays conditional"
+        "--cls-cfg-scale", type=Real(0), default=0.0, help="REG: guidance of the class token; 0 = it stays conditional"
     )
     sampling_method: str | None = flag(
         "--sampling-method", help="transport: ode dopri5, euler, midpoint, heun2; sde euler, heun; default: the first"
     )
     timestep_shift: float | None = flag(
-        "--timestep-shift", type=float, help="transport, ode: t' = s t / (1 + (s - 1) t); GMem 0.3"
+        "--timestep-shift", type=Real(0, above=True), help="transport, ode: t' = s t / (1 + (s - 1) t); GMem 0.3"
     )
-    atol: float | None = flag("--atol", type=float, help="transport, dopri5: absolute tolerance, 1e-6")
-    rtol: float | None = flag("--rtol", type=float, help="transport, dopri5: relative tolerance, 1e-3")
+    atol: float | None = flag("--atol", type=Real(0, above=True), help="transport, dopri5: absolute tolerance, 1e-6")
+    rtol: float | None = flag("--rtol", type=Real(0, above=True), help="transport, dopri5: relative tolerance, 1e-3")
     diffusion_form: str | None = flag(
         "--diffusion-form", type=click.Choice(FORMS), help="transport, sde: noise along t, sigma; GMem linear"
     )
-    diffusion_norm: float | None = flag("--diffusion-norm", type=float, help="transport, sde: factor of the form, 1")
+    diffusion_norm: float | None = flag("--diffusion-norm", type=Real(0), help="transport, sde: factor of the form, 1")
     last_step: str | None = flag(
         "--last-step",
         type=click.Choice(["Mean", "Euler", "Tweedie"]),
         help="transport, sde: the step without noise, Mean",
     )
     last_step_size: float | None = flag(
-        "--last-step-size", type=float, help="transport, sde: its size, 0.04; GMem 0.004"
+        "--last-step-size", type=Real(0, 1, above=True), help="transport, sde: its size, 0.04; GMem 0.004"
     )
 
     def as_given(self) -> dict[str, Any]:
@@ -70,7 +71,7 @@ class SamplerOptions:
     )
     num_steps: int = flag(
         "--num-steps",
-        type=click.IntRange(min=1),
+        type=COUNT,
         default=50,
         help="steps from noise to data; transport counts time points, as published",
     )
@@ -79,16 +80,16 @@ class SamplerOptions:
         type=click.Choice(["linear", "cosine"]),
         help="path between noise and data; default: the recorded one, else linear",
     )
-    cfg_scale: float = flag("--cfg-scale", type=float, default=1.0, help="guidance; 1 = none")
+    cfg_scale: float = flag("--cfg-scale", type=Real(1), default=1.0, help="guidance; 1 = none")
     guidance_low: float = flag(
-        "--guidance-low", type=float, default=0.0, help="guide only from this t on (0 = data) ..."
+        "--guidance-low", type=Real(0, 1), default=0.0, help="guide only from this t on (0 = data) ..."
     )
     guidance_high: float = flag(
-        "--guidance-high", type=float, default=1.0, help="... up to this t (1 = noise), both included"
+        "--guidance-high", type=Real(0, 1), default=1.0, help="... up to this t (1 = noise), both included"
     )
     guided_channels: int | None = flag(
         "--guided-channels",
-        type=click.IntRange(min=1),
+        type=COUNT,
         help="guide the first N channels; default: 3 for SiT, DiT and U-DiT, else all",
     )
     balanced: bool = flag("--balanced", is_flag=True, help="equally many images of every class; default: random labels")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from repa_eval.console.numbers import Real
 from repa_eval.console.option_groups import flag, option_group
 from repa_eval.errors import UserError
 
@@ -18,7 +19,7 @@ class TokenOptions:
         help="SoftREPA: soft tokens, as our file, a run's checkpoint or the folder of the published files",
     )
     token_strength: float = flag(
-        "--token-strength", type=float, default=1.0, help="SoftREPA: factor of the soft tokens; 0 = without them"
+        "--token-strength", type=Real(), default=1.0, help="SoftREPA: factor of the soft tokens; 0 = without them"
     )
 
 

@@ -203,15 +203,15 @@ def teacher_heads(config: Any) -> list[nn.Sequential]:
 class TransformerConfig:
     """Arguments of SiT and its kin; input_size, in_channels, num_classes and z_dims follow from data and teachers."""
 
-    input_size: int = option(32, help="side of the latent")
+    input_size: int = option(32, help="side of the latent", least=1)
     patch_size: int = option(2, help="side of a patch", least=1)
-    in_channels: int = option(4, help="channels of the latent")
+    in_channels: int = option(4, help="channels of the latent", least=1)
     hidden_size: int = option(1152, help="width of the tokens", least=1)
     depth: int = option(28, help="number of blocks", least=1)
     num_heads: int = option(16, help="attention heads", least=1)
-    mlp_ratio: float = option(4.0, help="width of the MLP over width of the tokens")
-    num_classes: int = option(1000, help="class labels; the null label is num_classes")
-    class_dropout_prob: float = option(0.1, help="0 builds a label table without a null label")
+    mlp_ratio: float = option(4.0, help="width of the MLP over width of the tokens", least=1e-3)
+    num_classes: int = option(1000, help="class labels; the null label is num_classes", least=0)
+    class_dropout_prob: float = option(0.1, help="0 builds a label table without a null label", least=0, most=1)
     z_dims: tuple[int, ...] = option((), help="widths of the teachers' features, one projector each")
     projector_dim: int = option(2048, help="hidden width of the projectors", least=1)
     qk_norm: bool = option(False, help="LayerNorm of queries and keys")

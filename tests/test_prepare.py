@@ -132,9 +132,12 @@ def test_a_killed_call_goes_on_where_it_was(here: Path, counted: list[int]) -> N
     torch.testing.assert_close(load_bank("bank.safetensors").read(torch.arange(10)), wanted())
     assert not Path(".bank.safetensors.partial").exists()
     before = Path("bank.safetensors").read_bytes()
+    Path(".bank.safetensors.partial").mkdir()  # of a call that was killed after the bank was in its place
+    Path(".bank.safetensors.4194305.tmp").write_bytes(b"half")  # a number that no process has
     counted[:] = [0]
     assert prepare(*words).exit_code == 0
     assert counted == [0]  # complete: nothing is computed
+    assert not list(Path().glob(".bank*"))
     assert Path("bank.safetensors").read_bytes() == before
 
 
@@ -276,6 +279,14 @@ def test_a_killed_preparation_gives_the_same_files(vae: Path, here: Path) -> Non
     assert made("photos", "part", *words)["made"] == {"images": 1, "vae-sd": 1}
     assert files_of(here / "part") == whole
     assert made("photos", "part", *words)["made"] == {"images": 0, "vae-sd": 0}
+
+
+def test_what_a_killed_preparation_left_of_a_file_goes(here: Path) -> None:
+    assert prepare("images", "out").exit_code == 0
+    half = Path("out/images/00000/.img00000003.png.4194305.tmp")  # a number that no process has
+    half.write_bytes(b"half")
+    assert prepare("images", "out").exit_code == 0
+    assert not half.exists()
 
 
 def test_latents_can_be_added_to_images(vae: Path, here: Path) -> None:

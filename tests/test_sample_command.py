@@ -263,12 +263,12 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_made(
     space = 7
 
     def full(real: Callable[..., Any]) -> Callable[..., Any]:
-        def write(*arguments: Any) -> Any:
+        def write(*arguments: Any, **options: Any) -> Any:
             nonlocal space
             space -= 1
             if space < 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return real(*arguments)
+            return real(*arguments, **options)
 
         return write
 

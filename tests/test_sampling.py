@@ -20,7 +20,8 @@ from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.images import to_uint8
 from repa_eval.models.sit import SiT, SiTConfig
 from repa_eval.sampling.generate import SamplerSettings, generate, labels_of
-from repa_eval.sampling.sample_files import SampleFolder, read_record, save_npz
+from repa_eval.sampling.sample_files import SampleFolder, save_npz
+from repa_eval.sampling.sample_record import read_record
 from repa_eval.sampling.samplers.repa import RepaOptions, sample_ode, sample_sde
 
 

@@ -23,7 +23,7 @@ from repa_eval.interfaces.extractor import EXTRACTORS, Extractor, UserExtractor
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import DATA, load_data
 from repa_eval.runtime.device import choose_device
-from repa_eval.sampling.sample_files import read_record
+from repa_eval.sampling.sample_record import check_complete, read_record
 
 SamplesLike = ImageSource | NDArray[Any] | Tensor | str | Path
 METRICS = ("fd", "sfd", "inception_score", "precision_recall")
@@ -55,6 +55,8 @@ def fid(
     """
     record = (read_record(Path(samples)) if isinstance(samples, str | Path) else None) or {}
     fake = _opened(samples, "samples", range=range, resize=resize)
+    if isinstance(samples, str | Path):
+        check_complete(Path(samples), record, len(fake))
     real = _reference(reference, record, range=range, resize=resize)
     others = None if held_out is None else _opened(held_out, "held_out", range=range, resize=resize)
     where = choose_device(device)

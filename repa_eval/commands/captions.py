@@ -12,6 +12,7 @@ import click
 from repa_eval.commands.shared.checkpoint import open_checkpoint, run_columns
 from repa_eval.commands.shared.soft_tokens import TokenOptions, token_options, with_tokens
 from repa_eval.console.app import Command, example
+from repa_eval.console.file_types import PngFile
 from repa_eval.console.numbers import COUNT, Whole
 from repa_eval.console.option_groups import flag, option_group
 from repa_eval.console.options import (
@@ -58,7 +59,7 @@ class CaptionOptions:
     )
     samples: Path | None = flag(
         "--samples",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=PngFile(),
         help="write samples to this PNG, and their captions to a .json of the same name",
     )
 

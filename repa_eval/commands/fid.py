@@ -36,12 +36,13 @@ def command(quality: QualityOptions, compute: ComputeOptions, output: RowsOption
     from repa_eval.data.readers.image_files import open_images
     from repa_eval.evaluation.evaluators import evaluate_all, load_evaluators, plan_metrics
     from repa_eval.runtime.distributed import join
-    from repa_eval.sampling.sample_files import read_record
+    from repa_eval.sampling.sample_record import check_complete, read_record
 
     share = join(choose_device(compute.device))
     record = read_record(quality.samples) or {}
     default = quality.extractor or _recorded_extractor(quality.samples, record) or "inception"
     fake = open_images(quality.samples, resize=quality.resize)
+    check_complete(quality.samples, record, len(fake))
     reference = quality.open_reference(record)
     plan = plan_metrics(quality.names(), extractor=quality.extractor, default=default)
     evaluators = load_evaluators(quality.protocol, list(plan), weights=quality.weights(default), device=share.device)

@@ -96,6 +96,7 @@ def command(
     from repa_eval.diffusion.model import DiffusionModel
     from repa_eval.runtime.distributed import join
     from repa_eval.sampling.generate import bank_for
+    from repa_eval.sampling.sample_record import NUM
     from repa_eval.sampling.vae import decoder_for
 
     opened = open_checkpoint(checkpoint.ckpt, checkpoint)
@@ -125,7 +126,7 @@ def command(
     sources = {"snippets": snippets, "decode": decoder, "batch_size": compute.batch_size}
     _make(share, model, output, settings, sources, record, compute.quiet)
     if share.first:
-        made = {"samples": str(output.out), "num": output.num, "record": record}
+        made = {"samples": str(output.out), "num": output.num, "record": {**record, NUM: output.num}}
         click.echo(json.dumps(made) if as_json else str(output.out))
 
 

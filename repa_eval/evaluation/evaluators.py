@@ -20,7 +20,7 @@ from repa_eval.results import Row
 
 # what tells one checkpoint from another is in the columns: a protocol is the same along a whole training curve
 COLUMNS = ("run", "system", "method", "step", "weights", "train_seed")
-NOT_IN_PROTOCOL = {*COLUMNS, "extractor", "data", "weights_hash", "batch_size"} - {"weights"}
+NOT_IN_PROTOCOL = {*COLUMNS, "extractor", "data", "weights_hash", "batch_size", "num"} - {"weights"}
 
 
 @dataclass(frozen=True)

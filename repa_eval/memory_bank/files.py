@@ -6,7 +6,6 @@ Nothing in a file is executed; what is in it is checked before anything is compu
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from repa_eval.errors import Failure, UserError, parsing
 from repa_eval.memory_bank.bank import BLOCK, Bank, FullBank, SVDBank, of_tensors
-from repa_eval.runtime.files import parse_json
+from repa_eval.runtime.files import parse_json, temporary_name
 from repa_eval.weight_files.reading import read_file, read_safetensors
 
 SUFFIXES = (".safetensors", ".pth")
@@ -48,7 +47,7 @@ def save_bank(bank: Bank, path: str | Path) -> None:
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: a memory bank is a .safetensors file, or .pth in the published form")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         if path.suffix == ".pth":
             torch.save(_published(bank), temporary)

@@ -13,7 +13,8 @@ from repa_eval.monitors.shared.run import EvaluatedRun
 from repa_eval.monitors.shared.samples import draw
 from repa_eval.results import Row, protocol_hash
 from repa_eval.sampling.generate import SamplerSettings
-from repa_eval.sampling.sample_files import record_path, save_npz
+from repa_eval.sampling.sample_files import save_npz
+from repa_eval.sampling.sample_record import record_path
 
 METRICS = ("fd", "inception_score", "precision_recall")
 

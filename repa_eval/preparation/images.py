@@ -19,7 +19,7 @@ from PIL import Image
 from repa_eval import __version__
 from repa_eval.errors import UserError
 from repa_eval.runtime.distributed import Share
-from repa_eval.runtime.files import disk_space, read_object, write_atomic
+from repa_eval.runtime.files import disk_space, is_leftover, read_object, write_atomic
 from repa_eval.sampling.vae import VaeEncoder
 
 RECORD, LIST = "prepare.json", "dataset.json"
@@ -95,8 +95,14 @@ def text_of(answer: Mapping[str, Any]) -> str:
 
 
 def _begin(dest: Path, record: Mapping[str, Any]) -> None:
-    """Write the record, or see that the folder is of the same; moments may be added to images that are there."""
+    """Write the record, or see that the folder is of the same; moments may be added to images that are there.
+
+    What a killed call left of a file is removed.
+    """
     file = dest / RECORD
+    for left in dest.glob("*/*/.*.tmp") if file.is_file() else ():
+        if is_leftover(left):
+            left.unlink(missing_ok=True)
     if not file.is_file():
         if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
             raise UserError(f"{dest} is not empty, and `repa-eval prepare` did not make it; choose another DEST")

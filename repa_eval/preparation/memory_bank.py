@@ -18,6 +18,7 @@ from repa_eval.interfaces.teacher import Teacher, load_teacher
 from repa_eval.memory_bank.bank import Bank, FullBank, compressed, difference
 from repa_eval.memory_bank.files import SUFFIXES, load_bank, save_bank
 from repa_eval.preparation.images import Source, Work
+from repa_eval.runtime.files import remove_leftovers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def make_bank(images: Any, dest: Path, source: Source, work: Work, *, form: Bank
     record = {**source.record(images), **_record(teacher, form)}
     made = share.agree(_made_before(dest, record))
     if made is None:
-        partial = dest.with_name(f".{dest.name}.partial")
+        partial = _partial(dest)
         found = _snippets(images, teacher, partial, form, work)
         made = _write(found, dest, record, form) if share.first else None
         shutil.rmtree(partial, ignore_errors=True) if share.first else None
@@ -83,6 +84,7 @@ def _record(teacher: Teacher, form: BankForm) -> dict[str, Any]:
 
 def _made_before(dest: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the record of the bank at `dest` if it is the wanted one, None if there is none; UserError if another."""
+    remove_leftovers(dest)
     if not dest.exists():
         return None
     before = dict(load_bank(dest).record)
@@ -90,7 +92,13 @@ def _made_before(dest: Path, record: Mapping[str, Any]) -> dict[str, Any] | None
     if differing:
         why = f"{', '.join(differing)} differ" if before else "it does not record its source"
         raise UserError(f"{dest} contains another memory bank ({why}); choose another DEST or remove it")
+    shutil.rmtree(_partial(dest), ignore_errors=True)  # of a call that was killed after the bank was in its place
     return before
+
+
+def _partial(dest: Path) -> Path:
+    """Return the folder of the features of a bank that is not finished."""
+    return dest.with_name(f".{dest.name}.partial")
 
 
 def _snippets(images: Any, teacher: Teacher, partial: Path, form: BankForm, work: Work) -> Bank:

@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from repa_eval.errors import Failure, UserError
-from repa_eval.runtime.files import disk_space, read_json, read_object, write_atomic
+from repa_eval.errors import Failure, UserError, parsing
+from repa_eval.runtime.files import disk_space, is_leftover, read_json, remove_leftovers, temporary_name, write_atomic
+from repa_eval.sampling.sample_record import NUM, RECORD, matching_record, record_num, record_path, record_text
 
-RECORD = "samples.json"
 PER_FOLDER = 1000
 
 
@@ -53,7 +53,7 @@ class SampleFolder:
 
     def __init__(self, path: Path, record: Mapping[str, Any], *, flat: bool = False) -> None:
         self.path, self.flat = path, flat
-        before = _checked(path, record)
+        before = matching_record(path, record)
         if before is None and path.is_dir() and any(path.iterdir()):
             raise UserError(f"{path} is not empty and contains no samples of repa-eval; choose another --out")
         if next(path.glob("[0-9]*/*.png" if flat else "[0-9]*.png"), None) is not None:
@@ -61,7 +61,7 @@ class SampleFolder:
             raise UserError(f"{path} contains samples in the other layout; {advice} or choose another --out")
         if before is None:
             with disk_space(path):
-                write_atomic(path / RECORD, _json(record))
+                write_atomic(path / RECORD, record_text(record))
 
     def file(self, index: int) -> Path:
         """Return the file of a sample."""
@@ -69,8 +69,31 @@ class SampleFolder:
         return self.path / name if self.flat else self.path / f"{index // PER_FOLDER:05d}" / name
 
     def missing(self, count: int) -> list[int]:
-        """Return the indices below `count` that are not there yet."""
-        return [index for index in range(count) if not self.file(index).is_file()]
+        """Record that `count` samples are wanted, and return the indices that are not there yet.
+
+        What a killed process left of a file is removed. UserError where samples of higher indices are there: whoever
+        measures the folder would measure these too.
+        """
+        present = self._present()
+        wanted = [self.file(index) for index in range(count)]
+        if surplus := len(present.difference(wanted)):
+            raise UserError(
+                f"{self.path} contains {len(present)} samples, {surplus} of them beyond the {count} that are asked "
+                "for; choose another --out"
+            )
+        record_num(self.path, count)
+        return [index for index, file in enumerate(wanted) if file not in present]
+
+    def _present(self) -> set[Path]:
+        """Return the samples that are there, whatever their index."""
+        folders = [self.path] if self.flat else [path for path in self.path.glob("[0-9]*") if path.is_dir()]
+        present = set()
+        for file in (file for folder in folders for file in folder.iterdir()):
+            if is_leftover(file):
+                file.unlink(missing_ok=True)
+            elif file.suffix == ".png" and file.stem.isdecimal():
+                present.add(file)
+        return present
 
     def add(self, indices: Iterable[int], images: Tensor) -> None:
         """Write images uint8 (B, C, H, W)."""
@@ -92,21 +115,27 @@ class SampleArray:
     def __init__(self, path: Path, record: Mapping[str, Any]) -> None:
         self.path, self.record = path, dict(record)
         self.partial = path.with_name(f".{path.name}.partial")
-        before = _checked(path, record)
+        before = matching_record(path, record)
         if before is None and path.exists():
             raise UserError(f"{path} exists and contains no samples of repa-eval; choose another --out")
-        if not path.exists() and _checked(self.partial, record) is None:
+        if not path.exists() and matching_record(self.partial, record) is None:
             with disk_space(path):
-                write_atomic(self.partial / RECORD, _json(record))
+                write_atomic(self.partial / RECORD, record_text(record))
 
     def missing(self, count: int) -> list[int]:
-        """Return the indices below `count` that are not there yet."""
+        """Record that `count` samples are wanted, and return the indices that are not there yet.
+
+        What killed processes left is removed: of the npz, and the partial folder of one that is finished.
+        """
+        remove_leftovers(self.path)
         if self.path.exists():
-            with np.load(self.path, allow_pickle=False) as archive:
+            with parsing(f"{self.path} cannot be read"), np.load(self.path, allow_pickle=False) as archive:
                 held = len(archive["arr_1"])
             if held != count:
                 raise UserError(f"{self.path} is finished and holds {held} samples, not {count}; choose another --out")
+            shutil.rmtree(self.partial, ignore_errors=True)
             return []
+        record_num(self.partial, count)
         file = self.partial / "done"
         done = file.read_bytes() if file.is_file() else b""
         return [index for index in range(count) if index >= len(done) or not done[index]]
@@ -127,11 +156,11 @@ class SampleArray:
         if self.path.exists():
             return
         shape = tuple(read_json(self.partial / "shape.json"))
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        temporary = temporary_name(self.path)
         try:
             with disk_space(self.path):
                 self._write(temporary, shape, labels)
-                write_atomic(record_path(self.path), _json(self.record))
+                write_atomic(record_path(self.path), record_text({**self.record, NUM: len(labels)}))
                 temporary.replace(self.path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -162,33 +191,7 @@ def save_npz(path: Path, images: np.ndarray[Any, Any], labels: np.ndarray[Any, A
     buffer = io.BytesIO()
     np.savez(buffer, arr_0=images.transpose(0, 2, 3, 1), arr_1=labels)
     write_atomic(path, buffer.getvalue())
-    write_atomic(record_path(path), _json(record))
-
-
-def record_path(path: Path) -> Path:
-    """Return where the record of samples at `path` lies."""
-    return path.with_name(path.name + ".json") if path.suffix == ".npz" else path / RECORD
-
-
-def read_record(path: Path) -> dict[str, Any] | None:
-    """Return how the samples at `path` were made, or None if nothing is recorded."""
-    file = record_path(path)
-    return read_object(file) if file.is_file() else None
-
-
-def _checked(path: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the record at `path`, None if there is none; UserError if it is another."""
-    before = read_record(path)
-    if before is not None and before != dict(record):
-        differing = sorted(key for key in {*before, *record} if before.get(key) != record.get(key))
-        raise UserError(
-            f"{path} contains samples made with different settings ({', '.join(differing)}); choose another --out"
-        )
-    return before
-
-
-def _json(record: Mapping[str, Any]) -> str:
-    return json.dumps(dict(record), indent=1) + "\n"
+    write_atomic(record_path(path), record_text(record))
 
 
 @contextlib.contextmanager

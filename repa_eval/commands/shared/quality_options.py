@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from repa_eval.commands.shared.named_images import check_name, open_named
+from repa_eval.console.file_types import PngFile
 from repa_eval.console.numbers import COUNT
 from repa_eval.console.option_groups import flag, option_group
 from repa_eval.errors import UserError
@@ -59,7 +60,7 @@ class QualityOptions:
     )
     neighbours: Path | None = flag(
         "--neighbours",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=PngFile(),
         help="write a PNG of samples and their nearest real images",
     )
 

@@ -164,6 +164,16 @@ def test_a_profile_in_front_of_a_cut_file() -> None:
 # --- formats
 
 
+def test_a_small_file_of_a_large_image() -> None:
+    blank = Image.new("L", (6000, 6000), 7)
+    with pytest.raises(
+        decode.Unusable, match=r"would unpack \d\d,\d\d\d bytes to 36,000,000: possible decompression bomb"
+    ):
+        decode.header(encoded(blank, "PNG"))
+    assert decode.header(encoded(blank, "JPEG")).grey  # JPEG cannot do better
+    assert decode.header(encoded(Image.new("L", (5000, 5000)), "PNG")).width == 5000
+
+
 def test_formats_for_which_programs_are_started_are_not_tried() -> None:
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
     for data in (eps, b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"P5 2 2 255\n0000"):

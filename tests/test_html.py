@@ -106,6 +106,16 @@ def test_a_torn_last_line_is_ignored(tmp_path):
     assert len(collect([run]).rows) == len(sample.example(("vanilla",))["rows"])
 
 
+def test_a_picture_that_is_far_too_large_is_left_out(tmp_path, caplog):
+    """A file of 6 GB (a hole on the disk, here) is not read."""
+    run = sample.write(tmp_path, ("vanilla",))[0]
+    before = collect([run]).media
+    with open(run / "media" / "samples-9999999.png", "wb") as handle:
+        handle.truncate(6 << 30)
+    assert collect([run]).media == before
+    assert "samples-9999999.png has 6,442,450,944 bytes and is left out of the report" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

@@ -16,7 +16,7 @@ from repa_eval.interfaces.image_source import ImageSource, rows_at_once
 from repa_eval.metrics.shared.moments import Moments
 from repa_eval.metrics.shared.moments import moments as moments_of
 
-AHEAD = 2  # batches that are read while one is in the network
+AHEAD = 2  # batches that are read while one is in the network; one, if they are large
 SMALL = 64 << 20  # bytes of features that are kept though only their moments are asked for
 KINDS = ("features", "logits", "spatial")
 
@@ -69,7 +69,8 @@ def gather(
     batch_size = rows_at_once(source.image_shape, batch_size)
     mine = range(len(source)) if workers is None or alone else workers.of(range(len(source)), batch_size)
     part = _Part(len(source), len(mine), keep, stream)
-    for indices, images in _read_ahead(source, _batches(mine, batch_size)):
+    ahead = AHEAD if rows_at_once(source.image_shape, AHEAD * batch_size) == AHEAD * batch_size else 1
+    for indices, images in _read_ahead(source, _batches(mine, batch_size), ahead):
         part.add(indices, judge(images))
     if workers is None or alone:
         part.refuse_nan(source.name, judge.name)
@@ -134,14 +135,14 @@ def _batches(indices: Sequence[int], size: int) -> Iterator[list[int]]:
         yield list(indices[first : first + size])
 
 
-def _read_ahead(source: ImageSource, batches: Iterable[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield (indices, images) while the next batches are read by another thread, in order."""
+def _read_ahead(source: ImageSource, batches: Iterable[list[int]], ahead: int) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield (indices, images) while the next `ahead` batches are read by another thread, in order."""
     waiting: list[tuple[list[int], Any]] = []
     with ThreadPoolExecutor(1) as reader:
         try:
             for batch in batches:
                 waiting.append((batch, reader.submit(source.pixels, batch)))
-                if len(waiting) > AHEAD:
+                if len(waiting) > ahead:
                     indices, images = waiting.pop(0)
                     yield indices, images.result()
             for indices, images in waiting:

@@ -24,6 +24,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 ASIDE = frozenset({b"iCCP", b"iTXt", b"tEXt", b"zTXt", b"eXIf"})  # chunks of a PNG that say nothing of its pixels
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF
 MAX_PIXELS = 100_000_000
+SMALL, MAX_RATIO = 1 << 25, 500  # bytes of pixels; these to encoded ones. A blank JPEG reaches 300, a photograph 100
 MAX_BYTES = 512 << 20  # of an encoded image: MAX_PIXELS with four channels, not compressed at all, take 400 MB
 
 
@@ -106,6 +107,9 @@ def _opened(data: bytes) -> Image.Image:
         raise Unusable("is not a readable image (no known format)", damaged=True) from error
     if max(image.width * image.height, tile) > MAX_PIXELS:
         raise Unusable(f"declares {image.width}x{image.height} pixels: possible decompression bomb")
+    unpacked = image.width * image.height * len(image.getbands())
+    if unpacked > max(SMALL, MAX_RATIO * len(data)):
+        raise Unusable(f"would unpack {len(data):,} bytes to {unpacked:,}: possible decompression bomb")
     if frames > 1 and image.format != "MPO":  # its first picture is the one that every reader of JPEG shows
         kind = f"holds {frames} pages" if image.format == "TIFF" else f"is animated ({frames} frames)"
         raise Unusable(f"{kind}: which one is meant? Save that one alone")

@@ -12,7 +12,8 @@ from repa_eval import results
 from repa_eval.errors import Failure, UserError, first_line, valid_text
 from repa_eval.reports.numbers.arms import of_a_run
 from repa_eval.results import Row
-from repa_eval.runtime.files import LARGEST_JSON, read_object
+from repa_eval.runtime.files import LARGEST_JSON
+from repa_eval.runtime.run_record import read_record, status_of
 
 log = logging.getLogger(__name__)
 LARGEST_MEDIA = {".png": 1 << 26, ".json": LARGEST_JSON}  # bytes of a picture and of what is said about it
@@ -93,12 +94,13 @@ def _curves(folder: Path) -> list[Row]:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    """Return what run.json says of the run; nothing, with a warning, where it is lost or damaged."""
-    file = folder / results.RUN
+    """Return what run.json says of the run; nothing, with a warning, where it is lost or damaged.
+
+    A run that was killed, so that nobody writes it although it says "running", has the status "stopped".
+    """
     try:
-        return read_object(file)
-    except FileNotFoundError:
-        return {}
+        facts = read_record(folder) or {}
+        return {**facts, "status": status_of(folder, facts)} if "status" in facts else facts
     except (Failure, OSError) as error:
         log.warning("%s; the report goes on without it", first_line(error))
         return {}

@@ -20,6 +20,7 @@ from repa_eval.reports.drawing.strips import strips, thinned
 from repa_eval.reports.html import collect, render
 from repa_eval.reports.numbers.arms import arms_of
 from repa_eval.results import Row, append, make_row
+from repa_eval.runtime.run_lock import RunLock
 
 LIMIT = 3_000_000
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -164,6 +165,19 @@ def test_a_report_needs_no_run_file(tmp_path, caplog, content):
     assert list(inputs.runs) == ["vanilla"]  # the folder's name
     assert ("run.json is damaged" in caplog.text) == (content is not None and not content.startswith(b'{"'))
     assert "vanilla" in render(**inputs.arguments())
+
+
+@pytest.mark.parametrize(("status", "shown"), [("running", "stopped"), ("failed", "failed"), ("done", "done")])
+def test_a_run_that_nobody_writes_has_stopped(tmp_path, status, shown):
+    run = sample.write(tmp_path, ("vanilla",))[0]
+    record = json.loads((run / "run.json").read_text()) | {"status": status, "reason": "step 3: a loss is not finite"}
+    (run / "run.json").write_text(json.dumps(record))
+    assert collect([run]).runs["vanilla"]["status"] == shown
+    with RunLock(run):
+        inputs = collect([run])
+    assert inputs.runs["vanilla"]["status"] == status
+    text = f"status is &#39;{status}&#39; (step 3: a loss is not finite)"
+    assert (text in render(**inputs.arguments())) == (status != "done")
 
 
 def test_a_folder_whose_name_is_no_utf8(tmp_path):

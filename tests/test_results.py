@@ -356,3 +356,13 @@ def test_nobody_sees_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list(tmp_path.iterdir()) == [target]
     results.write_atomic(tmp_path / "deep" / "b", b"\x00")
     assert (tmp_path / "deep" / "b").read_bytes() == b"\x00"
+
+
+def test_rows_that_are_there_are_not_appended_again(tmp_path: Path) -> None:
+    row = make_row(metric="a", value=1.0, step=3, n=4, protocol={"kind": "x"})
+    again, other = make_row(metric="a", value=2.0, step=3, n=4, protocol={"kind": "x"}), make_row(metric="b", value=3.0)
+    assert results.append_new(tmp_path, [row, again]) == [row]
+    assert results.append_new(tmp_path, [again, other, other]) == [other]
+    assert results.append_new(tmp_path, []) == []
+    assert [(one.metric, one.value) for one in results.read(tmp_path)] == [("a", 1.0), ("b", 3.0)]
+    assert len((tmp_path / results.TABLE).read_text().splitlines()) == 2

@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from helpers import ROOT
 from repa_eval import results
 from repa_eval.cli import main as repa_eval
 from repa_eval.monitors import alignment
 from repa_eval.probes import splits
+from repa_eval.runtime.run_lock import RunLock
 from repa_eval.train.cli import main as repa_train
 
 SMALL = ["max_steps=4", "checkpoint_every=2", "batch_size=8", "depth=2", "encoder_depth=1", "hidden_size=32"]
@@ -82,6 +83,127 @@ def test_the_trainer_and_sweep_take_the_same_measure(run: Path, tmp_path: Path) 
     own = {row.key(): row.value for row in results.read(out)}
     assert own.items() >= swept.items()
     assert not [row for row in sweep(out) if row.metric in ("fd_digits", "is_digits", "fd_pixel_pca")]
+
+
+def set_status(run: Path, **entries: str) -> None:
+    record = json.loads((run / "run.json").read_text()) | entries
+    (run / "run.json").write_text(json.dumps(record))
+
+
+def watch(run: Path) -> Result:
+    return CliRunner().invoke(repa_eval, ["sweep", str(run), "--watch", "--every", "0.1", "--quiet", "--device", "cpu"])
+
+
+def test_watching_a_trainer_that_is_dead_ends(run: Path) -> None:
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    set_status(run, status="running")
+    done = watch(run)
+    assert done.exit_code == 1
+    assert done.stdout == f"0 rows added; next: repa-eval report {run}\n"
+    assert done.stderr.count("\n") == 1
+    assert "no trainer runs (nobody holds its lock); continue with: repa-train --recipe" in done.stderr
+    set_status(run, status="failed", reason="step 3: a loss is not finite")
+    done = watch(run)
+    assert (done.exit_code, done.stderr) == (1, f"error: {run}: training failed: step 3: a loss is not finite\n")
+    for status in ("interrupted", "done"):
+        set_status(run, status=status)
+        assert watch(run).exit_code == 0
+    set_status(run, status="running")
+    assert sweep(run) == []  # nobody waits
+
+
+def test_watching_a_trainer_that_lives_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    set_status(run, status="running")
+    lock, looks = RunLock(run), []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            set_status(run, status="done")
+            lock.release()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert watch(run).exit_code == 0
+    assert looks == [0.1, 0.1, 0.1]
+
+
+def test_a_damaged_checkpoint_does_not_keep_the_others_from_being_measured(run: Path) -> None:
+    file = run / "checkpoints" / "0000002.pt"
+    file.write_bytes(file.read_bytes()[:-100])
+    (run / "checkpoints" / "0000002-copy.pt").write_bytes(b"mine")
+    done = CliRunner().invoke(repa_eval, ["sweep", str(run), "--quiet", "--device", "cpu"])
+    assert done.exit_code == 1
+    left, error = done.stderr.splitlines()
+    assert left.startswith(f"left out: {file}")
+    assert error == f"error: {run}: 0000002.pt could not be measured"
+    assert {row.step for row in results.read(run) if row.step} == {4}
+
+
+def test_two_sweeps_divide_the_work(run: Path) -> None:
+    """Each monitor of each step is measured by one of them, and no number is there twice."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from repa_eval.monitors import alignment
+from repa_eval.probes import splits
+from repa_eval.runtime.run_lock import RunLock
+from repa_eval.cli import main
+alignment.MAP_IMAGES, splits.PROBE_TRAIN, splits.PROBE_TEST = 40, 60, 30
+main(["sweep", {str(run)!r}, "--device", "cpu"])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment) for _ in "ab"
+    ]
+    announced: list[str] = []
+    for one in both:
+        _, said = one.communicate(timeout=150)
+        assert one.returncode == 0, said
+        announced += [line for line in said.splitlines() if line.startswith("step")]
+    assert announced
+    assert len(announced) == len(set(announced))
+    lines = (run / results.TABLE).read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(results.read(run)) > 0
+    assert sweep(run) == []
+
+
+def test_what_somebody_else_measures_is_waited_for(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"""
+from pathlib import Path
+from repa_eval.runtime.claims import Claims
+with Claims(Path({str(run)!r})).taken("4 SampleQuality") as mine:
+    print(mine, flush=True)
+    input()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    other = subprocess.Popen([sys.executable, "-c", code], text=True, env=environment, **pipes)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "True\n"
+    waits: list[set[int | None]] = []
+
+    def sleep(_seconds: float) -> None:
+        waits.append({row.step for row in results.read(run) if row.metric == "fd_digits"})
+        other.kill()
+        other.wait()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    added = sweep(run)
+    assert waits == [{2}]  # everything but that one was measured; then its holder died
+    assert {row.step for row in added if row.metric == "fd_digits"} == {2, 4}
+
+
+def test_equal_samples_are_measured_once(tmp_path: Path) -> None:
+    words = [word for word in SMALL if not word.startswith(("eval_every", "final"))]
+    words += ["eval_every=2", "final_samples=16", "final_num_steps=2"]
+    out = tmp_path / "small"
+    done = CliRunner().invoke(repa_train, ["--recipe", "digits-repa", *words, "--out", str(out), "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    lines = (out / results.TABLE).read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(results.read(out)) > 0
 
 
 def test_sweep_wants_a_run_folder(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from repa_eval.interfaces.architecture import find_preset
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import load_data
 from repa_eval.interfaces.method import Batch, Method, name_of
+from repa_eval.interfaces.monitor import piece_of
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.results import Row
 from repa_eval.runtime import seeding
@@ -179,7 +180,8 @@ def _evaluate(
     """Write the rows of the monitors, where a step is due for them: every eval_every, and the last."""
     if writer and step and (step == settings.max_steps or _due(step, settings.evaluation.eval_every)):
         for monitor in monitors:
-            told.on_rows(writer.rows(monitor(step, conventions.as_project_convention(ema.eval()))))
+            with writer.claims.taken(piece_of(step, monitor)):  # a sweep of the run leaves it to the trainer
+                told.on_rows(writer.rows(monitor(step, conventions.as_project_convention(ema.eval()))))
 
 
 def build(recipe: Recipe, images: ImageSource, teachers: Sequence[Teacher]) -> tuple[Recipe, Objective]:

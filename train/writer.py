@@ -16,8 +16,9 @@ import yaml
 from repa_eval import __version__, results
 from repa_eval.errors import first_line
 from repa_eval.results import CURVES, Row, make_row
+from repa_eval.runtime.claims import Claims
 from repa_eval.runtime.files import sync, write_atomic
-from repa_eval.runtime.run_record import RUNNING, write_record
+from repa_eval.runtime.run_record import FAILED, RUNNING, write_record
 from repa_eval.train.recipe import Recipe
 
 INTERRUPTED = {"status": "interrupted"}
@@ -45,6 +46,7 @@ class Writer:
         self.run = run
         self.recipe = recipe
         self.record = dict(record)
+        self.claims = Claims(run)
         self._running = False
         self.seconds, self._ahead = _look_ahead(run / CURVES, step)
 
@@ -54,7 +56,7 @@ class Writer:
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if not self._running or not isinstance(error, Exception | KeyboardInterrupt):
             return
-        how = {"status": "failed", "reason": first_line(error)} if isinstance(error, Exception) else INTERRUPTED
+        how = {"status": FAILED, "reason": first_line(error)} if isinstance(error, Exception) else INTERRUPTED
         with contextlib.suppress(OSError):  # the disk may be full
             write_record(self.run, {**self.record, **how})
 

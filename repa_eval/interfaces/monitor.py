@@ -54,6 +54,12 @@ class AtSteps(Monitor):
         return step not in self.steps or self.monitor.done(step, rows)
 
 
+def piece_of(step: int, monitor: Callable[..., Iterable[Row]]) -> str:
+    """Return the name of a monitor's work at a step: no two processes should do it at once."""
+    inner = monitor.monitor if isinstance(monitor, AtSteps) else monitor
+    return f"{step} {type(inner).__name__}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RegisteredMonitor:
     """build: (EvaluatedRun) -> Monitor. The other fields are the arguments of the decorator `monitor`."""

@@ -13,7 +13,7 @@ from repa_eval.runtime.run_lock import holder_of
 
 RUN = "run.json"
 COPY = ".run.json.bak"
-RUNNING, STOPPED = "running", "stopped"
+RUNNING, STOPPED, FAILED = "running", "stopped", "failed"
 
 
 def write_record(run: Path, record: Mapping[str, Any]) -> None:

@@ -73,7 +73,11 @@ def missing(
     """Return everything that a reader may look for in vain. media: names of the pictures at hand."""
     names = [run for arm in arms for run in arm.runs]
     found = [
-        Gap(f"run {name}", f"status is {facts['status']!r}, so its last rows may be missing", _resume(name))
+        Gap(
+            f"run {name}",
+            f"status is {facts['status']!r}{_reason(facts)}, so its last rows may be missing",
+            _resume(name),
+        )
         for name, facts in runs.items()
         if facts.get("status") and str(facts["status"]).lower() not in DONE
     ]
@@ -87,6 +91,11 @@ def missing(
     if not curves and names:
         found.append(_gap("training curves", "no log.jsonl with the results; training writes it", names, _again))
     return found
+
+
+def _reason(facts: Mapping[str, Any]) -> str:
+    """Return why a run failed, in brackets, where it says so."""
+    return f" ({facts['reason']})" if isinstance(facts.get("reason"), str) else ""
 
 
 # probes measured on request only, with the name of their --kinds

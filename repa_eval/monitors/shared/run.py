@@ -109,7 +109,8 @@ class EvaluatedRun:
 
     def rounds(self, step: int) -> list[SampleRound]:
         """Return the rounds of samples that are drawn at a step: the regular one, after the last step the final one."""
-        return [self.regular, self.final] if self.final and self.is_last(step) else [self.regular]
+        further = self.final is not None and self.is_last(step) and self.final != self.regular
+        return [self.regular, self.final] if further and self.final else [self.regular]
 
     def sampler(self, num_steps: int, **more: Any) -> SamplerSettings:
         """Return the settings of the sampler that the run is evaluated with, by default REPA's ODE by Euler steps."""

@@ -182,11 +182,11 @@ def test_readers_share_an_archive(tmp_path: Path) -> None:
 
 
 def test_a_compressed_npz_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from repa_eval.data.readers import npz
+    from repa_eval.data.readers import arrays
 
     unpacked = []
-    unpack = npz._Stream._unpack
-    monkeypatch.setattr(npz._Stream, "_unpack", lambda self: (unpacked.append(1), unpack(self))[1])
+    unpack = arrays._Stream._unpack
+    monkeypatch.setattr(arrays._Stream, "_unpack", lambda self: (unpacked.append(1), unpack(self))[1])
     np.savez_compressed(tmp_path / "a.npz", arr_0=PIXELS)
     source = open_images(tmp_path / "a.npz")
     for _ in range(2):  # passes from the beginning need no copy
@@ -209,8 +209,8 @@ def test_a_folder_is_measured_batch_by_batch(tmp_path: Path, monkeypatch: pytest
         return fetch(self, indices, kinds)
 
     monkeypatch.setattr(ImageFiles, "fetch", spy)
-    monkeypatch.setattr("repa_eval.interfaces.image_source.CHUNK", 16)
-    monkeypatch.setattr("repa_eval.interfaces.image_source.chunks.__defaults__", (16,))
+    for name in ("chunks", "rows_at_once"):
+        monkeypatch.setattr(f"repa_eval.interfaces.image_source.{name}.__defaults__", (16,))
     model = steps_of(tiny("repa"))[1].model
     streamed = load_data(str(folder), "test")
     rows = align(

@@ -134,7 +134,7 @@ class DiffusionModel(nn.Module):
 
 def has_null_row(config: Any) -> bool:
     """Return whether the label table of a network of this config has a last row for "no class"."""
-    return bool(getattr(config, "class_dropout_prob", 1.0) > 0)
+    return bool(vars(config).get("class_dropout_prob", 1.0) > 0)
 
 
 def depth_of(config: Any) -> int:

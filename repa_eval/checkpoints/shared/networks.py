@@ -217,16 +217,16 @@ def assemble(architecture: Architecture, config: Any, state: State, *, where: st
 def _check_size(config: Any, state: State, where: str) -> None:
     """Failure for a recorded size that the tensors cannot fill: building it would take hours, or all memory."""
     numbers = sum(tensor.numel() for tensor in state.values())
-    depth, heads = _total(getattr(config, "depth", 0)), len(getattr(config, "z_dims", ()))
+    recorded = {field.name: getattr(config, field.name) for field in dataclass_fields(config)}
+    depth, heads = _total(recorded.get("depth", 0)), len(recorded.get("z_dims", ()))
     for name, value in {"depth": depth, "z_dims": heads}.items():
         if value > len(state):
             raise Failure(f"{where}: its {name} is {value}, but the file holds {len(state)} tensors")
-    for field in dataclass_fields(config):
-        value = _total(getattr(config, field.name))
-        if value > max(numbers, LEAST_NUMBERS):
-            raise Failure(f"{where}: its {field.name} is {value}, but the file holds {numbers} numbers")
-    side = _total(getattr(config, "input_size", 0)) // max(_total(getattr(config, "patch_size", 1)), 1)
-    table = side**2 * _total(getattr(config, "hidden_size", 1))
+    for name, value in recorded.items():
+        if _total(value) > max(numbers, LEAST_NUMBERS):
+            raise Failure(f"{where}: its {name} is {_total(value)}, but the file holds {numbers} numbers")
+    side = _total(recorded.get("input_size", 0)) // max(_total(recorded.get("patch_size", 1)), 1)
+    table = side**2 * _total(recorded.get("hidden_size", 1))
     if table > max(numbers, LEAST_NUMBERS):
         raise Failure(f"{where}: its {side}x{side} positions are too many for a file of {numbers} numbers")
 

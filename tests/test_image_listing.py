@@ -21,6 +21,7 @@ from repa_eval.data.readers.listing import list_folder, printable
 from repa_eval.errors import Failure, UserError
 from repa_eval.evaluation.reference import listing_hash
 from repa_eval.interfaces.image_source import MAX_FETCH, rows_at_once
+from repa_eval.interfaces.images import load_data
 
 
 def image(index: int, side: int = 8) -> Image.Image:
@@ -215,6 +216,8 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     assert source.class_names == ("d\\xe9",)
     assert len(source.digest()) == 12
     assert len(listing_hash(tmp_path / "s")) == 12
+    os.rename(odd + b"/001.png", odd + b"/00\xe9.png")
+    assert load_data(f"folder:{os.fsdecode(odd)}", "train").name == f"folder:{tmp_path}/s/d\\xe9"
     Path(os.fsdecode(odd + b"/002.png")).write_bytes(b"")
     with pytest.raises(Failure, match=r"d\\xe9/002\.png is not a readable image") as caught:
         open_images(tmp_path / "s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from repa_eval.data.readers.image_files import open_images
+from repa_eval.data.readers.listing import printable
 from repa_eval.data.readers.npz import StreamedImages
 from repa_eval.interfaces.image_source import ImageSource, Subset
 from repa_eval.interfaces.images import data
@@ -21,4 +22,4 @@ def load(rest: str, split: str) -> ImageSource:
     source = open_images(rest)
     if isinstance(source, StreamedImages):
         return source
-    return Subset(source, range(len(source)), name=f"folder:{rest}", split=split)
+    return Subset(source, range(len(source)), name=f"folder:{printable(rest)}", split=split)

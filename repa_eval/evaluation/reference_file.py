@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from repa_eval import __version__
+from repa_eval.data.readers.listing import printable
 from repa_eval.data.readers.statistics import write_statistics
 from repa_eval.evaluation.reference import listing_hash
 from repa_eval.evaluation.sample_features import Gathered, Workers, gather
@@ -72,9 +73,9 @@ def _batches(source: Any, indices: Any, batch_size: int) -> Iterator[Any]:
 
 def _provenance(images: ReferenceImages, extractor: Extractor, n: int, kept: int) -> dict[str, Any]:
     path, source = Path(images.data), images.source
-    files = {"source": images.data}
+    files = {"source": printable(images.data)}
     if path.exists():
-        files = {"source": str(path.resolve()), "listing": listing_hash(path)}
+        files = {"source": printable(path.resolve()), "listing": listing_hash(path)}
     return {
         **files,
         "source_hash": source.digest(),

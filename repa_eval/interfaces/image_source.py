@@ -174,9 +174,13 @@ class Subset(ImageSource):
         return self._digest
 
 
-def rows_at_once(shape: Shape | None, wanted: int = CHUNK) -> int:
-    """Return how many of `wanted` images (C, H, W) are fetched at once: at least one, and at most MAX_BATCH bytes."""
-    return wanted if shape is None else max(1, min(wanted, MAX_BATCH // max(math.prod(shape), 1)))
+def rows_at_once(shape: Shape | None, wanted: int | None = None) -> int:
+    """Return how many of `wanted` images (C, H, W) are fetched at once: at least one, and at most MAX_BATCH bytes.
+
+    wanted: None for CHUNK.
+    """
+    count = CHUNK if wanted is None else wanted
+    return count if shape is None else max(1, min(count, MAX_BATCH // max(math.prod(shape), 1)))
 
 
 def refuse_large_batch(name: str, count: int, shape: Shape) -> None:

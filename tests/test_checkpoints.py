@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import zipfile
@@ -128,14 +129,65 @@ DAMAGES: dict[str, Any] = {
     "keys": lambda saved: {1: saved["ema"]["pos_embed"]},
     "ema of text": lambda saved: {"ema": {"blocks.0.x": "t"}, "model": {}},
     "ema of lists": lambda saved: saved | {"ema": [1]},
-    "steps": lambda saved: {"ema": saved["ema"], "model": saved["ema"], "steps": "x"},
     "whole numbers": lambda saved: {name: x.to(torch.int8) for name, x in saved["ema"].items()},
     "no numbers": lambda saved: without_numbers(saved["ema"]),
     "tokens of text": lambda saved: {"tokens": "x"},
+    "a record that lies": lambda saved: {
+        "tokens": torch.zeros(2, 3, 4),
+        "format": "soft tokens",
+        "num_tokens": 5,
+        "width": 4,
+        "space": 3,
+        "base_hash": "",
+        "step": 1,
+        "recipe": {},
+    },
     "half a record of tokens": lambda saved: {"tokens": torch.zeros(2, 3, 4), "format": "soft tokens"},
     "a name": lambda saved: saved["ema"] | {"blocks.50000000.attn.qkv.weight": torch.ones(3)},
     "depth": lambda saved: saved | {"recipe": deep(saved["recipe"], 10**7)},
     "negative depth": lambda saved: saved | {"recipe": deep(saved["recipe"], -1)},
+    "negative step": lambda saved: saved | {"step": -5},
+    "step of none": lambda saved: saved | {"step": None} | {"step": [None]},
+    "step that is true": lambda saved: saved | {"step": True},
+    "step that is no whole number": lambda saved: saved | {"step": 1.5},
+    "a huge width": lambda saved: saved | {"recipe": built(saved["recipe"], hidden_size=10**9)},
+    "a huge side": lambda saved: saved | {"recipe": built(saved["recipe"], input_size=10**6)},
+    "a negative width": lambda saved: saved | {"recipe": built(saved["recipe"], hidden_size=-64)},
+    "a negative side": lambda saved: saved | {"recipe": built(saved["recipe"], input_size=-8)},
+    "no patches": lambda saved: saved | {"recipe": built(saved["recipe"], patch_size=0)},
+    "huge classes": lambda saved: saved | {"recipe": built(saved["recipe"], num_classes=10**12)},
+    "a huge ratio": lambda saved: saved | {"recipe": built(saved["recipe"], mlp_ratio=1e300)},
+    "a ratio that is none": lambda saved: saved | {"recipe": built(saved["recipe"], mlp_ratio=float("nan"))},
+    "many teachers": lambda saved: saved | {"recipe": built(saved["recipe"], z_dims=[1] * 100_000)},
+    "a size of a tensor": lambda saved: saved | {"recipe": built(saved["recipe"], depth=torch.ones(2))},
+    "many heads by name": lambda saved: saved["ema"] | {"projectors.90000000.0.weight": torch.ones(3)},
+    "a model of a list": lambda saved: saved | {"recipe": saved["recipe"] | {"model": ["SiT-digits/2"]}},
+    "keys of the recipe": lambda saved: saved | {"recipe": saved["recipe"] | {1: 2}},
+    "a tensor in the recipe": lambda saved: saved | {"recipe": saved["recipe"] | {"batch_size": torch.ones(2)}},
+    "method": lambda saved: saved | {"recipe": saved["recipe"] | {"method": 5}},
+    "data": lambda saved: saved | {"recipe": saved["recipe"] | {"data": [1]}},
+    "seed": lambda saved: saved | {"recipe": saved["recipe"] | {"seed": "x"}},
+    "systems of numbers": lambda saved: saved | {"recipe": saved["recipe"] | {"systems": [1]}},
+    "teachers": lambda saved: saved | {"recipe": saved["recipe"] | {"teachers": 5}},
+    "a teacher": lambda saved: saved | {"recipe": saved["recipe"] | {"teachers": [{"name": 3}]}},
+    "a teacher with more": lambda saved: saved | {"recipe": saved["recipe"] | {"teachers": [{"name": "a", "b": 1}]}},
+    "plug-ins": lambda saved: (
+        saved | {"recipe": saved["recipe"] | {"plugins": [{"name": "a", "path": 1, "sha256": 2}]}}
+    ),
+    "aligned layer": lambda saved: saved | {"recipe": saved["recipe"] | {"aligned_layer": "three"}},
+    "evaluation": lambda saved: saved | {"recipe": saved["recipe"] | {"evaluation": "digits"}},
+    "ema of numbers": lambda saved: saved | {"ema": {"a": 1}},
+    "model of a list": lambda saved: {"model": [1, 2], "ema": [3]},
+    "zero rows of labels": lambda saved: saved["ema"] | {"y_embedder.embedding_table.weight": torch.zeros(0, 64)},
+    "scalars": lambda saved: {name: torch.tensor(1.0) for name in saved["ema"]},
+    "other dimensions": lambda saved: {name: x[None] for name, x in saved["ema"].items()},
+    "complex numbers": lambda saved: {name: x.to(torch.complex64) for name, x in saved["ema"].items()},
+    "bits": lambda saved: {name: x > 0 for name, x in saved["ema"].items()},
+    "sparse": lambda saved: {name: x.to_sparse() for name, x in saved["ema"].items()},
+    "meta": lambda saved: {name: x.to("meta") for name, x in saved["ema"].items()},
+    "nested": lambda saved: {"a": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])},
+    "one number for all": lambda saved: torch.zeros(1).as_strided((100, 64, 250000), (0, 0, 0)),
+    "arguments of sizes": lambda saved: {"ema": saved["ema"], "args": argparse.Namespace(num_classes=torch.ones(2))},
 }
 
 
@@ -143,12 +195,35 @@ def deep(recipe: dict[str, Any], depth: int) -> dict[str, Any]:
     return recipe | {"architecture": recipe["architecture"] | {"depth": depth}}
 
 
+def built(recipe: dict[str, Any], **sizes: Any) -> dict[str, Any]:
+    return recipe | {"architecture": recipe["architecture"] | sizes}
+
+
 @pytest.mark.parametrize("name", DAMAGES)
 def test_values_that_no_checkpoint_has_are_one_line(ours: Path, tmp_path: Path, name: str) -> None:
-    torch.save(DAMAGES[name](torch.load(ours, weights_only=True)), tmp_path / "a.pt")
+    saved = torch.load(ours, weights_only=True)
+    heads = {"num_heads": saved["recipe"]["architecture"]["num_heads"]}
+    damaged = DAMAGES[name](saved)
+    torch.save(damaged, tmp_path / "a.pt")
+    overrides = {} if isinstance(damaged, dict) and "recipe" in damaged else heads
     with pytest.raises(UserError, match=r"a\.pt") as caught:
-        checkpoints.load(tmp_path / "a.pt").info()
+        checkpoints.load(tmp_path / "a.pt", overrides=overrides).info()
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_arguments_of_odd_types_are_left_out(ours: Path, tmp_path: Path) -> None:
+    state = torch.load(ours, weights_only=True)["ema"]
+    odd = argparse.Namespace(num_heads=4, enc_type=[1], encoder_depth="3", proj_coeff={}, path_type=7, seed=None)
+    torch.save({"ema": state, "args": odd}, tmp_path / "a.pt")
+    opened = checkpoints.load(tmp_path / "a.pt")
+    assert (opened.info()["teacher"], opened.info()["encoder_depth"]) == (None, None)
+    assert opened.columns()["train_seed"] is None
+
+
+def test_an_override_of_a_file_that_says_what_it_is_is_refused(ours: Path) -> None:
+    with pytest.raises(UserError, match=r"says itself what it is: leave --set out \(given: num_classes\)"):
+        checkpoints.load(ours, overrides={"num_classes": 5})
 
 
 @pytest.mark.parametrize("kind", ["zip", "pickle", "nested"])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from repa_eval.checkpoints.shared import networks, state_dicts
+from repa_eval.checkpoints.shared.records import refuse_overrides
 from repa_eval.diffusion.conventions import as_project_convention
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import Failure
@@ -25,9 +26,11 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
         raise Failure(f"{path}: its recipe does not say what the model is")
     if not isinstance(recipe.get("options", {}), dict) or not isinstance(recipe.get("systems", ()), list | tuple):
         raise Failure(f"{path}: its recipe is damaged (options or systems)")
+    refuse_overrides(request, path)
     with naming_plugins(recipe):
         architecture, config = networks.preset_of(recipe["model"], recipe["architecture"])
-    state = state_dicts.flat(request.choose(content, path))
+    chosen = request.choose(content, path)
+    state = state_dicts.named_state(chosen, content["model"], path=path, weights=request.weights)
     network = networks.assemble(architecture, config, state, where=str(path))
     stub = isinstance(network, DiffusionModel) and network.stub
     return Checkpoint(
@@ -37,6 +40,6 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
         model_name=f"{recipe['model']}, first {config.depth} blocks" if stub else recipe["model"],
         models=(as_project_convention(network),),
         weights=request.weights,
-        step=int(content["step"]),
+        step=content["step"],
         recipe=recipe,
     )

@@ -11,8 +11,9 @@ from typing import Any
 from repa_eval.checkpoints.official_trainers import arguments
 from repa_eval.checkpoints.shared import networks, state_dicts
 from repa_eval.checkpoints.shared.recognise import from_state
+from repa_eval.checkpoints.shared.records import refuse_overrides
 from repa_eval.config import from_dict
-from repa_eval.errors import Failure, UserError
+from repa_eval.errors import Failure
 from repa_eval.interfaces.architecture import MODELS
 from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
 
@@ -42,8 +43,7 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
 def _merged(path: Path, state: Any, record: Mapping[str, Any], request: Request) -> Checkpoint:
     if not set(record) >= RECORD:
         raise Failure(f"{path}: its record does not say what the model is ({', '.join(sorted(RECORD - set(record)))})")
-    if request.overrides:
-        raise UserError(f"{path} says itself what it is: leave --set out")
+    refuse_overrides(request, path)
     architecture = MODELS.get(record["class"])
     config = from_dict(architecture.defaults, record["architecture"], where="architecture")
     return Checkpoint(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from repa_eval.checkpoints.shared import networks, state_dicts
+from repa_eval.checkpoints.shared.records import refuse_overrides
 from repa_eval.config import from_dict, to_dict
 from repa_eval.diffusion.conventions import VELOCITY, converted, native_of
 from repa_eval.errors import Failure, UserError
@@ -50,6 +51,7 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
         raise Failure(f"{path} has a {CONFIG} but no {WEIGHTS}, nor an index of several")
     if request.weights != record.get("weights", "ema"):
         raise UserError(f"{path} holds the {record.get('weights', 'ema')} weights only")
+    refuse_overrides(request, path)
     with naming_plugins(record.get("recipe")):
         if "class" in record:
             architecture = MODELS.get(record["class"])

@@ -36,11 +36,18 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     tokens, offsets = _parts(content)
     if tokens is None and offsets is None:
         return None
+    _check(tokens, offsets, path)
     layers = tokens.shape[0] if tokens is not None and tokens.ndim == 3 else None
     facts: dict[str, Any] = {"hidden_size": tokens.shape[-1] if tokens is not None else None, "depth": layers}
     step, recipe = None, {}
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        facts |= {"soft_tokens": content["num_tokens"], "space": content["space"], "base_hash": content["base_hash"]}
+        own = {"num_tokens": tokens.shape[-2], "width": tokens.shape[-1]} if tokens is not None else {}
+        wrong = [name for name, value in own.items() if content[name] != value]
+        texts = {name: content[name] for name in ("space", "base_hash")}
+        wrong += [name for name, text in texts.items() if not isinstance(text, str | None)]
+        if wrong:
+            raise Failure(f"{path}: its record does not fit its tokens ({', '.join(wrong)})")
+        facts |= {"soft_tokens": own.get("num_tokens"), **texts}
         step, recipe = content["step"], content["recipe"]
     return Checkpoint(
         path=path,
@@ -53,6 +60,15 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
         recipe=recipe,
         facts=facts,
     )
+
+
+def _check(tokens: Any, offsets: Any, path: Path) -> None:
+    """Failure unless tokens are floats (layers, n, D) or (n, D), and time offsets floats (100, layers * C)."""
+    for name, value, known in (("tokens", tokens, (2, 3)), ("time offsets", offsets, (2,))):
+        if value is None:
+            continue
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim not in known:
+            raise Failure(f"{path}: its soft {name} are no table of vectors")
 
 
 def _parts(content: Any) -> tuple[Tensor | None, Tensor | None]:

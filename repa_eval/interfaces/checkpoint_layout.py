@@ -82,21 +82,23 @@ class Checkpoint:
 
     def option(self, key: str) -> Any:
         """Return a recorded option of the method, or None."""
-        return self.recipe.get("options", {}).get(key)
+        return (self.recipe.get("options") or {}).get(key)
 
     @property
     def teachers(self) -> tuple[RecordedTeacher, ...]:
         """The encoders that the model was trained with, none where the file names none."""
         recorded = self.recipe.get("teachers")
         if recorded is None:  # a file of an official trainer, or of ours before the teachers were recorded
-            return recorded_teachers(split_names(self.option("enc_type") or ""), self.recipe.get("teacher_weights"))
+            named = self.option("enc_type")
+            names = split_names(named) if isinstance(named, str) else []
+            return recorded_teachers(names, self.recipe.get("teacher_weights"))
         return tuple(RecordedTeacher(**teacher) for teacher in recorded)
 
     @property
     def aligned_layer(self) -> int | None:
         """The block that was aligned with a teacher, None where the file names none."""
-        layer: int | None = self.recipe.get("aligned_layer", self.option("encoder_depth"))
-        return layer
+        layer = self.recipe.get("aligned_layer", self.option("encoder_depth"))
+        return layer if isinstance(layer, int) else None
 
     def columns(self) -> dict[str, Any]:
         """Return the columns of a row that say which checkpoint it is of."""

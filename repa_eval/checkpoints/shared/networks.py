@@ -72,6 +72,8 @@ def _fields_read(architecture: Architecture, shapes: Shapes, warn: bool) -> dict
     except Exception as error:
         plugin = MODELS.plugin_of(architecture.name)
         if plugin is None:
+            if isinstance(error, ArithmeticError | LookupError):  # its names with other dimensions, or none
+                return None
             raise
         if warn:
             _log.warning(
@@ -106,6 +108,8 @@ def label_table(rows: int, options: Mapping[str, Any], said: Mapping[str, Any]) 
     label, as in every published file. UserError where they say neither `rows` nor one less, and for a table of as many
     rows as a common data set has classes, which may be either.
     """
+    if rows < 1:
+        raise Failure("its label table has no rows")
     dropout = said.get("class_dropout_prob", options.get("class_dropout_prob"))
     classes = said.get("num_classes", options.get("num_classes"))
     if classes is None and not isinstance(dropout, int | float):

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from repa_eval.checkpoints.shared import networks, state_dicts
+from repa_eval.checkpoints.shared.records import check_record
 from repa_eval.checkpoints.shared.systems import READINGS, readings_of
 from repa_eval.checkpoints.shared.weight_folders import INDEX, read_weights
 from repa_eval.diffusion.conventions import converted
@@ -51,6 +52,7 @@ def recognise(path: str | Path, request: Request) -> Checkpoint:
 
 def _finished(checkpoint: Checkpoint, request: Request) -> Checkpoint:
     """Return the checkpoint with its models in eval mode; Failure where weights are not finite."""
+    check_record(checkpoint)
     warn_of_differences(checkpoint.recipe, checkpoint.path)
     if isinstance(network := checkpoint.network, Encoder):
         checkpoint.is_encoder = True

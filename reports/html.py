@@ -26,6 +26,7 @@ from repa_eval.results import Row
 __all__ = ["Inputs", "collect", "render"]
 
 LIMIT = 2_900_000  # bytes of a report, so that it stays below 3 MB
+FOR_PICTURES = 400_000  # of them, where there are pictures
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -61,12 +62,33 @@ def render(
     sections = in_order()
     macros = _environment().get_template("macros.html").make_module({"arms": page.arms, "ids": count(1)})
     parts = {section.anchor: _part(section, page, macros) for section in sections}
-    if media:
-        room = max(0, LIMIT - len(_whole(page, parts, title).encode())) * 3 // 4  # base64 makes 4 bytes of 3
+    size = len(_whole(page, parts, title).encode())
+    excess = size - (LIMIT - FOR_PICTURES if media else LIMIT)
+    left_out: list[tuple[str, str]] = []
+    if excess > 0:
+        parts, left_out = _shrunk(parts, excess)
+        size = len(_whole(page, parts, title).encode())
+    if media or left_out:
+        room = max(0, LIMIT - size) * 3 // 4  # base64 makes 4 bytes of 3
         kinds = [kind for section in sections for kind in section.grids]
-        page = replace(page, pictures=fitting(media, page.arms, kinds, room))
+        pictures = fitting(media or {}, page.arms, kinds, room)
+        page = replace(page, pictures=replace(pictures, left_out=(*pictures.left_out, *left_out)))
         parts |= {section.anchor: _part(section, page, macros) for section in sections if section.pictures}
     return _whole(page, parts, title)
+
+
+def _shrunk(parts: Mapping[str, Part | None], excess: int) -> tuple[dict[str, Part | None], list[tuple[str, str]]]:
+    """Return the parts with `excess` bytes of data less, as far as their sections can do without, and what went."""
+    smaller, left_out = dict(parts), []
+    for anchor, part in parts.items():
+        if part is None or part.section.shrink is None or excess <= 0:
+            continue
+        before = len(_script_json(part.data))
+        data, what = part.section.shrink(part.data, max(0, before - excess))
+        smaller[anchor] = replace(part, data=data)
+        excess -= before - len(_script_json(data))
+        left_out.append((f"numbers of {part.section.name}", what))
+    return smaller, left_out
 
 
 def _part(section: Section, page: Page, macros: Any) -> Part | None:

@@ -19,6 +19,9 @@ from repa_eval.reports.drawing.grids import grids
 from repa_eval.reports.drawing.strips import strips, thinned
 from repa_eval.reports.html import collect, render
 from repa_eval.reports.numbers.arms import arms_of
+from repa_eval.reports.numbers.words import Metrics
+from repa_eval.reports.page import prepare
+from repa_eval.reports.sections import maps as maps_section
 from repa_eval.results import Row, append, make_row
 from repa_eval.runtime.run_lock import RunLock
 
@@ -490,3 +493,47 @@ def test_in_a_browser(browser, page, tmp_path):
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     assert requests.count(file.as_uri()) == 1
     tab.close()
+
+
+# --- pages that would be too large
+
+
+def large(steps: int, runs: int = 2) -> list[Row]:
+    cells = [(layer, t) for layer in range(1, 5) for t in (0.1, 0.3, 0.5, 0.9)]
+    return [
+        make_row(
+            metric="cka", value=1 / (3 + step + layer + t), step=step, layer=layer, timestep=t, n=16, run=f"r{run}"
+        )
+        for run in range(runs)
+        for step in range(steps)
+        for layer, t in cells
+    ]
+
+
+def test_numbers_of_maps_are_thinned_as_far_as_needed():
+    build = maps_section.build(prepare(large(64), [], {}, {}, {}, Metrics({})))
+    data = build["data"]
+    whole = len(json.dumps(data, separators=(",", ":")))
+    seen = set()
+    for room in (whole, int(0.8 * whole), whole // 2, whole // 5, whole // 10, 0):
+        smaller, said = maps_section.shrink(data, room)
+        size = len(json.dumps(smaller, separators=(",", ":")))
+        assert size <= room or room == 0
+        assert (smaller["steps"][0], smaller["steps"][-1]) == ("0", "63")
+        for one, before in zip(smaller["maps"], data["maps"], strict=True):
+            assert set(one["steps"]) == set(smaller["steps"])
+            for step, values in one["steps"].items():
+                assert values == pytest.approx(before["steps"][step], rel=0.05)
+        seen.add((len(smaller["steps"]), said))
+    assert len(seen) >= 4
+    assert maps_section.shrink(data, whole)[1] == "shown with 5 digits; results.jsonl has all of them"
+
+
+def test_a_page_that_would_be_too_large_says_what_it_leaves_out(monkeypatch):
+    rows = large(64)
+    free = len(render(rows).encode())
+    monkeypatch.setattr("repa_eval.reports.html.LIMIT", free - 8000)
+    page = render(rows)
+    assert len(page.encode()) <= free - 7500
+    assert "numbers of Representations" in page
+    assert re.search(r"shown with 3 digits at \d+ of 64 steps; results\.jsonl has all of them", page)

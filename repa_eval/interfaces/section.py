@@ -13,6 +13,7 @@ from repa_eval.errors import UserError
 from repa_eval.registry import Registry
 
 Build = Callable[[Any], Mapping[str, Any] | None]
+Shrink = Callable[[Mapping[str, Any], int], tuple[Mapping[str, Any], str]]
 F = TypeVar("F", bound=Build)
 _ANCHOR = re.compile(r"[a-z][a-z0-9-]*")
 
@@ -29,6 +30,8 @@ class Section:
     pictures: shows `page.pictures`. Such a section is built twice: without pictures, to learn how much room the page
         leaves, and with those that fit.
     grids: the kinds of pictures media/<kind>-<step>.png that are tables of tiles, described by a .json of that name.
+    shrink: takes the section's `data` and the bytes that they may have as JSON, on a page that is too large; returns
+        smaller ones, and in words what was left out, for the list of what is missing.
     """
 
     build: Build
@@ -40,6 +43,7 @@ class Section:
     header: bool = False
     pictures: bool = False
     grids: tuple[str, ...] = ()
+    shrink: Shrink | None = None
 
 
 SECTIONS: Registry[Section] = Registry("section of the report", "repa_eval.reports.sections")
@@ -55,6 +59,7 @@ def section(
     header: bool = False,
     pictures: bool = False,
     grids: tuple[str, ...] = (),
+    shrink: Shrink | None = None,
 ) -> Callable[[F], F]:
     """Register a section of the report; the function itself is returned unchanged.
 
@@ -76,6 +81,7 @@ def section(
             header=header,
             pictures=pictures or bool(grids),
             grids=grids,
+            shrink=shrink,
         )
         SECTIONS.register(anchor, source=function)(entry)
         return function

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,17 +52,51 @@ class MapBlock:
     unfolded: bool = False
 
 
-@section(order=40, anchor="maps", title="Representations by block and timestep", name="Representations")
+def shrink(data: Mapping[str, Any], room: int) -> tuple[Mapping[str, Any], str]:
+    """Return the maps' numbers with fewer digits, then at fewer steps, until they fit into `room` bytes; and what went.
+
+    The first step and the last one stay.
+    """
+    steps, smaller = list(data["steps"]), data
+    for digits, every in ((5, 1), (4, 1), (3, 1), *((3, 2**power) for power in range(1, 12)), (2, 2**11)):
+        kept = [step for place, step in enumerate(reversed(steps)) if place % every == 0][::-1]
+        kept = kept if kept[0] == steps[0] else [steps[0], *kept]
+        smaller = {**data, "steps": kept, "maps": [_thinned(one, digits, set(kept)) for one in data["maps"]]}
+        if len(json.dumps(smaller, separators=(",", ":"))) <= room:
+            break
+    at = "" if len(kept) == len(steps) else f" at {len(kept)} of {len(steps)} steps"
+    return smaller, f"shown with {digits} digits{at}; results.jsonl has all of them"
+
+
+def _thinned(one: Mapping[str, Any], digits: int, kept: set[str]) -> dict[str, Any]:
+    """Return a map's numbers at the steps to be kept, and at its own last one."""
+    last = list(one["steps"])[-1]
+    steps = {
+        step: [None if value is None else float(f"{value:.{digits}g}") for value in values]
+        for step, values in one["steps"].items()
+        if step in kept or step == last
+    }
+    return {**one, "steps": steps}
+
+
+@section(
+    order=40,
+    anchor="maps",
+    title="Representations by block and timestep",
+    name="Representations",
+    shrink=shrink,
+)
 def build(page: Page) -> dict[str, Any] | None:
     """Return the maps of every metric; `data` has their numbers at every step, for the slider."""
     blocks, numbers = map_blocks(page.maps, page.rows, page.records, page.metrics)
     if not blocks:
         return None
+    steps = _steps(page.maps)
     return {
         "blocks": blocks,
-        "steps": _steps(page.maps),
+        "steps": steps,
         "gradient": ", ".join(figures.palette(9)),
-        "data": {"maps": numbers, "colours": figures.palette()},
+        "data": {"maps": numbers, "steps": steps, "colours": figures.palette()},
     }
 
 

@@ -3,7 +3,11 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const tip = document.getElementById("tip");
   const slider = document.getElementById("step");
-  const steps = slider ? slider.dataset.steps.split(",") : [];
+  const steps = data.steps ?? []; // fewer than were measured where the page would be too large
+  if (slider) {
+    slider.max = steps.length - 1;
+    slider.value = slider.max;
+  }
   const maps = new Map();
 
   const without = "no step";

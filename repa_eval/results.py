@@ -162,15 +162,39 @@ def scan(path: str | Path) -> Iterator[Row]:
     table = table_path(path)
     if not table.is_file():
         raise UserError(f"no results at {str(path)!r}: expected a run folder with {TABLE}, or such a file")
+    for number, line in _lines_of(table):
+        if line.endswith(b"\n"):
+            yield _parse(line, table, number)
+        else:
+            log.warning("%s: the last line is incomplete and was ignored", table)
+
+
+def check(path: str | Path) -> tuple[list[Row], list[str]]:
+    """Return the rows of a table, and a line of text for each of its lines that holds none."""
+    table = table_path(path)
+    rows, faults = [], []
+    try:
+        for number, line in _lines_of(table):
+            if not line.endswith(b"\n"):
+                faults.append(f"{table}: the last line is incomplete; the next writer cuts it off")
+                continue
+            try:
+                rows.append(_parse(line, table, number))
+            except UserError as error:
+                faults.append(str(error))
+    except UserError as error:
+        faults.append(str(error))
+    return rows, faults
+
+
+def _lines_of(table: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (number, line) of the lines of a table that are not empty; only the last one may have no line break."""
     with open(table, "rb") as lines:
         for number, line in enumerate(iter(lambda: lines.readline(_LONGEST), b""), 1):
-            if not line.endswith(b"\n"):
-                if len(line) == _LONGEST:
-                    raise UserError(f"{table}, line {number}: longer than {_LONGEST:,} bytes; is this a results table?")
-                if line.strip():
-                    log.warning("%s: the last line is incomplete and was ignored", table)
-            elif line.strip():
-                yield _parse(line, table, number)
+            if len(line) == _LONGEST and not line.endswith(b"\n"):
+                raise UserError(f"{table}, line {number}: longer than {_LONGEST:,} bytes; is this a results table?")
+            if line.strip():
+                yield number, line
 
 
 def read_protocols(path: str | Path) -> dict[str, dict[str, Any]]:

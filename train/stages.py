@@ -11,6 +11,7 @@ from torch import nn
 
 from repa_eval import checkpoints
 from repa_eval.errors import UserError, short_repr
+from repa_eval.interfaces.architecture import find_preset
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.method import Method
 from repa_eval.interfaces.teacher import Teacher
@@ -67,9 +68,13 @@ def fitted(recipe: Recipe, images: ImageSource, teachers: Sequence[Teacher]) -> 
     }
     config = dataclasses.replace(recipe.architecture, **{k: v for k, v in of_data.items() if k in names})
     config = recipe.method.fitted(config, images, teachers)
+    size = find_preset(recipe.model)[1]
     for key in sorted(names & of_data.keys() & recipe.stated.keys()):
-        if recipe.stated[key] != (value := getattr(config, key)):
-            given = f"architecture.{key}: {short_repr(recipe.stated[key])} was given"
+        stated = recipe.stated[key]
+        stated = tuple(stated) if isinstance(stated, list) else stated  # as YAML writes tuples
+        # the size's own value stands in every recipe that was written before the data were looked at
+        if stated not in (value := getattr(config, key), getattr(size, key)):
+            given = f"architecture.{key}: {short_repr(stated)} was given"
             raise UserError(f"{given}, but the data {images.name} have {short_repr(value)}; leave it out")
     return dataclasses.replace(recipe, architecture=config)
 

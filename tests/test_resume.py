@@ -20,6 +20,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from helpers import MY_LOSS, files_of, finish, launch, run, save_small_data, tiny
+from repa_eval import results
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.method import METHODS
 from repa_eval.results import Row, make_row
@@ -28,6 +29,7 @@ from repa_eval.train import state
 from repa_eval.train.cli import main
 from repa_eval.train.methods.vanilla import Vanilla
 from repa_eval.train.recipe import Recipe, resolve
+from repa_eval.train.writer import Writer
 
 TRAIN = "repa_eval.train.cli"
 
@@ -635,3 +637,48 @@ def test_an_error_within_a_run_is_its_status(tmp_path: Path, data: str) -> None:
     run(recipe, tmp_path / "run", resume=True)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["status"], record.get("reason")) == ("done", None)
+
+
+# --- tables
+
+
+def test_rows_are_on_the_disk_before_the_checkpoint_after_them(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def watched_sync(handle: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    def watched_replace(self: Path, target: Path) -> Path:
+        events.append(Path(target).name)
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(Path, "replace", watched_replace)
+    assert attempt(tiny(data=data, split="train", max_steps=4, checkpoint_every=2, eval_every=1), tmp_path / "run")
+    before = events[: events.index("0000002.pt")]
+    assert {"log.jsonl", "results.jsonl", "protocols.json"} <= set(before)
+    end = max(number for number, name in enumerate(events) if name == "run.json")
+    last = events[events.index("0000004.pt") : end]
+    assert {"log.jsonl", "results.jsonl"} <= set(last)  # "done" stands for rows of the last step, too
+
+
+def test_the_trainer_keeps_no_table_in_memory(short: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, expected = short
+    shutil.copytree(expected, tmp_path / "run")
+    columns = {"run": "run", "system": "REPA", "method": "repa", "train_seed": 0}
+    curves = [make_row(metric="loss", value=1.0, step=step, **columns) for step in range(6, 1006)]
+    results.append(tmp_path / "run" / "log.jsonl", curves)
+    writer = Writer(tmp_path / "run", recipe, columns, 900)
+    assert len(writer._ahead) == 105  # what training will come to again
+    for step in range(901, 2000):
+        writer.curves(step, {"loss": 2.0, "other": 3.0})
+    assert writer._ahead == set()
+    rows = results.read(tmp_path / "run" / "log.jsonl")
+    assert [row.value for row in rows if row.metric == "loss" and row.step in (905, 1005, 1006)] == [1.0, 1.0, 2.0]
+    assert len([row for row in rows if row.metric == "other"]) == 1099
+    lines = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(rows)

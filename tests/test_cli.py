@@ -160,6 +160,7 @@ def test_dry_run_with_official_flags() -> None:
 def test_every_official_flag_has_its_field() -> None:
     values = {"model": "SiT-digits/2", "path_type": "linear", "prediction": "v", "weighting": "uniform"}
     values |= {"enc_type": "digits-vit", "data": "digits", "mixed_precision": "no"}
+    values |= {"adam_beta1": "0.5", "adam_beta2": "0.5"}
     options = {name: {field.name for field in dataclasses.fields(cls)} for name, cls in METHODS.items()}
     for flag, key in OFFICIAL.items():
         owner = next((name for name, known in options.items() if key in known), "repa")

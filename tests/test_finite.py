@@ -99,7 +99,7 @@ def test_steps_between_two_points_of_the_curves(tmp_path: Path) -> None:
 
 def test_the_last_step(tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"step 1: weights .* not finite"):
-        run(tiny(max_steps=1, learning_rate=INF, warmup_steps=0), tmp_path / "run")
+        run(tiny(max_steps=1, learning_rate=1e39, warmup_steps=0), tmp_path / "run")
     assert state.checkpoints_of(tmp_path / "run") == []
     assert record_of(tmp_path / "run")["status"] == "failed"
 

@@ -661,11 +661,11 @@ def test_many_classes_are_shown_as_pairs() -> None:
     ("words", "text"),
     [
         ("--probes svm", "probe svm: choose of linear, knn, linear-bn, logistic"),
-        ("--shots 0", "0 shots: at least one training image"),
+        ("--shots 0", "'--shots': 0 is not in the range"),
         ("--shots 5000", "5000 shots: class 0 has"),
         ("--probe-lr fast", "--probe-lr 'fast': expected numbers joined by commas"),
-        ("--probe-lr -1", "learning rates -1.0: give positive numbers"),
-        ("--probe-epochs 0", "0 epochs of batches of 128: at least 1 and 2 are needed"),
+        ("--probe-lr -1", "--probe-lr '-1': a learning rate is above 0"),
+        ("--probe-epochs 0", "'--probe-epochs': 0 is not in the range"),
     ],
 )
 def test_what_cannot_be_probed_is_one_line(ckpt: Path, words: str, text: str) -> None:

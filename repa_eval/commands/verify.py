@@ -17,9 +17,10 @@ from repa_eval.errors import one_line
 @json_option
 @example("repa-eval verify runs/digits-repa")
 def command(run: Path, as_json: bool) -> None:
-    """Check the files of a run: checksums of checkpoints, tables, protocol records, run.json, recipe and pictures.
+    """Check that the files of a run are whole.
 
-    Prints a line for every fault, and ends with exit code 1 where there is one.
+    Reads checksums of checkpoints, tables, protocol records, run.json, recipe and pictures. Prints a line for every
+    fault, and ends with exit code 1 where there is one.
     """
     from repa_eval.commands.shared.verification import faults_of
 

@@ -57,7 +57,7 @@ class Haste(Method):
     trigger_times: tuple[float, ...] = option(
         (0.02, 0.1, 0.5, 0.8), help="times at which gradients are compared", least=0, most=1
     )
-    trigger_threshold: float = option(-0.05, help="mean cosine below which alignment stops for good", least=-1, most=1)
+    trigger_threshold: float = option(-0.05, help="mean cosine below which alignment stops for good")
     trigger_block: int = option(0, help="block whose parameters are looked at, 1-based; 0: encoder_depth", least=0)
     resize: bool = option(False, help="resize the student's features and attention to the teacher's grid")
     interpolant: Interpolant = Interpolant()

@@ -76,7 +76,8 @@ class Samples:
 class ImageSource(ABC):
     """A split of a data set.
 
-    name: as the user named it; split: "train", "test", ...; both stand in protocols. gives: the kinds of data that
+    name: as the user named it; split: "train", "test", ...; both stand in protocols. split_known: False where the data
+    have no splits, so that every split is the whole set and training may have seen it. gives: the kinds of data that
     `fetch` can return. num_classes: labels are 0..num_classes-1. image_shape: of every image, None where there are no
     images or where their sizes differ. latent_shape: (c, h, w) of a latent, not of its moments. latent_scale: how a
     model reads the latents.
@@ -85,6 +86,7 @@ class ImageSource(ABC):
     name: str
     split: str
     num_classes: int
+    split_known: bool = True
     gives: frozenset[str] = frozenset(DEFAULT_KINDS)
     class_names: tuple[str, ...] = ()
     image_shape: Shape | None = None
@@ -156,6 +158,7 @@ class Subset(ImageSource):
         self.source, self.rows = source, rows
         self.name = source.name if name is None else name
         self.split = source.split if split is None else split
+        self.split_known = source.split_known
         self.num_classes, self.class_names, self.gives = source.num_classes, source.class_names, source.gives
         self.image_shape, self.latent_shape = source.image_shape, source.latent_shape
         self.latent_scale = source.latent_scale

@@ -27,7 +27,7 @@ from repa_eval.metrics.memorisation import cell_scores, memorisation
 from repa_eval.metrics.mifid import mifid
 from repa_eval.metrics.realism import realism_scores
 from repa_eval.metrics.shared import manifold
-from repa_eval.metrics.shared.mmd import kernel_sums, polynomial, rbf
+from repa_eval.metrics.shared.mmd import Kernel, kernel_sums, polynomial, rbf, subset_estimates
 from repa_eval.metrics.vendi import vendi, vendi_score
 
 
@@ -615,3 +615,15 @@ def test_protocols() -> None:
     assert PROTOCOLS["clean"].without == {"sfd", "inception_score", "precision_recall"}
     with pytest.raises(UserError, match="unknown protocol 'amd'; did you mean 'adm'"):
         protocol_named("amd")
+
+
+@pytest.mark.parametrize(("subsets", "size"), [(3, 4), (60, 30)], ids=["few pairs in subsets", "many"])
+@pytest.mark.parametrize("kernel", [polynomial(), rbf(3.0)], ids=["polynomial", "rbf"])
+def test_subsets_that_share_kernel_values_have_the_estimates_of_each_alone(
+    subsets: int, size: int, kernel: Kernel
+) -> None:
+    generator = np.random.default_rng(5)
+    x, y = generator.normal(size=(70, 6)), generator.normal(0.4, 1.2, size=(50, 6))
+    draws = [np.array([generator.permutation(len(side))[:size] for _ in range(subsets)]) for side in (x, y)]
+    alone = [kernel_sums(x[first], y[second], kernel).unbiased() for first, second in zip(*draws, strict=True)]
+    np.testing.assert_allclose(subset_estimates(x, y, (draws[0], draws[1]), kernel), alone, rtol=1e-11, atol=1e-13)

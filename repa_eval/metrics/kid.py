@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from repa_eval.errors import UserError
 from repa_eval.interfaces.metric import sample_metric
 from repa_eval.metrics.shared.checks import Array, same_width
-from repa_eval.metrics.shared.mmd import Kernel, kernel_sums, polynomial
+from repa_eval.metrics.shared.mmd import Kernel, polynomial, subset_estimates
 
 SUBSETS, SIZE = 100, 1000
 TORCH_FIDELITY_SEED, CLEAN_SEED = 2020, 0
@@ -68,9 +68,7 @@ def kid_subsets(
     if subsets < 1 or size < 2:
         raise UserError(f"{subsets} subsets of {size}: at least one subset of 2 samples is needed")
     size, draw = min(size, len(first), len(second)), np.random.RandomState(seed)
-    kernel, values = kernel or polynomial(), np.empty(subsets)
-    for place in range(subsets):
-        order = (first, second) if real_first else (second, first)
-        drawn = [side[draw.choice(len(side), size, replace=False)] for side in order]
-        values[place] = kernel_sums(drawn[0], drawn[1], kernel, device=device).unbiased()
-    return values
+    order = (first, second) if real_first else (second, first)
+    drawn = [[draw.choice(len(side), size, replace=False) for side in order] for _ in range(subsets)]
+    rows = np.array(drawn, dtype=np.int64)  # (subsets, 2, size)
+    return subset_estimates(*order, (rows[:, 0], rows[:, 1]), kernel or polynomial(), device=device)

@@ -6,11 +6,15 @@ Sources: minyoungg/platonic-rep @ dcd76ba for the conventions; Song et al. 2012 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from repa_eval.errors import UserError
 from repa_eval.metrics.shared.checks import Array, undefined
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OFFICIAL_EPS = 1e-6  # platonic-rep adds it to the denominators of CKA and CKNNA
 LONG = 16.0  # a squared row length over their mean from which sums in float32 are too coarse
@@ -126,6 +130,16 @@ def nearest(x: Array, *, k: int, with_self: bool = False, device: str = "cpu") -
         found[rows] = torch.topk(similar, k, dim=1).indices.cpu()
     indices: Array = found.numpy()
     return indices
+
+
+def products(u: Tensor, v: Tensor) -> Tensor:
+    """Return the inner products u v^T (N, M) of u (N, D) and v (M, D), in their dtype and on their device.
+
+    On the CPU by numpy, whose OpenBLAS multiplies twice as fast as torch's MKL on AMD's processors.
+    """
+    import torch
+
+    return torch.from_numpy(u.numpy() @ v.numpy().T) if u.device.type == "cpu" else u @ v.T
 
 
 def squared_distances(u: Array, v: Array) -> Array:

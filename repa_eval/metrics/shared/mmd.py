@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repa_eval.errors import UserError
 from repa_eval.metrics.shared.checks import Array
-from repa_eval.metrics.shared.kernels import row_blocks
+from repa_eval.metrics.shared.kernels import products, row_blocks
 
 Kernel = Callable[[Tensor, Tensor], Tensor]  # (u (B, D), v (M, D)) -> (B, M) float64
 
@@ -21,7 +21,7 @@ def polynomial(*, degree: int = 3, gamma: float | None = None, coef0: float = 1.
     """Return the kernel (gamma u.v + coef0)^degree; gamma None: 1 / D. Products in the dtype of the features."""
 
     def kernel(u: Tensor, v: Tensor) -> Tensor:
-        return ((u @ v.T).double() * (gamma or 1.0 / u.shape[1]) + coef0) ** degree
+        return products(u, v).double().mul_(gamma or 1.0 / u.shape[1]).add_(coef0).pow_(degree)
 
     return kernel
 
@@ -30,8 +30,9 @@ def rbf(sigma: float) -> Kernel:
     """Return exp(-|u - v|^2 / (2 sigma^2)) - 1: the constant drops out of every estimate, its rounding would not."""
 
     def kernel(u: Tensor, v: Tensor) -> Tensor:
-        squares = u.square().sum(dim=1).double()[:, None] + v.square().sum(dim=1).double()
-        return torch.expm1((squares - 2.0 * (u @ v.T).double()).clamp_min(0.0) / (-2.0 * sigma**2))
+        squares = u.double().square().sum(dim=1)[:, None] + v.double().square().sum(dim=1)
+        distances = products(u, v).double().mul_(-2.0).add_(squares).clamp_min_(0.0)
+        return distances.div_(-2.0 * sigma**2).expm1_()
 
     return kernel
 
@@ -104,6 +105,44 @@ def kernel_sums(x: Array, y: Array, kernel: Kernel, *, device: str = "cpu") -> K
     xx, xx_self = _own(u, kernel)
     yy, yy_self = _own(v, kernel)
     return KernelSums(xx, yy, across.numpy(), down.numpy(), xx_self, yy_self)
+
+
+def subset_estimates(x: Array, y: Array, draws: tuple[Array, Array], kernel: Kernel, *, device: str = "cpu") -> Array:
+    """Return the unbiased estimate of each subset, (S,), from features x (N, D) and y (M, D).
+
+    draws: the rows of each subset in x and in y, (S, size) each, none of them twice in a subset. Where the subsets hold
+    more pairs than the sets do, each kernel value is computed once and counted by the subsets that contain its pair.
+    """
+    u, v = (torch.from_numpy(np.ascontiguousarray(side)).to(device) for side in (x, y))
+    (subsets, size), pairs = draws[0].shape, len(x) ** 2 / 2 + len(y) ** 2 / 2 + len(x) * len(y)
+    if 2 * subsets * size**2 < pairs:
+        drawn = zip(*draws, strict=True)
+        return np.array([kernel_sums(x[first], y[second], kernel, device=device).unbiased() for first, second in drawn])
+    a, b = (_members(rows, len(side)).to(device) for rows, side in zip(draws, (x, y), strict=True))
+    between = torch.zeros(subsets, dtype=torch.float64)
+    for rows in row_blocks(len(u), len(v)):
+        between += ((a[:, rows] @ kernel(u[rows], v)) * b).sum(dim=1).cpu()
+    within = (_within(u, a, kernel) + _within(v, b, kernel)) / (size * (size - 1))
+    estimates: Array = (within - 2.0 * between / size**2).numpy()
+    return estimates
+
+
+def _members(rows: Array, count: int) -> Tensor:
+    """Return (S, count) float64: 1 where a subset, a line of rows (S, size), contains the sample."""
+    members = torch.zeros((len(rows), count), dtype=torch.float64)
+    return members.scatter_(1, torch.from_numpy(rows), 1.0)
+
+
+def _within(u: Tensor, members: Tensor, kernel: Kernel) -> Tensor:
+    """Return the sums (S,) of the kernel over the ordered pairs of different samples of each subset of u (N, D)."""
+    sums = torch.zeros(len(members), dtype=torch.float64)
+    for rows in row_blocks(len(u), len(u)):
+        block = kernel(u[rows], u[rows.start :])  # symmetric: a pair right of the block's diagonal stands for two
+        size = rows.stop - rows.start
+        block[:, size:] *= 2.0
+        block.diagonal().zero_()
+        sums += ((members[:, rows] @ block) * members[:, rows.start :]).sum(dim=1).cpu()
+    return sums
 
 
 def _own(u: Tensor, kernel: Kernel) -> tuple[Array, Array]:

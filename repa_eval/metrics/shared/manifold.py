@@ -129,8 +129,8 @@ def radii_of(x: Points, *, ks: Sequence[int]) -> Tensor:
         _keep_least(values[later], columns[later], apart[:, len(apart) :].T, first=rows.start)
     result = torch.empty((len(x), len(ks)), dtype=torch.float64, device=x.values.device)
     places = [k - 1 for k in ks]
-    for rows in row_blocks(len(x), count * x.given.shape[1]):
-        result[rows] = _refined(x, rows, values[rows], columns[rows]).sort(dim=1).values[:, places]
+    for rows in row_blocks(len(x), count):
+        result[rows] = _refined(x, rows, values[rows], columns[rows], places).sort(dim=1).values[:, places]
     return result
 
 
@@ -203,12 +203,20 @@ def _keep_least(values: Tensor, columns: Tensor, apart: Tensor, *, first: int) -
     values.copy_(least.values)
 
 
-def _refined(x: Points, rows: slice, values: Tensor, columns: Tensor) -> Tensor:
-    """Return the squared distances (B, K) of x[rows] to the rows in `columns` (B, K) in float64, by differences."""
+def _refined(x: Points, rows: slice, values: Tensor, columns: Tensor, places: Sequence[int]) -> Tensor:
+    """Return the squared distances (B, K), float64, of x[rows] to the rows in `columns` (B, K), given in order.
+
+    Those that may come at one of `places` once they are sorted are computed again by differences. The others keep their
+    rounding, which leaves them on their side of these places.
+    """
+    result = values.double()
     if x.exact:
-        return values.double()
-    i = torch.arange(rows.start, rows.stop, device=columns.device)[:, None].expand_as(columns)
-    return x.pairs(i.reshape(-1), x, columns.reshape(-1)).reshape(columns.shape)
+        return result
+    slack = 2.0 * ROUNDING * torch.finfo(values.dtype).eps * (x.squares[rows, None] + x.squares.max())
+    close = torch.stack([(values - values[:, place, None]).abs() <= slack for place in places]).any(dim=0)
+    i, j = close.nonzero(as_tuple=True)
+    result[i, j] = x.pairs(i + rows.start, x, columns[i, j])
+    return result
 
 
 def _within(v: Points, rows: slice, u: Points, apart: Tensor, limits: Tensor, *, border: bool) -> Tensor:

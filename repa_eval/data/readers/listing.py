@@ -35,11 +35,12 @@ class Listing:
     """The images of a folder or zip, and what is there beside them.
 
     sizes: bytes by path, relative and with "/", sorted by path. left_out: the paths of files that may have been meant
-    as images, by the reason why they are none.
+    as images, by the reason why they are none. suffixes: the files that are listed; those of images, unless said.
     """
 
     sizes: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    suffixes: frozenset[str] = SUFFIXES
 
     @property
     def members(self) -> list[str]:
@@ -49,11 +50,11 @@ class Listing:
     def add(self, member: str, size: int) -> None:
         """Take a regular file: as an image, or as left out where its name is like an image's."""
         suffix = PurePosixPath(member).suffix.lower()
-        if suffix not in SUFFIXES | UNREAD:
+        if suffix not in self.suffixes | UNREAD:
             return
         if is_hidden(member):
             self.leave_out("hidden or in a service folder", member)
-        elif suffix in UNREAD:
+        elif suffix not in self.suffixes:
             self.leave_out(f"format {suffix} is not read", member)
         else:
             self.sizes[member] = size
@@ -64,9 +65,8 @@ class Listing:
 
     def finished(self) -> Listing:
         """Return the listing, sorted."""
-        return Listing(
-            dict(sorted(self.sizes.items())), {why: sorted(found) for why, found in sorted(self.left_out.items())}
-        )
+        left_out = {why: sorted(found) for why, found in sorted(self.left_out.items())}
+        return Listing(dict(sorted(self.sizes.items())), left_out, self.suffixes)
 
     def notes(self) -> str:
         """Return what is left out in words, "" for nothing: "3 (broken link: a.png, b.png, c)"."""
@@ -78,12 +78,13 @@ class Listing:
             _log.warning("%s: %d images are used; left out: %s", name, len(self.sizes), self.notes())
 
 
-def list_folder(path: Path) -> Listing:
-    """Return the images below a folder; links are followed, but for those that lead back into their own folder.
+def list_folder(path: Path, suffixes: frozenset[str] = SUFFIXES) -> Listing:
+    """Return the images below a folder, or the files of other suffixes.
 
-    Failure for a folder that cannot be read, UserError where links lead to more than MAX_LINKED of them.
+    Links are followed, but for those that lead back into their own folder. Failure for a folder that cannot be read,
+    UserError where links lead to more than MAX_LINKED of them.
     """
-    listing = Listing()
+    listing = Listing(suffixes=suffixes)
     for folder, entry in _walk(path, listing):
         member = f"{folder}{entry.name}"
         try:
@@ -96,20 +97,22 @@ def list_folder(path: Path) -> Listing:
             listing.add(member, state.st_size)
         elif stat.S_ISDIR(state.st_mode):  # _walk did not enter it
             listing.leave_out("link back into its own folder", member)
-        elif PurePosixPath(member).suffix.lower() in SUFFIXES:
+        elif PurePosixPath(member).suffix.lower() in suffixes:
             listing.leave_out("no regular file", member)
     return listing.finished()
 
 
-def list_zip(name: str, archive: zipfile.ZipFile) -> tuple[Listing, dict[str, zipfile.ZipInfo]]:
-    """Return the images of a zip, and its members by the path under which they are listed.
+def list_zip(
+    name: str, archive: zipfile.ZipFile, suffixes: frozenset[str] = SUFFIXES
+) -> tuple[Listing, dict[str, zipfile.ZipInfo]]:
+    """Return the images of a zip, or its files of other suffixes, and all members by the path that they are listed by.
 
     Names with backslashes, as some programs of Windows write them, are taken as paths. UserError for a member that
     would leave the archive, that is there twice, or that expands beyond all measure.
     """
     infos = [info for info in archive.infolist() if not info.is_dir() and not info.filename.endswith("\\")]
     members: dict[str, zipfile.ZipInfo] = {}
-    listing = Listing()
+    listing = Listing(suffixes=suffixes)
     for info in infos:
         member = info.filename.replace("\\", "/")
         if member in members:

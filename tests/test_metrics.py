@@ -24,7 +24,7 @@ from repa_eval.metrics.edit_distance_knn import _distances
 from repa_eval.metrics.lcs_knn import _lengths, lcs_knn
 from repa_eval.metrics.mutual_knn import mutual_knn
 from repa_eval.metrics.rsa import rsa
-from repa_eval.metrics.shared import kernels
+from repa_eval.metrics.shared import kernels, tile_search
 from repa_eval.metrics.shared.neighbours import neighbours
 from repa_eval.metrics.shared.prepared import prepare
 from repa_eval.metrics.svcca import svcca
@@ -46,6 +46,19 @@ def test_nearest_is_the_sorted_inner_product_without_self() -> None:
     np.fill_diagonal(similar, -np.inf)
     assert np.array_equal(kernels.nearest(x, k=7), np.argsort(-similar, axis=1)[:, :7])
     assert np.array_equal(kernels.nearest(x, k=7, with_self=True), np.argsort(-(x @ x.T), axis=1)[:, :7])
+
+
+@pytest.mark.parametrize("n", [40, 48, 49, 64])
+@pytest.mark.parametrize(("k", "with_self"), [(1, True), (3, False), (12, True)])
+def test_tiles_find_what_a_whole_sort_finds(monkeypatch: pytest.MonkeyPatch, n: int, k: int, with_self: bool) -> None:
+    monkeypatch.setattr(tile_search, "TILE", 16)
+    monkeypatch.setattr(tile_search, "KEPT", 1)  # lists are merged along the way
+    x, offsets = normal(n, 5), normal(n, seed=1)
+    similar = x @ x.T + offsets
+    if not with_self:
+        np.fill_diagonal(similar, -np.inf)
+    found = tile_search.largest_products(x, offsets, k=k, with_self=with_self)
+    assert np.array_equal(found, np.argsort(-similar, axis=1)[:, :k])
 
 
 def test_neighbours_are_searched_in_blocks() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from repa_eval.errors import UserError
 from repa_eval.metrics.shared.checks import Array, undefined
+from repa_eval.metrics.shared.tile_search import largest_products
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,7 @@ def scaled_to_one(x: Array) -> Array:
     largest = float(np.abs(x).max())
     limits = np.finfo(x.dtype)
     power = np.clip(np.frexp(largest)[1], limits.minexp, limits.maxexp - 1) if largest > 0.0 else 0
-    scaled: Array = np.ldexp(x, -int(power))
+    scaled: Array = x * np.ldexp(x.dtype.type(1.0), -int(power))
     return scaled
 
 
@@ -114,17 +115,19 @@ def nearest(x: Array, *, k: int, with_self: bool = False, device: str = "cpu") -
     memory is O(N * block), never N x N. Of <u, v> a row's ranking needs <u, v - m> only, m the mean: with u = c + m
     that is <c, v - m> + <m, v - m>, whose last term is taken in float64. Thus a large mean costs no digits.
     """
-    import torch
-
     wide = scaled_to_one(x.astype(np.float64))
     mean = wide.mean(axis=0)
     wide -= mean
-    offsets = torch.from_numpy((wide @ mean).astype(x.dtype)).to(device)  # <m, v - m>, (N,)
-    rest = torch.from_numpy(wide.astype(x.dtype, copy=False)).to(device)  # (N, D)
+    offsets, rest = (wide @ mean).astype(x.dtype), wide.astype(x.dtype, copy=False)  # <m, v - m> (N,), c (N, D)
     del wide
+    if device == "cpu":
+        return largest_products(rest, offsets, k=k, with_self=with_self)
+    import torch
+
+    there, shifts = torch.from_numpy(rest).to(device), torch.from_numpy(offsets).to(device)
     found = torch.empty((len(x), k), dtype=torch.int64)
     for rows in row_blocks(len(x), len(x)):
-        similar = torch.addmm(offsets, rest[rows], rest.T)  # (block, N)
+        similar = torch.addmm(shifts, there[rows], there.T)  # (block, N)
         if not with_self:
             similar.diagonal(rows.start).fill_(-torch.inf)
         found[rows] = torch.topk(similar, k, dim=1).indices.cpu()

@@ -87,7 +87,11 @@ def make_row(*, value: float | None, protocol: Mapping[str, Any] | None = None, 
     protocol: the record of how the number was taken. Its hash becomes a column, and the row carries the record itself,
     so that `append` can write it beside the table. Numbers may be those of numpy and torch, and words any object such
     as a Path. UserError for a column whose value is of another kind.
+    step_from: where the step is from if the checkpoint does not record it ("file name"); an entry of the protocol.
     """
+    step_from = columns.pop("step_from", None)
+    if step_from is not None and protocol is not None:
+        protocol = {**protocol, "step_from": step_from}
     columns = {name: _plain(name, column) if name != "stderr" else column for name, column in columns.items()}
     note = columns.pop("note", None)
     value, stderr = _converted("value", value), _converted("stderr", columns.pop("stderr", None))

@@ -19,6 +19,7 @@ from repa_eval.diffusion import behaviour
 from repa_eval.diffusion.conventions import EPSILON, REVERSED, VELOCITY, NoisePrediction, ReversedTime
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.architecture import find_preset
+from repa_eval.results import make_row
 
 # case -> systems of its bare weights, model, depth, width, heads, patch, channels, side, class token
 SIZES: dict[str, tuple[Any, ...]] = {
@@ -70,7 +71,8 @@ def test_bare_weights_tell_architecture_and_sizes(tmp_path: Path, case: str) -> 
     systems, *sizes = SIZES[case]
     assert info["systems"] == systems.split()
     assert [info[field] for field in FIELDS] == sizes
-    assert (info["step"], info["weights"], info["teacher"]) == (None, "ema", None)
+    assert (info["step"], info["step_from"], info["weights"]) == (400_000, "file name", "ema")
+    assert info["teacher"] is None
     state = opened.network.state_dict()
     assert {name: list(tensor.shape) for name, tensor in state.items()} == official.shapes(case)
     assert not any(tensor.is_meta for tensor in opened.network.state_dict().values())
@@ -398,3 +400,29 @@ def test_nothing_runs_and_nothing_but_arguments_is_unpickled(tmp_path: Path) -> 
         match=r"needs code execution to load \(it asks for test_official_checkpoints\.Odd\), which is never allowed",
     ):
         checkpoints.load(tmp_path / "a.pt", overrides=HEADS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "step", "step_from"),
+    [
+        ("0400000.pt", "bare", 400_000, "file name"),
+        ("0400000.pt", "ema only", 400_000, "file name"),
+        ("0400000.pt", "steps 7", 7, None),  # what a file records wins
+        ("last.pt", "bare", None, None),
+        ("400000.pt", "bare", None, None),
+    ],
+)
+def test_the_step_of_a_file_without_one_is_its_name(
+    tmp_path: Path, name: str, content: str, step: int | None, step_from: str | None
+) -> None:
+    state = official.hollow(official.shapes("repa/state_dict_SiT-B-2"))
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    path = tmp_path / "run" / "checkpoints" / name
+    kinds = {"bare": state, "ema only": {"ema": state, "config": {}}, "steps 7": {"ema": state, "steps": 7}}
+    torch.save(kinds[content], path)
+    opened = checkpoints.load(path, allow_nan=True)
+    info = opened.info()
+    assert (info["step"], info.get("step_from")) == (step, step_from)
+    row = make_row(metric="cka", value=0.5, protocol={"kind": "alignment"}, **opened.columns())
+    assert (row.run, row.step) == ("run", step)
+    assert row.record == {"kind": "alignment", **({} if step_from is None else {"step_from": step_from})}

@@ -20,7 +20,8 @@ from repa_eval.errors import one_line
 def command(ckpt: str, loading: LoadingOptions, as_json: bool) -> None:
     """Identify a checkpoint: systems it can be, architecture, sizes, step, teacher.
 
-    It is recognised by the names and shapes in it, never by its file name; nothing in it is executed.
+    It is recognised by the names and shapes in it, never by its file name; nothing in it is executed. Only a step that
+    it does not record is read from a name of seven digits (0400000.pt), and marked so.
     """
     info = open_checkpoint(ckpt, loading).info()
     if as_json:

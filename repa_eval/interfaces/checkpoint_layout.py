@@ -40,7 +40,8 @@ class Request:
 class Checkpoint:
     """An opened checkpoint. models: one per convention that it can have; recipe: the settings recorded in it.
 
-    is_encoder: whether the network is a vision encoder of ours, which can be named as teacher.
+    is_encoder: whether the network is a vision encoder of ours, which can be named as teacher. step_from: "file name"
+    where the file records no step and its name is one (0400000.pt).
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Checkpoint:
     recipe: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)  # for `inspect`, where the network's own config does not say
     is_encoder: bool = False
+    step_from: str | None = None
 
     @cached_property
     def model(self) -> nn.Module:
@@ -101,7 +103,7 @@ class Checkpoint:
         return layer if isinstance(layer, int) else None
 
     def columns(self) -> dict[str, Any]:
-        """Return the columns of a row that say which checkpoint it is of."""
+        """Return the columns of a row that say which checkpoint it is of; `step_from`, see `make_row`."""
         return {
             "run": self.run,
             "system": self.systems[0] if self.systems else None,
@@ -109,6 +111,7 @@ class Checkpoint:
             "step": self.step,
             "weights": self.weights,
             "train_seed": self.recipe.get("seed"),
+            **({} if self.step_from is None else {"step_from": self.step_from}),
         }
 
     def info(self) -> dict[str, Any]:
@@ -124,6 +127,7 @@ class Checkpoint:
             "systems": list(self.systems),
             "model": self.model_name,
             "step": self.step,
+            **({} if self.step_from is None else {"step_from": self.step_from}),
             "weights": self.weights,
             **{name: getattr(config, name, None) for name in sizes},
             **({"depth": network.depth} if diffusion else {}),

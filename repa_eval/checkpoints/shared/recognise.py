@@ -25,6 +25,7 @@ from repa_eval.models.shared.encoder import Encoder
 from repa_eval.plugin_files.records import warn_of_differences
 from repa_eval.weight_files.hub import ENDINGS
 
+STEP_NAME = re.compile(r"\d{7}")  # as SiT, DiT, REPA and GMem name their files
 SHARD = re.compile(r"-\d{5}-of-(?!00001\.)\d{5}\.")
 
 
@@ -54,6 +55,8 @@ def _finished(checkpoint: Checkpoint, request: Request) -> Checkpoint:
     """Return the checkpoint with its models in eval mode; Failure where weights are not finite."""
     check_record(checkpoint)
     warn_of_differences(checkpoint.recipe, checkpoint.path)
+    if checkpoint.step is None and STEP_NAME.fullmatch(checkpoint.path.stem):
+        checkpoint.step, checkpoint.step_from = int(checkpoint.path.stem), "file name"
     if isinstance(network := checkpoint.network, Encoder):
         checkpoint.is_encoder = True
         checkpoint.facts = {"class_token": network.has_class_token, **network.facts(), **checkpoint.facts}

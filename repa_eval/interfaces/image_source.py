@@ -20,7 +20,7 @@ from repa_eval.errors import UserError
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, int, int]  # channels, height, width
-KINDS = ("images", "latents", "moments", "labels", "captions", "text")
+KINDS = ("images", "latents", "moments", "labels", "captions", "text", "features", "class_tokens")
 DEFAULT_KINDS = ("images", "labels")
 CHUNK = 256  # samples fetched at once where a whole source is read
 MAX_BATCH = 1 << 28  # bytes of images that are worked on at once, of our choice
@@ -50,7 +50,8 @@ class Samples:
 
     images: uint8 (B, C, H, W). latents: float32 (B, c, h, w), unscaled. moments: float32 (B, 2c, h, w), the mean and
     the standard deviation of a posterior over latents. labels: int64 (B,). captions: B strings. text: float32
-    (B, L, D), features of the captions.
+    (B, L, D), features of the captions. features: float32 (B, T, D), patch tokens that an encoder gave for the images
+    when the data were made, row by row; class_tokens: its class tokens (B, D).
     """
 
     images: Tensor | None = None
@@ -59,6 +60,8 @@ class Samples:
     labels: Tensor | None = None
     captions: tuple[str, ...] | None = None
     text: Tensor | None = None
+    features: Tensor | None = None
+    class_tokens: Tensor | None = None
 
     @property
     def pixels(self) -> Tensor:
@@ -80,7 +83,8 @@ class ImageSource(ABC):
     have no splits, so that every split is the whole set and training may have seen it. gives: the kinds of data that
     `fetch` can return. num_classes: labels are 0..num_classes-1. image_shape: of every image, None where there are no
     images or where their sizes differ. latent_shape: (c, h, w) of a latent, not of its moments. latent_scale: how a
-    model reads the latents.
+    model reads the latents. mirrored: the same samples, everything in them made from the mirrored image, where the data
+    hold both. feature_width: D of the features and class tokens.
     """
 
     name: str
@@ -92,6 +96,8 @@ class ImageSource(ABC):
     image_shape: Shape | None = None
     latent_shape: Shape | None = None
     latent_scale: LatentScale = LatentScale()
+    mirrored: ImageSource | None = None
+    feature_width: int | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -161,7 +167,8 @@ class Subset(ImageSource):
         self.split_known = source.split_known
         self.num_classes, self.class_names, self.gives = source.num_classes, source.class_names, source.gives
         self.image_shape, self.latent_shape = source.image_shape, source.latent_shape
-        self.latent_scale = source.latent_scale
+        self.latent_scale, self.feature_width = source.latent_scale, source.feature_width
+        self.mirrored = None if source.mirrored is None else Subset(source.mirrored, rows, name=name, split=split)
         self._digest = ""
 
     def __len__(self) -> int:
@@ -205,7 +212,8 @@ def chunks(count: int, size: int = CHUNK) -> Iterator[range]:
 def content_digest(source: ImageSource) -> str:
     """Return the first 12 hex digits of the sha256 of shape, pixels and labels, then of whatever else is given.
 
-    The samples are read in chunks. It depends on the content alone: not on where or how it is stored.
+    The samples are read in chunks; an encoder's features, which follow from the images, are left out. It depends on the
+    content alone: not on where or how it is stored.
     """
     shape = source.image_shape if "images" in source.gives else source.latent_shape
     content = hashlib.sha256(repr((len(source), *(shape or ()))).encode())

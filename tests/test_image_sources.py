@@ -152,7 +152,7 @@ def test_files_are_the_same_data_as_arrays(tmp_path: Path) -> None:
         assert source.digest() == arrays.digest()
         assert np.array_equal(source.all_labels(), arrays.labels)
     source = load_data(str(folder), "val")
-    assert (source.name, source.split, source.class_names) == (f"folder:{folder}", "val", ("a", "b", "c"))
+    assert (source.name, source.split, source.class_names) == (f"folder:{folder}", "all", ("a", "b", "c"))
     assert np.array_equal(in_memory(source).images, arrays.images)
 
 
@@ -284,6 +284,39 @@ def test_what_lies_at_a_path_is_recognised(tmp_path: Path, monkeypatch: pytest.M
         load_data("imags", "train")
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("imags", "'imgs'"), ("digit", "'digits'"), ("npz:imgs", "'imgs'"), ("sub/imag", "'sub/image'"), ("x" * 9999, "")],
+)
+def test_what_a_wrong_name_is_near_to_is_said(
+    given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("imgs", "sub/image"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    said = f"; did you mean {meant}\\?" if meant else ""
+    for opened in (lambda: load_data(given, "train"), lambda: open_named(given, split="train")):
+        with pytest.raises(UserError, match=f"{said}.*digits, digits-captions, folder, hf|digits, .*{said}$") as caught:
+            opened()
+        assert len(str(caught.value)) < 400
+        assert ("did you mean" in str(caught.value)) == bool(meant)
+
+
+def test_a_folder_has_no_splits_and_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = str(class_folders(tmp_path / "imgs"))
+    for split in ("train", "reference"):
+        source = load_data(folder, split)
+    assert not caplog.messages, "training images are no surprise"
+    for split in ("val", "test", "test"):
+        source = load_data(folder, split)
+    assert caplog.messages == [
+        f"folder:{folder} has no splits: all of its images are used, and training may have seen them"
+    ]
+    for view in (source, source.head(3), source.take([1, 2]), in_memory(source), in_memory(source).head(3)):
+        assert (view.split, view.split_known) == ("all", False)
+    assert digits("val").split_known
+
+
 def test_a_layout_declares_its_held_out_split_and_its_paths(layouts: None, tmp_path: Path) -> None:
     assert held_out_split("digits") == "test-large"
     assert held_out_split(f"folder:{tmp_path}") == held_out_split(str(tmp_path)) == "test"
@@ -297,8 +330,18 @@ def test_a_layout_declares_its_held_out_split_and_its_paths(layouts: None, tmp_p
     assert held_out_split("mine:x") == held_out_split(str(tmp_path / "set")) == "validation"
     assert load_data(str(tmp_path / "set"), "train").name == f"mine:{tmp_path / 'set'}"  # before the general `folder`
     assert open_named(str(tmp_path / "set"), split="train").split == "train"
-    with pytest.raises(UserError, match="only image files can be resized"):
-        open_named(str(tmp_path / "set"), split="train", resize=8)
+    for refused in (
+        lambda: open_named(str(tmp_path / "set"), split="train", resize=8),
+        lambda: load_data(str(tmp_path / "set"), "train", resolution=8),
+    ):
+        with pytest.raises(UserError, match=r"set: its images cannot be resized to 8x8; .* \(.*: folder\b.*\)$"):
+            refused()
+    resized = data("sized", resizes=True)(lambda rest, split, *, resolution=None: builder(f"{rest}{resolution}", split))
+    assert resized("x", "train").name == "mine:xNone"
+    assert (load_data("sized:x", "val").name, load_data("sized:x", "val", resolution=4).name) == (
+        "mine:xNone",
+        "mine:x4",
+    )
     data("other", recognises=lambda path: (path / "parts").is_dir())(builder)
     with pytest.raises(UserError, match=r"fits several data layouts: write mine:.*set or other:.*set"):
         load_data(str(tmp_path / "set"), "train")

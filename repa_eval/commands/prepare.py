@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repa_eval.commands.shared.named_images import check_name, open_named
+from repa_eval.commands.shared.named_images import open_named
 from repa_eval.console.app import Command, example
 from repa_eval.console.numbers import COUNT
 from repa_eval.console.option_groups import flag, given, option_group
@@ -97,7 +97,10 @@ def command(
     from repa_eval.runtime.distributed import join
 
     _refuse_others(bank)
-    pictures, source = _open(src, images), Source(data=src, resolution=images.resolution)
+    pictures, source = (
+        open_named(src, split=images.split, resize=images.resolution),
+        Source(data=src, resolution=images.resolution),
+    )
     work = Work(share=join(choose_device(device)), batch_size=batch_size, quiet=quiet)
     if bank:
         answer = _make_bank(pictures, dest, source, work, bank_options)
@@ -139,11 +142,3 @@ def _refuse_others(bank: bool) -> None:
         if given(name):
             option = "--" + name.removesuffix("_name").replace("_", "-")
             raise UserError(f"{option} does not apply {'to' if bank else 'without'} --bank")
-
-
-def _open(src: str, options: ImageOptions) -> Any:
-    """Return the images of SRC."""
-    if options.resolution is not None and not Path(src).exists():
-        check_name(src)
-        raise UserError(f"--resolution crops image files; {src} has its own size")
-    return open_named(src, split=options.split, resize=options.resolution)

@@ -16,10 +16,10 @@ def is_image_files(path: Path) -> bool:
     return path.is_dir() or path.suffix.lower() in (".zip", ".npz")
 
 
-@data("folder", recognises=is_image_files, general=True)
-def load(rest: str, split: str) -> ImageSource:
-    """Return the images at `folder:PATH`, read batch by batch; every split is the whole folder."""
-    source = open_images(rest)
+@data("folder", recognises=is_image_files, general=True, resizes=True)
+def load(rest: str, split: str, *, resolution: int | None = None) -> ImageSource:
+    """Return the images at `folder:PATH`, read batch by batch; it has no splits: every split is all of its images."""
+    source = open_images(rest, resize=resolution)
     if isinstance(source, StreamedImages):
         return source
-    return Subset(source, range(len(source)), name=f"folder:{printable(rest)}", split=split)
+    return Subset(source, range(len(source)), name=f"folder:{printable(rest)}")

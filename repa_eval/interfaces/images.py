@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import itertools
+import logging
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from repa_eval.errors import UserError, unknown
+from repa_eval.errors import LONGEST_WORD, UserError, short_repr
 from repa_eval.interfaces.image_source import DEFAULT_KINDS, Array, ImageSource, LatentScale, Samples, Shape
 from repa_eval.registry import Registry
+from repa_eval.runtime.distributed import is_first_process
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +40,7 @@ class Images(ImageSource):
     moments: Array | None = None
     captioned: bool = False
     latent_scale: LatentScale = LatentScale()
+    split_known: bool = True
     gives: frozenset[str] = field(init=False)
     image_shape: Shape | None = field(init=False)
     latent_shape: Shape | None = field(init=False)
@@ -85,6 +92,7 @@ class Images(ImageSource):
             moments=moments,
             captioned=self.captioned,
             latent_scale=self.latent_scale,
+            split_known=self.split_known,
         )
 
 
@@ -96,8 +104,15 @@ def in_memory(source: ImageSource) -> Images:
     if samples.images is None:
         raise UserError(f"data {source.name} gives no images")
     labels = np.zeros(len(source), dtype=np.int64) if samples.labels is None else samples.labels.numpy()
-    names = source.class_names
-    return Images(source.name, source.split, samples.images.numpy(), labels, source.num_classes, names)
+    return Images(
+        name=source.name,
+        split=source.split,
+        images=samples.images.numpy(),
+        labels=labels,
+        num_classes=source.num_classes,
+        class_names=source.class_names,
+        split_known=source.split_known,
+    )
 
 
 def _shape_of(values: Array) -> Shape:
@@ -107,8 +122,15 @@ def _shape_of(values: Array) -> Shape:
 
 # --- data layouts
 
-# a builder takes what follows the colon of `kind:rest` and the split ("train", "reference", "val", "test")
-Builder = Callable[[str, str], ImageSource]
+# a builder takes what follows the colon of `kind:rest` and the split ("train", "reference", "val", "test"); one that
+# resizes also takes resolution=, the side in pixels or None
+Builder = Callable[..., ImageSource]
+BUILDER = TypeVar("BUILDER", bound=Builder)
+MOST_NEIGHBOURS = 1000  # files that a misspelled path is compared with
+OF_TRAINING = ("train", "reference")  # splits whose images training sees
+
+_log = logging.getLogger(__name__)
+_noted: set[str] = set()  # names of data without splits of which that was said
 
 
 @dataclass(frozen=True)
@@ -117,12 +139,14 @@ class Layout:
 
     build: opens it. held_out: the split of images that training never saw. recognises: whether what lies at a path is
     of this layout; None: it is opened by name only. general: it is asked after the layouts that are more special.
+    resizes: its images can be cropped and resized when they are fetched.
     """
 
     build: Builder
     held_out: str = "test"
     recognises: Callable[[Path], bool] | None = None
     general: bool = False
+    resizes: bool = False
 
 
 DATA: Registry[Layout] = Registry("data", "repa_eval.data", group="repa_eval.data")
@@ -134,26 +158,49 @@ def data(
     held_out: str = "test",
     recognises: Callable[[Path], bool] | None = None,
     general: bool = False,
-) -> Callable[[Builder], Builder]:
+    resizes: bool = False,
+) -> Callable[[BUILDER], BUILDER]:
     """Register a builder of one data layout, (rest, split) -> ImageSource; it is returned unchanged.
 
-    See `Layout` for the options.
+    With resizes=True it is called as builder(rest, split, resolution=N), N being None for images as they are. See
+    `Layout` for the options.
     """
 
-    def record(builder: Builder) -> Builder:
-        DATA.register(name, source=builder)(Layout(builder, held_out, recognises, general))
+    def record(builder: BUILDER) -> BUILDER:
+        DATA.register(name, source=builder)(Layout(builder, held_out, recognises, general, resizes))
         return builder
 
     return record
 
 
-def load_data(spec: str, split: str) -> ImageSource:
+def load_data(spec: str, split: str, *, resolution: int | None = None) -> ImageSource:
     """Return a split of the data named by `spec`: a layout ("digits", "hf:NAME", "folder:PATH"), or a path.
 
     What lies at a path is recognised; `kind:PATH` forces the layout, also where a path has the name of a layout.
+    resolution: every image is cropped and resized to this side in pixels when it is fetched, as ADM does; an image that
+    has it already stays as it is. UserError where the layout cannot do that.
     """
     layout, rest = find_layout(spec)
-    return layout.build(rest, split)
+    if layout.resizes:
+        source = layout.build(rest, split, resolution=resolution)
+    elif resolution is not None:
+        able = ", ".join(name for name, other in DATA.items() if other.resizes)
+        raise UserError(
+            f"data {spec}: its images cannot be resized to {resolution}x{resolution}; leave the resolution out (data "
+            f"that can be resized: {able})"
+        )
+    else:
+        source = layout.build(rest, split)
+    if not source.split_known and split not in OF_TRAINING:
+        _note_no_splits(source.name)
+    return source
+
+
+def _note_no_splits(name: str) -> None:
+    """Say once that data have no splits, so that nobody takes their images for held-out ones."""
+    if name not in _noted and is_first_process():
+        _noted.add(name)
+        _log.warning("%s has no splits: all of its images are used, and training may have seen them", name)
 
 
 def held_out_split(spec: str) -> str:
@@ -171,13 +218,30 @@ def find_layout(spec: str) -> tuple[Layout, str]:
     kind, _, rest = spec.partition(":")
     if kind in DATA.names():
         return DATA.get(kind), rest
-    if not Path(spec).exists():
-        error = unknown("data", kind, DATA.names())
-        raise UserError(f"{error}; or name a path that exists: a folder of images, a .zip or a .npz")
+    if not os.path.exists(spec):  # also for what is no path at all
+        listed = f"known: {', '.join(sorted(DATA.names()))}"
+        raise UserError(
+            f"unknown data {short_repr(spec)}{near_name(spec)} ({listed}); or name a path that exists: a folder of "
+            "images, a .zip or a .npz"
+        )
     layout = layout_at(spec)
     if layout is None:
         raise UserError(f"{spec}: not a known data layout ({', '.join(DATA.names())}); write KIND:{spec} to force one")
     return layout, spec
+
+
+def near_name(spec: str) -> str:
+    """Return "; did you mean ...?" with the data set or the path that `spec` is nearest to, "" for none."""
+    rest = spec.partition(":")[2]
+    if rest and os.path.exists(rest):  # npz:a.npz
+        return f"; did you mean {short_repr(rest)}?"
+    folder, given = os.path.split(spec)
+    paths: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
+        paths = [entry.name for entry in itertools.islice(os.scandir(folder or "."), MOST_NEIGHBOURS)]
+    names = paths if folder else [*DATA.names(), *paths]
+    near = difflib.get_close_matches(given.partition(":")[0][:LONGEST_WORD], names, n=1, cutoff=0.5)
+    return f"; did you mean {short_repr(os.path.join(folder, near[0]))}?" if near else ""
 
 
 def layout_at(path: str) -> Layout | None:

@@ -82,8 +82,11 @@ def pixels(data: bytes, *, grey: bool, side: int | None = None) -> Array:
 def centre_crop(image: Image.Image, side: int) -> Image.Image:
     """Return the image resized and cropped to side x side as openai/guided-diffusion's center_crop_arr does.
 
-    Halved by box filters while the shorter side is twice as long, then bicubic to `side`, then the middle.
+    Halved by box filters while the shorter side is twice as long, then bicubic to `side`, then the middle. An image
+    that has this size stays as it is.
     """
+    if image.size == (side, side):
+        return image
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)

@@ -41,7 +41,7 @@ class ImageFiles(ImageSource):
     resize: every image is cropped and resized to this side (see `centre_crop`); None: all must have one size.
     """
 
-    split = "all"
+    split, split_known = "all", False
 
     def __init__(self, path: Path, *, resize: int | None = None) -> None:
         self.name, self.path, self.resize = printable(path), path, resize

@@ -38,7 +38,7 @@ class StreamedImages(ImageSource):
     Its digest is that of the same images held in memory. resize: every image is cropped and resized to this side.
     """
 
-    split = "all"
+    split, split_known = "all", False
 
     def __init__(self, path: Path, *, resize: int | None = None) -> None:
         self.name, self.path, self.resize = printable(path), path, resize

@@ -8,6 +8,7 @@ import torch
 from helpers import batches_of, run, steps_of, tiny, wake
 from repa_eval import checkpoints
 from repa_eval.errors import UserError
+from repa_eval.train.alignment import resized_tokens
 from repa_eval.train.losses import cosine_alignment, sample_cosines, token_contrast
 
 
@@ -87,6 +88,26 @@ def test_nt_xent_trains() -> None:
     assert proj_loss(proj_loss="nt-xent") > 0 > proj_loss(proj_loss="cosine") - 1
     with pytest.raises(UserError, match="proj_loss: 'ntxent' is not allowed; choose one of cosine, nt-xent"):
         tiny("repa", proj_loss="ntxent")
+
+
+def test_a_teacher_of_another_grid_is_resized_only_where_the_recipe_says_so() -> None:
+    recipe, objective, images, teachers = steps_of(tiny("repa"))
+    [batch] = batches_of(recipe, images, teachers)
+    batch.teachers = [tokens(0, len(batch.x), 9, 96)]
+    with pytest.raises(UserError, match=r"gives 9 tokens per image, the model has 16; resize_tokens=true interpolates"):
+        recipe.method.losses(objective.model, batch, 0)
+    resizing = steps_of(tiny("repa", resize_tokens=True))[0]
+    assert bool(resizing.method.losses(objective.model, batch, 0)["proj_loss"].isfinite().all())
+    assert resizing.to_dict()["options"]["resize_tokens"] is True
+    # bilinear, corners not aligned: the new centres lie at (i + .5) 3/4 - .5 of the old grid
+    coarse = tokens(1, 1, 9, 2)
+    grid, resized = coarse.reshape(3, 3, 2), resized_tokens(coarse, 16).reshape(4, 4, 2)
+    row, column = 1.5 * 0.75 - 0.5, 2.5 * 0.75 - 0.5  # between rows 0 and 1, between columns 1 and 2
+    upper = grid[0, 1] * (2 - column) + grid[0, 2] * (column - 1)
+    lower = grid[1, 1] * (2 - column) + grid[1, 2] * (column - 1)
+    torch.testing.assert_close(resized[1, 2], upper * (1 - row) + lower * row)
+    with pytest.raises(UserError, match="8 tokens of a teacher cannot be resized to 16: one grid is not square"):
+        resized_tokens(tokens(0, 1, 8, 2), 16)
 
 
 def test_another_number_of_tokens_is_refused() -> None:

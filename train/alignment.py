@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repa_eval.errors import UserError
@@ -63,6 +65,19 @@ def projectors_of(model: Any, modules: nn.ModuleDict) -> Any:
     """Return the projectors, one per teacher: the model's own, else those of `projectors_for`."""
     own = own_projectors(model)
     return own if len(own) else modules["projectors"]
+
+
+def resized_tokens(tokens: Tensor, count: int) -> Tensor:
+    """Return a teacher's tokens (B, T, D) on a square grid of `count` tokens: bilinear, corners not aligned.
+
+    Smoothed where the grid becomes coarser. UserError unless both grids are square.
+    """
+    old, new = math.isqrt(tokens.shape[1]), math.isqrt(count)
+    if old**2 != tokens.shape[1] or new**2 != count:
+        raise UserError(f"{tokens.shape[1]} tokens of a teacher cannot be resized to {count}: one grid is not square")
+    grid = tokens.transpose(1, 2).unflatten(2, (old, old))  # (B, D, old, old)
+    resized = F.interpolate(grid.float(), size=(new, new), mode="bilinear", align_corners=False, antialias=True)
+    return resized.flatten(2).transpose(1, 2).to(tokens.dtype)
 
 
 def spatially_normalised(tokens: Tensor, gamma: float) -> Tensor:

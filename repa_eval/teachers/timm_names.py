@@ -15,6 +15,7 @@ from repa_eval.errors import Failure, UserError, first_line
 from repa_eval.interfaces.teacher import Teacher, teacher
 from repa_eval.teachers.shared.preprocessing import WholeImage
 from repa_eval.teachers.shared.timm_teacher import VisionTeacher
+from repa_eval.teachers.shared.weight_names import published_names
 from repa_eval.weight_files.download import fetch
 from repa_eval.weight_files.state_dicts import NOTHING, convert, load_strictly, read_state
 
@@ -33,12 +34,13 @@ def timm_network(name: str, weights: Path | None) -> Teacher:
     except RuntimeError as error:  # a name of weights that does not exist
         raise UserError(f"teacher {name}: {first_line(error)}") from error
     path = _published(name, wanted) if weights is None else weights
-    state = read_state(path, owner=f"teacher {name}")
+    owner = f"teacher {name}"
+    state = published_names(read_state(path, owner=owner), owner=owner, path=path)
     # a module of timm's that knows other names than its own calls the rule so
     rule = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if rule is not None:
-        state = convert(rule, state, network, owner=f"teacher {name}", path=path)
-    load_strictly(network, state, drop=_heads(network.pretrained_cfg), owner=f"teacher {name}", path=path)
+        state = convert(rule, state, network, owner=owner, path=path)
+    load_strictly(network, state, drop=_heads(network.pretrained_cfg), owner=owner, path=path)
     config = resolve_model_data_config(network)
     pixels = WholeImage(
         mean=config["mean"],

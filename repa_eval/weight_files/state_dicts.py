@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,10 +53,14 @@ def read_state(path: Path, *, owner: str) -> State:
     return {_repaired(key): value for key, value in state.items()}
 
 
-def convert(rule: Callable[..., Any], state: State, network: Any, *, owner: str, path: Path) -> State:
-    """Return `state` under timm's names by timm's rule for `network`; Failure where the rule cannot be applied."""
+def convert(rule: Callable[..., Any], state: State, network: Any, *, owner: str, path: Path, **how: Any) -> State:
+    """Return `state` under timm's names by timm's rule for `network`; Failure where the rule cannot be applied.
+
+    how: arguments of the rule.
+    """
     try:
-        return dict(rule(state, network))
+        with contextlib.redirect_stdout(sys.stderr):  # DINOv3's rule prints
+            return dict(rule(state, network, **how))
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         shown = network.pretrained_cfg.get("architecture", "the network")
         raise Failure(f"{owner}: {path} has other shapes than {shown} ({first_line(error)})") from error

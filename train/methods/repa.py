@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from repa_eval.config import option
 from repa_eval.diffusion.interpolant import Interpolant
+from repa_eval.errors import UserError
 from repa_eval.interfaces.method import Batch, Method, method
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.train.alignment import (
@@ -20,6 +21,7 @@ from repa_eval.train.alignment import (
     named_teachers,
     project,
     projectors_for,
+    resized_tokens,
     spatially_normalised,
 )
 from repa_eval.train.alignment_schedule import AlignmentSchedule
@@ -42,6 +44,9 @@ class Repa(Method):
     )
     proj_temperature: float = option(0.1, help="of nt-xent's softmax", least=1e-6)
     projector: str = option(OWN, help="heads to the teachers' tokens: mlp (REPA), conv (iREPA), or a plug-in's")
+    resize_tokens: bool = option(
+        False, help="interpolate a teacher's tokens to the model's grid where they differ; else that is refused"
+    )
     spatial_norm: float = option(
         0.0, help="iREPA: share of the image's mean token that is taken from the teacher's tokens; 0 = off", least=0
     )
@@ -87,9 +92,21 @@ class Repa(Method):
             return {"denoising_loss": loss}
         patches = hidden[self.encoder_depth][:, model.prefix_tokens :]  # (B, N, D)
         projected = project(model, batch.modules, patches)
-        targets = [spatially_normalised(tokens, self.spatial_norm) for tokens in batch.teachers]
+        teachers = [self._fitted(tokens, patches.shape[1]) for tokens in batch.teachers]
+        targets = [spatially_normalised(tokens, self.spatial_norm) for tokens in teachers]
         coeff = self.proj_coeff * self.alignment.share(step)
         return {"denoising_loss": loss, "proj_loss": coeff * self._alignment(targets, projected)}
+
+    def _fitted(self, tokens: Tensor, count: int) -> Tensor:
+        """Return a teacher's tokens (B, T, D), on the model's grid of `count` tokens if `resize_tokens` says so."""
+        if tokens.shape[1] == count:
+            return tokens
+        if not self.resize_tokens:
+            raise UserError(
+                f"a teacher gives {tokens.shape[1]} tokens per image, the model has {count}; resize_tokens=true "
+                "interpolates the teacher's to the model's grid"
+            )
+        return resized_tokens(tokens, count)
 
     def _alignment(self, targets: Sequence[Tensor], projected: Sequence[Tensor]) -> Tensor:
         if self.proj_loss == "cosine":

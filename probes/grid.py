@@ -13,7 +13,7 @@ from repa_eval.diffusion.model import NO_NULL_LABEL, DiffusionModel, check_taps
 from repa_eval.errors import UserError
 from repa_eval.features.capture import Capture
 from repa_eval.features.hidden_states import hidden_features, model_record
-from repa_eval.features.model_input import model_input
+from repa_eval.features.preflight import checked_input
 from repa_eval.features.teacher import teacher_features
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.probes import kinds as known_kinds
@@ -73,11 +73,12 @@ def probe(
     capture = capture or Capture()
     training = replace(training or Training(), seed=capture.seed)
     weights_hash = digest_module(model) if capture.cache is not None else ""
-    reads = model_input(splits.test, model.image_shape).record()
+    reads = [checked_input(model, images, capture) for images in splits.parts().values()][-1].record()
     records = {
         kind: protocol(splits, capture.interpolant, kind=kind, seed=capture.seed, training=training)
         | model_record(model)
         | reads
+        | capture.class_token_record
         for kind in kinds
     }
     rows = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,12 @@ class Splits:
         rows = np.sort(np.concatenate(kept))
         splits = Splits(self.train.take(rows), self.val, self.test)
         splits.drawn = {"shots": shots, "shots_seed": seed}
+        return splits
+
+    def mapped(self, change: Callable[[ImageSource], ImageSource]) -> Splits:
+        """Return the same splits, each part as `change` makes it; it keeps samples, order and labels."""
+        splits = Splits(change(self.train), change(self.val), change(self.test))
+        splits.drawn = self.drawn
         return splits
 
     def check(self) -> None:

@@ -217,7 +217,7 @@ def test_a_folder_is_measured_batch_by_batch(tmp_path: Path, monkeypatch: pytest
         model, load_teacher("digits-vit"), streamed, layers=(1, 2), timesteps=(0.1,), capture=Capture(batch_size=16)
     )
     assert max(asked) == 16
-    assert sum(asked) == 3 * 200  # the teacher, the model, the digest
+    assert sum(asked) == 3 * 200 + 1  # the teacher, the model, the digest; one to see whether it fits
     held = in_memory(streamed)
     expected = align(
         model, load_teacher("digits-vit"), held, layers=(1, 2), timesteps=(0.1,), capture=Capture(batch_size=16)
@@ -368,7 +368,7 @@ def test_a_layout_of_moments_trains_and_is_measured(moments: str, tmp_path: Path
 
     rows = align(checkpoint.model, teachers[0], images, layers=(1,), timesteps=(0.1,), metrics=("cka",))
     assert rows[0].n == len(images)
-    with pytest.raises(UserError, match=r"the images are 1x8x8 .*; this model reads 4x4x4"):
+    with pytest.raises(UserError, match=r"the images are 1x8x8 .*; this model reads latents 4x4x4"):
         align(checkpoint.model, teachers[0], digits("val").head(20), layers=(1,), timesteps=(0.1,))
 
 

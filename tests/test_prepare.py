@@ -180,7 +180,7 @@ def test_images_are_cropped_to_the_resolution(here: Path) -> None:
         ("images out --teacher digits-vit", "--teacher does not apply without --bank"),
         ("images bank.pth --bank --vae x", "--vae does not apply to --bank"),
         ("images images", "images is not empty, and `repa-eval prepare` did not make it; choose another DEST"),
-        ("images out --vae .", "--vae .: the folder contains no config.json of an AutoencoderKL"),
+        ("images out --vae .", "--vae .: the folder contains no config.json of an autoencoder"),
         ("images bank.npz --bank", "bank.npz: a memory bank is a .safetensors file, or .pth in the published form"),
         ("nowhere bank.pth --bank", "'nowhere' is not a folder, .zip, .npz or data set"),
         ("digits bank.pth --bank --resolution 8", "data digits: its images cannot be resized to 8x8"),

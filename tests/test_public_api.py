@@ -566,7 +566,7 @@ def test_a_monitor_knows_a_whole_map(tmp_path: Path) -> None:
         ({"part": None}, r"pairs\.0 returns a tuple of 2 .*say which with part="),
         ({"layers": "blocks.*.x"}, r"layers 'blocks\.\*\.x' fits no submodule of TwoStreams \(it has: blocks, pairs\)"),
         ({"run": lambda net, x, t, y: net(x, timestep=t)}, "run returns dict; needed is the velocity"),
-        ({"image_shape": (2, 4, 8)}, "the images are 2x8x8 .*; this model reads 2x4x8"),
+        ({"image_shape": (2, 4, 8)}, "the images are 2x8x8 .*; this model reads latents 2x4x8"),
         ({"image_shape": (2, 8)}, r"image_shape \(2, 8\): give channels"),
         ({"num_classes": 0}, "num_classes 0: give 1 or more"),
     ],

@@ -23,7 +23,7 @@ from repa_eval.features.model_state import preserved, unwrapped
 from repa_eval.interfaces.checkpoint_layout import Checkpoint
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import DATA, held_out_split, load_data
-from repa_eval.interfaces.teacher import RecordedTeacher, Teacher, class_tokens_by, load_teacher, split_names
+from repa_eval.interfaces.teacher import RecordedTeacher, Teacher, TeacherClassTokens, load_teacher, split_names
 from repa_eval.runtime.device import choose_device
 
 Model = Checkpoint | nn.Module | str | Path
@@ -160,4 +160,4 @@ def class_tokens_of(opened: OpenedModel, teachers: Teachers | None) -> Callable[
     if not opened.model.has_class_token:
         return None
     given = None if opened.teachers else teachers
-    return class_tokens_by(open_teachers(given, opened, opened.device or device_of(opened.model))[0])
+    return TeacherClassTokens(open_teachers(given, opened, opened.device or device_of(opened.model))[0])

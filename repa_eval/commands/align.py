@@ -9,18 +9,21 @@ from typing import Any
 
 import click
 
-from repa_eval.commands.shared.checkpoint import data_of, teachers_of
+from repa_eval.commands.shared.checkpoint import data_of
+from repa_eval.commands.shared.measured_data import open_measured
 from repa_eval.commands.shared.session import CacheOptions, Session, SessionOptions, cache_options, session
 from repa_eval.console.app import Command, example
-from repa_eval.console.numbers import Real, Whole
+from repa_eval.console.numbers import Real
 from repa_eval.console.option_groups import flag, option_group
 from repa_eval.console.options import (
     CheckpointOptions,
     ComputeOptions,
+    DataOptions,
     GridOptions,
     RowsOptions,
     checkpoint_options,
     compute_options,
+    data_options,
     grid_options,
     rows_options,
 )
@@ -36,18 +39,6 @@ class AlignOptions:
 
     metrics: str = flag(
         "--metrics", metavar="NAME[,NAME]", default="cknna,cka", help="`repa-eval list metrics` explains them"
-    )
-    teacher_weights: Path | None = flag(
-        "--teacher-weights", type=click.Path(path_type=Path), help="load the teacher's weights from this file"
-    )
-    split: str | None = flag(
-        "--split", metavar="NAME", help="split of the data; default: test images that training never saw"
-    )
-    num_images: int = flag(
-        "--num-images",
-        type=Whole(4),
-        default=600,
-        help="number of images; CKNNA depends on it (papers: 10,000), so compare equal numbers only",
     )
     raw: bool = flag("--raw", is_flag=True, help="use features as they are: neither clamped nor L2-normalised")
     clamp: float = flag(
@@ -79,6 +70,7 @@ class AlignOptions:
 @click.command(cls=Command, short_help="Compare hidden states with a teacher")
 @checkpoint_options
 @grid_options
+@data_options
 @option_group("options", AlignOptions)
 @cache_options
 @compute_options
@@ -87,6 +79,7 @@ class AlignOptions:
 def command(
     checkpoint: CheckpointOptions,
     grid: GridOptions,
+    images: DataOptions,
     options: AlignOptions,
     cache: CacheOptions,
     compute: ComputeOptions,
@@ -98,33 +91,34 @@ def command(
     """
     if options.plot is not None:
         kind_of(options.plot)
-    with session(SessionOptions("align", checkpoint, grid, cache, compute, options, pool=options.pool)) as current:
-        rows = _measure(current, grid, options)
+    with session(
+        SessionOptions("align", checkpoint, grid, images, cache, compute, options, pool=options.pool)
+    ) as current:
+        rows = _measure(current, grid, images, options)
         if current.capture.share.first:
             deliver(rows, output, show=lambda shown: _show(shown, current.aligned))
             if options.plot is not None:
                 _plot([row for row in rows if row.layer is not None], options.plot)
 
 
-def _measure(current: Session, grid: GridOptions, options: AlignOptions) -> list[Row]:
+def _measure(current: Session, grid: GridOptions, data: DataOptions, options: AlignOptions) -> list[Row]:
     """Return the rows of the checkpoint and, as a reference, of each teacher."""
-    from repa_eval.interfaces.images import held_out_split, load_data
     from repa_eval.interfaces.metric import SPATIAL
-    from repa_eval.interfaces.teacher import load_teacher, split_names
+    from repa_eval.interfaces.teacher import RecordedTeacher, split_names
 
-    weights = options.teacher_weights
-    teachers = teachers_of(current.opened, grid.teacher_name, None if weights is None else str(weights))
+    name = data_of(current.opened, grid.data_name)
+    images = open_measured(name, current.model, data, cache=current.capture.cache, device=current.device)
+    current.check(images)
+    current.say(f"on {len(images)} images of {images.name} ({images.split})")
+    teachers = current.teachers(grid)
     if not teachers:
-        raise UserError(f"{current.opened.path} records no teacher: name one with --teacher, such as digits-vit")
-    data_name = data_of(current.opened, grid.data_name)
-    images = load_data(data_name, options.split or held_out_split(data_name)).head(options.num_images)
+        raise UserError(f"{current.opened.path} records no teacher: name one with --teacher, such as dinov2-vit-b")
     wanted = [metric.strip() for metric in options.metrics.split(",")]
     of_tokens = [name for name in wanted if name in SPATIAL.names()]
     of_images = [name for name in wanted if name not in of_tokens]
-    others = [load_teacher(name).to(current.device) for name in split_names(options.against)]
+    others = [current.load(RecordedTeacher(other)) for other in split_names(options.against)]
     rows = _token_structure(current, None, images, of_tokens)
-    for recorded in teachers:
-        teacher = recorded.load().to(current.device)
+    for teacher in teachers:
         rows += _token_structure(current, teacher, images, of_tokens)
         rows += _alignment(current, teacher, others, images, of_images, options)
     return rows

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repa_eval.commands.shared.checkpoint import data_of, teachers_of
+from repa_eval.commands.shared.checkpoint import data_of
+from repa_eval.commands.shared.measured_data import encoded
 from repa_eval.commands.shared.session import CacheOptions, Session, SessionOptions, cache_options, session
 from repa_eval.console.app import Command, example
 from repa_eval.console.numbers import COUNT
@@ -17,10 +18,12 @@ from repa_eval.console.options import (
     CheckpointOptions,
     ComputeOptions,
     GridOptions,
+    LatentOptions,
     RowsOptions,
     checkpoint_options,
     compute_options,
     grid_options,
+    latent_options,
     parse_floats,
     rows_options,
 )
@@ -67,6 +70,7 @@ class ProbeOptions:
 @click.command(cls=Command, short_help="Probe hidden states for the class")
 @checkpoint_options
 @grid_options
+@latent_options
 @option_group("probes", ProbeOptions)
 @cache_options
 @compute_options
@@ -75,6 +79,7 @@ class ProbeOptions:
 def command(
     checkpoint: CheckpointOptions,
     grid: GridOptions,
+    latents: LatentOptions,
     probes: ProbeOptions,
     cache: CacheOptions,
     compute: ComputeOptions,
@@ -85,13 +90,13 @@ def command(
     Fitted on training images, its setting chosen on validation images, scored on test images that training never saw.
     The teacher's own score is the reference level.
     """
-    with session(SessionOptions("probe", checkpoint, grid, cache, compute, probes)) as current:
-        rows = _measure(current, grid, probes)
+    with session(SessionOptions("probe", checkpoint, grid, latents, cache, compute, probes)) as current:
+        rows = _measure(current, grid, latents, probes)
         if current.capture.share.first:
             deliver(rows, output, show=lambda shown: _show(shown, current.aligned))
 
 
-def _measure(current: Session, grid: GridOptions, options: ProbeOptions) -> list[Row]:
+def _measure(current: Session, grid: GridOptions, latents: LatentOptions, options: ProbeOptions) -> list[Row]:
     from repa_eval.probes.grid import probe, teacher_level
     from repa_eval.probes.splits import probe_splits
 
@@ -99,6 +104,10 @@ def _measure(current: Session, grid: GridOptions, options: ProbeOptions) -> list
     splits = probe_splits(data_of(opened, grid.data_name))
     if options.shots is not None:
         splits = splits.few(options.shots, seed=current.capture.seed)
+    where: dict[str, Any] = {"cache": current.capture.cache, "device": current.device}
+    splits = splits.mapped(lambda images: encoded(images, current.model, latents, **where))
+    for images in splits.parts().values():
+        current.check(images)
     fit: dict[str, Any] = {
         "kinds": list(dict.fromkeys(kind.strip() for kind in options.kinds.split(","))),
         "training": _training(current.device, options),
@@ -106,8 +115,7 @@ def _measure(current: Session, grid: GridOptions, options: ProbeOptions) -> list
         "with_confusion": options.confusion,
     }
     rows = probe(current.model, splits, layers=current.layers, timesteps=current.times, columns=current.columns, **fit)
-    for recorded in teachers_of(opened, grid.teacher_name):
-        teacher = recorded.load().to(current.device)
+    for teacher in current.teachers(grid):
         rows += teacher_level(teacher, splits, columns={"run": opened.run}, **fit)
     return rows
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from repa_eval.console.numbers import COUNT, SEED
+from repa_eval.console.numbers import COUNT, SEED, Whole
 from repa_eval.console.option_groups import flag, option_group
 from repa_eval.diffusion.timesteps import TIMESTEPS
 from repa_eval.errors import UserError
@@ -102,15 +102,67 @@ class GridOptions:
     teacher_name: str | None = flag(
         "--teacher", metavar="NAME[,NAME]", help="default: the teacher that the checkpoint was trained with"
     )
+    teacher_weights: Path | None = flag(
+        "--teacher-weights",
+        type=click.Path(path_type=Path),
+        help="load the teacher's weights from this file, also for the class token that REG reads",
+    )
     data_name: str | None = flag(
         "--data",
         metavar="NAME|KIND:PATH",
         help="images, such as digits or folder:PATH; default: what the checkpoint was trained on",
     )
 
+    @property
+    def weights(self) -> str | None:
+        """The file of --teacher-weights."""
+        return None if self.teacher_weights is None else str(self.teacher_weights)
+
     def times(self) -> list[float]:
         """Return the timesteps as numbers; UserError for one outside [0, 1]."""
         return parse_times(self.timesteps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentOptions:
+    """How images become what a model reads, where it reads latents."""
+
+    vae: str | None = flag(
+        "--vae",
+        metavar="NAME|FOLDER",
+        help="encode the images by this VAE of diffusers: ema or mse (Stable Diffusion's), a name on the Hugging Face "
+        "hub, or a folder; latents that the data holds are used as they are",
+    )
+    resolution: int | None = flag(
+        "--resolution", type=COUNT, metavar="N", help="crop and resize image files to N pixels, as ADM does"
+    )
+    posterior: str = flag(
+        "--posterior",
+        type=click.Choice(["sample", "mean"]),
+        default="sample",
+        help="sample: a latent is drawn by --seed and the image's index; mean: the VAE's mean",
+    )
+    latent_scale: str | None = flag(
+        "--latent-scale",
+        metavar="SCALE[,SHIFT]",
+        help="the model reads (latent - SHIFT) * SCALE; wins over what the checkpoint, the data and the VAE's config "
+        "say, which is otherwise used in this order",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(LatentOptions):
+    """Which images are measured, and how they become what a model reads."""
+
+    split: str | None = flag(
+        "--split", metavar="NAME", help="split of the data; default: test images that training never saw"
+    )
+    num_images: int | None = flag(
+        "--num-images",
+        type=Whole(4),
+        help="number of images; CKNNA depends on it, so compare equal numbers only; default: all up to 10,000, as in "
+        "the paper (digits: 600)",
+    )
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="print only JSON on stdout")
@@ -121,6 +173,8 @@ rows_options = option_group("output", RowsOptions)
 loading_options = option_group("loading", LoadingOptions)
 checkpoint_options = option_group("checkpoint", CheckpointOptions)
 grid_options = option_group("grid", GridOptions)
+latent_options = option_group("latents", LatentOptions)
+data_options = option_group("images", DataOptions)
 
 
 def parse_floats(text: str, what: str) -> list[float]:

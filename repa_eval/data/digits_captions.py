@@ -20,7 +20,7 @@ CAPTIONS = tuple(f"a {left} left of a {right}" for left in NAMES for right in NA
 COUNTS = {"train": 12_000, "reference": 4_000, "val": 1_000, "test": 4_000}
 
 
-@data("digits-captions")
+@data("digits-captions", measured=600)
 def load(rest: str, split: str) -> Images:
     """Return a split: uint8 images (N, 1, 8, 16), labels 10 left + right, class_names the captions.
 

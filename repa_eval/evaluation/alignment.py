@@ -17,7 +17,7 @@ from repa_eval.features.capture import POOLINGS, Array, Capture
 from repa_eval.features.foreign import Call, foreign_features, foreign_record
 from repa_eval.features.hidden_states import hidden_features, model_record
 from repa_eval.features.hooks import Part
-from repa_eval.features.model_input import model_input
+from repa_eval.features.preflight import checked_input
 from repa_eval.features.teacher import teacher_features
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.metric import ALIGNMENT
@@ -84,7 +84,7 @@ def align(
     check_taps(layers, model.depth)
     _enough(images)
     capture = capture or Capture()
-    reads = model_input(images, model.image_shape)
+    reads = checked_input(model, images, capture)
     weights_hash = digest_module(model) if capture.cache is not None else ""
     target = preparation(teacher_features(teacher, images, capture=capture), f"teacher {teacher.name}")
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
@@ -207,6 +207,7 @@ def protocol(
         "t_convention": "t=1 noise",
         "path_type": capture.interpolant.path_type,
         **preparation.record(),
+        **capture.class_token_record,
         "dtype": dtype,
         "seed": capture.seed,
     }

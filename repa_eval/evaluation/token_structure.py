@@ -12,7 +12,7 @@ from repa_eval.diffusion.model import DiffusionModel, check_taps
 from repa_eval.errors import UserError
 from repa_eval.features.capture import Capture
 from repa_eval.features.hidden_states import kinds_for, model_record, noised
-from repa_eval.features.model_input import model_input
+from repa_eval.features.preflight import checked_input
 from repa_eval.interfaces.image_source import ImageSource, Samples, chunks
 from repa_eval.interfaces.metric import SPATIAL
 from repa_eval.interfaces.teacher import Teacher
@@ -37,7 +37,7 @@ def spatial(
     check_taps(layers, model.depth)
     capture = capture or Capture()
     functions = _functions(metrics)
-    reads = model_input(images, model.image_shape)
+    reads = checked_input(model, images, capture)
     model.eval()
     rows = []
     for t in timesteps:
@@ -57,7 +57,7 @@ def spatial(
             hidden = model(**inputs, taps=tuple(layers))[1]
             return {layer: hidden[layer][:, model.prefix_tokens :] for layer in layers}
 
-        record = _record(images, {"features": "hidden states", **reads.record()}, capture)
+        record = _record(images, {"features": "hidden states", **reads.record(), **capture.class_token_record}, capture)
         record |= {
             "label": "null",
             **model_record(model),

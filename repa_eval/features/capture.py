@@ -14,8 +14,10 @@ from torch import Tensor
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
 from repa_eval.features.call_identity import call_identity
+from repa_eval.features.model_input import LatentReading
 from repa_eval.features.store import Entry
 from repa_eval.interfaces.image_source import ImageSource, Samples
+from repa_eval.interfaces.teacher import TeacherClassTokens
 from repa_eval.runtime.distributed import Share
 
 Array = np.ndarray[Any, Any]
@@ -28,9 +30,9 @@ class Capture:
     """How features are taken: everything that decides their values, and where they are kept meanwhile.
 
     pool: "mean" over the patch tokens, "cls" the class token, "none" all patch tokens. class_tokens: what gives a model
-    with a class token (REG) the clean one of an image; it is noised at the same t. cache: a folder in which features
-    outlive an interruption. share: this process's part of the images, which several need a cache for.
-    progress: called after each batch of images.
+    with a class token (REG) the clean one of an image; it is noised at the same t. latents: how they are read.
+    cache: a folder in which features outlive an interruption. share: this process's part of the images, which several
+    need a cache for. progress: called after each batch of images.
     """
 
     interpolant: Interpolant = field(default_factory=Interpolant)
@@ -38,6 +40,7 @@ class Capture:
     stream: str = "align"
     pool: str = "mean"
     class_tokens: ClassTokens | None = None
+    latents: LatentReading = LatentReading()
     batch_size: int = 256
     cache: Path | None = None
     share: Share = field(default_factory=Share)
@@ -46,6 +49,11 @@ class Capture:
     def __post_init__(self) -> None:
         if self.pool not in POOLINGS:
             raise UserError(f"pooling {self.pool!r}: choose {', '.join(POOLINGS)}")
+
+    @property
+    def class_token_record(self) -> dict[str, str]:
+        """The protocol entries of the class tokens, where a teacher gives them."""
+        return self.class_tokens.record() if isinstance(self.class_tokens, TeacherClassTokens) else {}
 
     def pooled(self, tokens: Tensor, prefix_tokens: int) -> Tensor:
         """Return (B, D), or (B, T, D) without pooling, of tokens (B, prefix + T, D), float32 on the CPU."""

@@ -14,7 +14,7 @@ from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.diffusion.model import DiffusionModel, has_null_row
 from repa_eval.errors import UserError
 from repa_eval.features.capture import Capture, ClassTokens, collect
-from repa_eval.features.model_input import ModelInput, model_input
+from repa_eval.features.model_input import ModelInput, model_input, refuse_images
 from repa_eval.interfaces.image_source import ImageSource, Samples
 from repa_eval.runtime.hashing import digest_module
 from repa_eval.runtime.seeding import generators, normal
@@ -47,7 +47,7 @@ def hidden_features(
         weights_hash = weights_hash or digest_module(model)
     model.eval()
 
-    reads = model_input(images, model.image_shape)
+    reads = model_input(images, model.image_shape, capture.latents)
 
     def forward(samples: Samples, indices: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
         wanted = {name: int(name.removeprefix("layer")) for name in names}
@@ -108,10 +108,7 @@ def noised(
     like = next(model.parameters())
     x = reads(samples, generators(seed, f"{stream} posterior", indices))
     x = model.encode(x.to(like.device)).float().cpu() if reads.kind == "images" else x
-    expected = model.image_shape
-    if x.shape[1:] != expected:
-        given, wanted = ("x".join(map(str, shape)) for shape in (x.shape[1:], expected))
-        raise UserError(f"the images are {given} (channels x height x width); this model reads {wanted}")
+    refuse_images(x.shape[1:], model.image_shape)
     noise = normal(generators(seed, stream, indices), x.shape[1:])
     times = torch.full((len(x),), t)
     x_t = model.noised(x, noise, times, interpolant).to(like)

@@ -5,8 +5,8 @@ A teacher reads the images of the same samples, so that model and teacher need n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,44 @@ from repa_eval.interfaces.image_source import ImageSource, LatentScale, Samples,
 from repa_eval.interfaces.images import to_signed
 from repa_eval.runtime.seeding import normal
 
+IMAGE_CHANNELS = (1, 3)  # of images; whatever has others is a latent
+POSTERIORS = ("sample", "mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentReading:
+    """How a model reads latents, where somebody says it.
+
+    posterior: a latent is drawn from its moments by (seed, index), or is their mean. scale: None for the data's own, or
+    the VAE's. scale_from: who says the scale, for the protocol.
+    """
+
+    posterior: str = "sample"
+    scale: LatentScale | None = None
+    scale_from: str = ""
+
+    def __post_init__(self) -> None:
+        if self.posterior not in POSTERIORS:
+            raise UserError(f"posterior {self.posterior!r}: choose {' or '.join(POSTERIORS)}")
+
+
+USUAL = LatentReading()
+
+
+def latent_reading(
+    recorded: LatentScale | None, given: LatentScale | tuple[float, float] | None, *, posterior: str = "sample"
+) -> LatentReading:
+    """Return how latents are read: at the scale given (or scale and shift), else at the one that a checkpoint records.
+
+    Where neither says it, the data or the VAE does.
+    """
+    if given is None:
+        said = "" if recorded is None else "the checkpoint"
+        return LatentReading(posterior=posterior, scale=recorded, scale_from=said)
+    scale = given if isinstance(given, LatentScale) else LatentScale((given[0],), (given[1],))
+    against = "" if recorded in (None, scale) else f"; the checkpoint records {recorded.record()}"
+    return LatentReading(posterior=posterior, scale=scale, scale_from=f"the user{against}")
+
 
 @dataclass(frozen=True)
 class ModelInput:
@@ -24,11 +62,14 @@ class ModelInput:
 
     kind: "images", scaled to [-1, 1]; "latents"; or "moments", from which a latent is drawn. scale: of the latents.
     shape: of what the model denoises, which `DiffusionModel.encode` makes of images; None where that is not known.
+    posterior: see `LatentReading`. origin: protocol entries that say where the latents and their scale are from.
     """
 
     kind: str = "images"
     scale: LatentScale = LatentScale()
     shape: Shape | None = None
+    posterior: str = "sample"
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, samples: Samples, generators: Sequence[torch.Generator]) -> Tensor:
         """Return clean x (B, C, H, W), float32; sample i is drawn from its posterior by generator i."""
@@ -38,15 +79,17 @@ class ModelInput:
             return to_signed(values)
         if self.kind == "moments":
             shape = (values.shape[1] // 2, *values.shape[2:])
-            values = drawn(values.float(), normal(generators, shape))
+            drawn_now = self.posterior == "sample"
+            values = drawn(values.float(), normal(generators, shape)) if drawn_now else values[:, : shape[0]]
         return self.scale(values)
 
     def record(self) -> dict[str, Any]:
         """Return the protocol entries; none for images, which the model reads as they are."""
         if self.kind == "images":
             return {}
-        posterior = {"posterior": "sampled by (seed, index)"} if self.kind == "moments" else {}
-        return {"model_input": "latents", **posterior, **self.scale.record()}
+        draws = "sampled by (seed, index)" if self.posterior == "sample" else "mean"
+        posterior = {"posterior": draws} if self.kind == "moments" else {}
+        return {"model_input": "latents", **posterior, **self.scale.record(), **self.origin}
 
 
 def drawn(moments: Tensor, eps: Tensor, *, log_variance: bool = False) -> Tensor:
@@ -59,14 +102,44 @@ def drawn(moments: Tensor, eps: Tensor, *, log_variance: bool = False) -> Tensor
     return mean + (torch.exp(0.5 * spread.clamp(-30.0, 20.0)) if log_variance else spread) * eps
 
 
-def model_input(source: ImageSource, shape: Shape) -> ModelInput:
+def model_input(source: ImageSource, shape: Shape, reading: LatentReading = USUAL) -> ModelInput:
     """Return how a model that denoises `shape` (C, H, W) reads a source: its latents if they fit, else its images.
 
     Whether images fit is seen when they are encoded by the model. UserError for a source that has neither.
     """
     if source.latent_shape == shape:
-        return ModelInput("latents" if "latents" in source.gives else "moments", source.latent_scale, shape)
+        kind = "latents" if "latents" in source.gives else "moments"
+        origin = {**source.latent_record, **({"latent_scale_from": reading.scale_from} if reading.scale_from else {})}
+        return ModelInput(kind, reading.scale or source.latent_scale, shape, reading.posterior, origin)
     if "images" in source.gives or source.latent_shape is None:
         return ModelInput(shape=shape)
-    given, wanted = ("x".join(map(str, each)) for each in (source.latent_shape, shape))
-    raise UserError(f"the latents are {given} (channels x height x width); this model reads {wanted}")
+    raise wrong_latents(source, shape)
+
+
+def wrong_latents(source: ImageSource, shape: Shape) -> UserError:
+    """Return the error for a source whose latents are not of the shape (C, H, W) that a model reads."""
+    assert source.latent_shape is not None
+    way_out = ""
+    if source.latent_shape[0] != shape[0]:
+        way_out = ": another VAE is needed, the one that it was trained with"
+    elif "vae" in source.latent_record and source.image_shape is not None:
+        way_out = f": add --resolution {shape[1] * source.image_shape[1] // source.latent_shape[1]}"
+    given, wanted = shown(source.latent_shape), shown(shape)
+    return UserError(f"the latents are {given} (channels x height x width); this model reads {wanted}{way_out}")
+
+
+def refuse_images(given: Sequence[int], wanted: Shape) -> None:
+    """UserError unless what a model makes of images, of the shape `given` (C, H, W), is what it reads."""
+    if tuple(given) == wanted:
+        return
+    if wanted[0] in IMAGE_CHANNELS:
+        raise UserError(f"the images are {shown(given)} (channels x height x width); this model reads {shown(wanted)}")
+    raise UserError(
+        f"the images are {shown(given)} (channels x height x width); this model reads latents {shown(wanted)}: "
+        "add --vae NAME, or name data that holds latents (docs/data.md)"
+    )
+
+
+def shown(shape: Sequence[int]) -> str:
+    """Return a shape as people write it."""
+    return "x".join(map(str, shape))

@@ -64,6 +64,12 @@ class Entry:
             raise Failure(f"{self.folder}: features of {name} are missing")
         return self._arrays[name]
 
+    def rows(self, name: str, indices: Sequence[int]) -> Array:
+        """Return the features (len(indices), ...) of some images that are there, in memory."""
+        if self.lacking([name], indices):
+            raise Failure(f"{self.folder}: features of {name} are missing")
+        return np.array(self._arrays[name][list(indices)])
+
     def _open(self, name: str) -> bool:
         if name not in self._done:
             files = (self.folder / f"{name}.npy", self.folder / f"{name}.done")

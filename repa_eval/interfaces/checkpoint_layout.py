@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +14,8 @@ from torch import nn
 from repa_eval.diffusion import behaviour
 from repa_eval.diffusion.conventions import unwrap
 from repa_eval.diffusion.model import DiffusionModel
-from repa_eval.errors import UserError
+from repa_eval.errors import Failure, UserError
+from repa_eval.interfaces.image_source import LatentScale
 from repa_eval.interfaces.teacher import RecordedTeacher, recorded_teachers, split_names
 from repa_eval.plugin_files.records import describe_records, recorded_in
 from repa_eval.registry import Registry
@@ -102,6 +104,17 @@ class Checkpoint:
         layer = self.recipe.get("aligned_layer", self.option("encoder_depth"))
         return layer if isinstance(layer, int) else None
 
+    @property
+    def latent_scale(self) -> LatentScale | None:
+        """How the model reads latents, where the file says it (`latent_scale`, `latent_shift` as lists of numbers)."""
+        scale, shift = (self.recipe.get(key) for key in ("latent_scale", "latent_shift"))
+        if scale is None:
+            return None
+        values = [[value] if isinstance(value, int | float) else value for value in (scale, shift or 0.0)]
+        if not all(isinstance(each, list | tuple) and each and all(map(_is_number, each)) for each in values):
+            raise Failure(f"{self.path}: its latent_scale and latent_shift are no numbers")
+        return LatentScale(tuple(map(float, values[0])), tuple(map(float, values[1])))
+
     def columns(self) -> dict[str, Any]:
         """Return the columns of a row that say which checkpoint it is of; `step_from`, see `make_row`."""
         return {
@@ -140,6 +153,10 @@ class Checkpoint:
             **self.facts,
             **({"plugins": describe_records(recorded)} if (recorded := recorded_in(self.recipe)) else {}),
         }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # (path, content, request) -> the checkpoint, None where the content is not of this layout. content: what the file

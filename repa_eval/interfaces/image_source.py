@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,13 @@ class LatentScale:
         """Return latents (B, C, h, w), float32, as the model reads them."""
         scale, shift = (torch.tensor(values)[:, None, None] for values in (self.scale, self.shift))  # (1 or C, 1, 1)
         return (latents.float() - shift) * scale
+
+    def undo(self, values: Tensor) -> Tensor:
+        """Return the latents z (B, C, h, w) of what a model reads or makes, in its own dtype."""
+        if len(self.scale) == len(self.shift) == 1:
+            return values / self.scale[0] + self.shift[0]
+        scale, shift = (values.new_tensor(each)[:, None, None] for each in (self.scale, self.shift))
+        return values / scale + shift
 
     def record(self) -> dict[str, list[float]]:
         """Return the protocol entries."""
@@ -83,8 +91,9 @@ class ImageSource(ABC):
     have no splits, so that every split is the whole set and training may have seen it. gives: the kinds of data that
     `fetch` can return. num_classes: labels are 0..num_classes-1. image_shape: of every image, None where there are no
     images or where their sizes differ. latent_shape: (c, h, w) of a latent, not of its moments. latent_scale: how a
-    model reads the latents. mirrored: the same samples, everything in them made from the mirrored image, where the data
-    hold both. feature_width: D of the features and class tokens.
+    model reads the latents. latent_record: what protocols say of where the latents are from, such as their VAE.
+    mirrored: the same samples, everything in them made from the mirrored image, where the data hold both.
+    feature_width: D of the features and class tokens.
     """
 
     name: str
@@ -98,6 +107,7 @@ class ImageSource(ABC):
     latent_scale: LatentScale = LatentScale()
     mirrored: ImageSource | None = None
     feature_width: int | None = None
+    latent_record: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def __len__(self) -> int:
@@ -168,6 +178,7 @@ class Subset(ImageSource):
         self.num_classes, self.class_names, self.gives = source.num_classes, source.class_names, source.gives
         self.image_shape, self.latent_shape = source.image_shape, source.latent_shape
         self.latent_scale, self.feature_width = source.latent_scale, source.feature_width
+        self.latent_record = source.latent_record
         self.mirrored = None if source.mirrored is None else Subset(source.mirrored, rows, name=name, split=split)
         self._digest = ""
 

@@ -122,6 +122,8 @@ def _shape_of(values: Array) -> Shape:
 
 # --- data layouts
 
+MEASURED = 10_000  # images, as REPA's paper measures CKNNA on (appendix C.1)
+
 # a builder takes what follows the colon of `kind:rest` and the split ("train", "reference", "val", "test"); one that
 # resizes also takes resolution=, the side in pixels or None
 Builder = Callable[..., ImageSource]
@@ -140,6 +142,7 @@ class Layout:
     build: opens it. held_out: the split of images that training never saw. recognises: whether what lies at a path is
     of this layout; None: it is opened by name only. general: it is asked after the layouts that are more special.
     resizes: its images can be cropped and resized when they are fetched.
+    measured: on how many images alignment is measured where nobody says it.
     """
 
     build: Builder
@@ -147,6 +150,7 @@ class Layout:
     recognises: Callable[[Path], bool] | None = None
     general: bool = False
     resizes: bool = False
+    measured: int = MEASURED
 
 
 DATA: Registry[Layout] = Registry("data", "repa_eval.data", group="repa_eval.data")
@@ -159,6 +163,7 @@ def data(
     recognises: Callable[[Path], bool] | None = None,
     general: bool = False,
     resizes: bool = False,
+    measured: int = MEASURED,
 ) -> Callable[[BUILDER], BUILDER]:
     """Register a builder of one data layout, (rest, split) -> ImageSource; it is returned unchanged.
 
@@ -167,7 +172,7 @@ def data(
     """
 
     def record(builder: BUILDER) -> BUILDER:
-        DATA.register(name, source=builder)(Layout(builder, held_out, recognises, general, resizes))
+        DATA.register(name, source=builder)(Layout(builder, held_out, recognises, general, resizes, measured))
         return builder
 
     return record
@@ -206,6 +211,11 @@ def _note_no_splits(name: str) -> None:
 def held_out_split(spec: str) -> str:
     """Return the split of the data `spec` that training never saw, as its layout declares it."""
     return find_layout(spec)[0].held_out
+
+
+def measured_head(spec: str, images: ImageSource, count: int | None) -> ImageSource:
+    """Return the first `count` images of the data `spec`; None: all of them, up to its layout's usual number."""
+    return images.head(min(len(images), find_layout(spec)[0].measured) if count is None else count)
 
 
 def held_out_images(spec: str, count: int) -> ImageSource:

@@ -115,17 +115,23 @@ def _from_file(name: str, weights: Path | None) -> Teacher:
     return TEACHERS.get(OF_FILES)(Path(name).name, Path(name))
 
 
-def class_tokens_by(teacher: Teacher) -> Callable[[Tensor], Tensor]:
-    """Return what gives uint8 images (B, C, H, W) their clean class tokens (B, D), computed where the teacher is."""
-    device = next(teacher.parameters()).device
+class TeacherClassTokens(nn.Module):
+    """What gives uint8 images (B, C, H, W) their clean class tokens (B, D), computed where the teacher is."""
 
-    def tokens(images: Tensor) -> Tensor:
-        cls = teacher(images.to(device)).cls
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self.teacher, self.digest = teacher, teacher.digest
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the class tokens; UserError where the teacher has none."""
+        cls = self.teacher(images.to(next(self.teacher.parameters()).device)).cls
         if cls is None:
-            raise UserError(f"teacher {teacher.name} has no class token, which this model reads")
+            raise UserError(f"teacher {self.teacher.name} has no class token, which this model reads")
         return cls
 
-    return tokens
+    def record(self) -> dict[str, str]:
+        """Return the protocol entries."""
+        return {"class_token_teacher": self.teacher.name, "class_token_teacher_hash": self.digest}
 
 
 def split_names(enc_type: str) -> list[str]:

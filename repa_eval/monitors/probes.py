@@ -43,7 +43,7 @@ class Probes(Monitor):
         reads = model_input(self.splits.test, self.splits.test.model_shape)
         for kind in grid.KINDS:
             record = grid.protocol(self.splits, self.run.interpolant, kind=kind, seed=0)
-            record |= {**self.run.network.record, **reads.record()}
+            record |= {**self.run.network.record, **reads.record(), **self.run.capture.class_token_record}
             if not is_complete(step, rows, [record], [grid.NAMES[kind]], layers, self.timesteps):
                 return False
         teacher_rows = [row for row in rows if row.metric == f"{grid.NAMES[grid.KINDS[-1]]}_teacher"]

@@ -71,7 +71,9 @@ def make_images(images: Any, dest: Path, source: Source, work: Work, *, vae: str
     share = work.share
     encoder = None if vae is None else VaeEncoder(vae, share.device)
     if encoder is not None:
-        encoder.check(images.shape)
+        if encoder.kind != "moments":
+            raise UserError(f"--vae {vae} has no posterior, whose moments this layout holds: name an AutoencoderKL")
+        encoder.latent_shape(images.shape)
     record = {**source.record(images), "version": __version__, **({} if encoder is None else encoder.record())}
     if share.first:
         _begin(dest, record)

@@ -30,19 +30,23 @@ def data_of(opened: Any, given: str | None) -> str:
     return str(name)
 
 
-def class_tokens_of(opened: Any, device: str, given: str | None) -> Any:
-    """Return what gives a model with a class token the clean one of an image, None for other models.
+def class_token_teacher(opened: Any, given: str | None, weights: str | None = None) -> Any:
+    """Return the RecordedTeacher whose class token the checkpoint's model reads, None where it reads none.
 
-    It is that of the teacher the checkpoint was trained with; where the file names none, of the first of `given`.
+    It is the one that the checkpoint was trained with; where the file names none, the first of `given`.
+    weights: a file in place of its weights, unless `given` says that the file is another teacher's.
     """
-    from repa_eval.interfaces.teacher import class_tokens_by, recorded_teachers, split_names
+    from repa_eval.interfaces.teacher import RecordedTeacher, split_names
 
     if not measurable(opened).has_class_token:
         return None
-    teachers = opened.teachers or recorded_teachers(split_names(given or ""), None)
-    if not teachers:
-        raise UserError(f"{opened.path} reads a teacher's class token: name the teacher with --teacher")
-    return class_tokens_by(teachers[0].load().to(device))
+    named = split_names(given or "")
+    if not opened.teachers:
+        if not named:
+            raise UserError(f"{opened.path} reads a teacher's class token: name the teacher with --teacher")
+        return RecordedTeacher(named[0], weights)
+    first = opened.teachers[0]
+    return RecordedTeacher(first.name, weights) if weights and (not named or first.name in named) else first
 
 
 def teachers_of(opened: Any, given: str | None, weights: str | None = None) -> tuple[Any, ...]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,14 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repa_eval.commands.shared.checkpoint import block_numbers, class_tokens_of, open_checkpoint, run_columns
+from repa_eval.commands.shared.checkpoint import (
+    block_numbers,
+    class_token_teacher,
+    open_checkpoint,
+    run_columns,
+    teachers_of,
+)
+from repa_eval.commands.shared.measured_data import reading_of
 from repa_eval.console.option_groups import flag, option_group
-from repa_eval.console.options import CheckpointOptions, ComputeOptions, GridOptions
+from repa_eval.console.options import CheckpointOptions, ComputeOptions, GridOptions, LatentOptions
 from repa_eval.errors import UserError, first_line
 from repa_eval.runtime.device import choose_device
 
 if TYPE_CHECKING:
     from repa_eval.features.capture import Capture
+    from repa_eval.interfaces.image_source import ImageSource
     from repa_eval.runtime.distributed import Share
 
 log = logging.getLogger(__name__)
@@ -51,6 +60,7 @@ class SessionOptions:
     command: str
     checkpoint: CheckpointOptions
     grid: GridOptions
+    data: LatentOptions
     cache: CacheOptions
     compute: ComputeOptions
     own: Any
@@ -68,6 +78,24 @@ class Session:
     times: list[float]
     capture: Capture
     columns: dict[str, Any]
+    load: Callable[[Any], Any]  # a RecordedTeacher -> the Teacher on the device, the same for the same
+    quiet: bool = False
+
+    def say(self, line: str) -> None:
+        """Write a line for the user on stderr, in the first process and unless --quiet is given."""
+        if self.capture.share.first and not self.quiet:
+            click.echo(line, err=True)
+
+    def teachers(self, grid: GridOptions) -> list[Any]:
+        """Return the teachers to compare with, on the device: see `teachers_of`."""
+        return [self.load(recorded) for recorded in teachers_of(self.opened, grid.teacher_name, grid.weights)]
+
+    def check(self, images: ImageSource) -> None:
+        """See that the model can read a source, before anything is computed, and warn of latents of unusual scale."""
+        from repa_eval.features.preflight import checked_input, warn_of_scale
+
+        checked_input(self.model, images, self.capture)
+        warn_of_scale(self.model, images, self.capture)
 
     @property
     def aligned(self) -> int | None:
@@ -84,12 +112,16 @@ def session(options: SessionOptions) -> Iterator[Session]:
     from repa_eval.config import from_dict
     from repa_eval.diffusion.interpolant import Interpolant
     from repa_eval.features.capture import Capture
+    from repa_eval.interfaces.teacher import TeacherClassTokens
     from repa_eval.runtime.distributed import join
 
     times, compute, cache = options.grid.times(), options.compute, options.cache
     opened = open_checkpoint(options.checkpoint.ckpt, options.checkpoint)
     numbers = block_numbers(options.grid.layers, opened)
+    reading = reading_of(opened, options.data)
     share = join(choose_device(compute.device))
+    load = functools.cache(lambda recorded: recorded.load().to(share.device))
+    class_teacher = class_token_teacher(opened, options.grid.teacher_name, options.grid.weights)
     if cache.no_cache and share.count > 1:
         raise UserError("several processes exchange their features through the cache; leave --no-cache out")
     folder = None if cache.no_cache else cache.folder or _folder_of_user(opened.path, options, share)
@@ -98,16 +130,20 @@ def session(options: SessionOptions) -> Iterator[Session]:
             interpolant=from_dict(Interpolant(), opened.option("interpolant") or {}),
             seed=compute.seed,
             pool=options.pool,
-            class_tokens=class_tokens_of(opened, share.device, options.grid.teacher_name),
+            class_tokens=None if class_teacher is None else TeacherClassTokens(load(class_teacher)),
+            latents=reading,
             batch_size=compute.batch_size,
             cache=folder,
             share=share,
             progress=bar.update,
         )
         model = opened.model.to(device=share.device, dtype=getattr(torch, options.checkpoint.dtype))
-        if share.first and not (model.has_null_label or compute.quiet):
-            click.echo("note: this model has no null label: it is given the class of each image", err=True)
-        yield Session(opened, model, share.device, numbers, times, capture, run_columns(opened))
+        current = Session(
+            opened, model, share.device, numbers, times, capture, run_columns(opened), load, compute.quiet
+        )
+        if not model.has_null_label:
+            current.say("note: this model has no null label: it is given the class of each image")
+        yield current
     share.wait()
     if share.first and folder is not None and cache.folder is None:
         shutil.rmtree(folder, ignore_errors=True)

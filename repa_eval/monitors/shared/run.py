@@ -12,7 +12,7 @@ from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.diffusion.model import Conditioning
 from repa_eval.features.capture import Capture, ClassTokens
 from repa_eval.interfaces.sampler import SamplerSettings
-from repa_eval.interfaces.teacher import Teacher, class_tokens_by, load_teacher
+from repa_eval.interfaces.teacher import Teacher, TeacherClassTokens, load_teacher
 from repa_eval.runtime.distributed import ALONE, Share
 
 
@@ -131,7 +131,7 @@ class EvaluatedRun:
         """The function from images to the clean class tokens that the model reads; None where it reads none."""
         if not self.network.has_class_token:
             return None
-        return class_tokens_by(self._load_teacher(self.teachers[0]))
+        return TeacherClassTokens(self._load_teacher(self.teachers[0]))
 
     @functools.cached_property
     def reference_teachers(self) -> list[Teacher]:

@@ -1,0 +1,65 @@
+"""The images that a command measures, and how they become what the model reads: cropped, encoded by a VAE, scaled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repa_eval.console.options import DataOptions, LatentOptions, parse_floats
+from repa_eval.errors import UserError
+
+if TYPE_CHECKING:
+    from repa_eval.features.model_input import LatentReading
+    from repa_eval.interfaces.image_source import ImageSource
+
+
+def open_split(name: str, split: str, options: LatentOptions) -> ImageSource:
+    """Return a split of the data of this name or path, cropped where --resolution says it."""
+    from repa_eval.interfaces.images import load_data
+
+    if options.resolution is not None:
+        raise UserError("--resolution: these data cannot be resized")
+    return load_data(name, split)
+
+
+def open_measured(
+    name: str, model: Any, options: DataOptions, *, cache: Path | None = None, device: str = "cpu"
+) -> ImageSource:
+    """Return the images to measure a model on, as many as asked for, encoded where --vae says it; see `encoded`."""
+    from repa_eval.interfaces.images import held_out_split, measured_head
+
+    images = measured_head(name, open_split(name, options.split or held_out_split(name), options), options.num_images)
+    return encoded(images, model, options, cache=cache, device=device)
+
+
+def encoded(
+    images: ImageSource, model: Any, options: LatentOptions, *, cache: Path | None = None, device: str = "cpu"
+) -> ImageSource:
+    """Return a source with latents by --vae; the source itself without --vae, and where it holds latents.
+
+    cache: the folder in which latents outlive an interruption; None for a temporary one.
+    """
+    if options.vae is None:
+        return images
+    from repa_eval.features.encoded import encode_images
+    from repa_eval.sampling.vae import VaeEncoder
+
+    if images.latent_shape is None and images.image_shape == model.image_shape:
+        raise UserError(f"--vae {options.vae}: this model reads the images themselves; leave --vae out")
+    return encode_images(images, VaeEncoder(options.vae, device), cache=cache, check_scale=options.latent_scale is None)
+
+
+def reading_of(opened: Any, options: LatentOptions) -> LatentReading:
+    """Return how latents are read: the scale by --latent-scale, else by the checkpoint, else by the data or the VAE."""
+    from repa_eval.features.model_input import latent_reading
+
+    given = None if options.latent_scale is None else _scale(options.latent_scale)
+    return latent_reading(opened.latent_scale, given, posterior=options.posterior)
+
+
+def _scale(text: str) -> tuple[float, float]:
+    """Return the scale and the shift of "SCALE" or "SCALE,SHIFT"."""
+    parts = [part for one in text.split(",") for part in parse_floats(one, "--latent-scale")]
+    if len(parts) not in (1, 2) or parts[0] == 0:
+        raise UserError(f"--latent-scale {text!r}: expected SCALE or SCALE,SHIFT, the scale not 0")
+    return parts[0], parts[1] if len(parts) == 2 else 0.0

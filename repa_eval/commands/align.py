@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from repa_eval.console.tables import deliver, layer_table
 from repa_eval.errors import UserError
 from repa_eval.reports.drawing.plot_files import kind_of
 from repa_eval.results import Row
+
+OF_NEIGHBOURS, NEIGHBOURS = ("cknna", "mutual_knn"), 10  # metrics of the lists of so many nearest neighbours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +111,10 @@ def _measure(current: Session, grid: GridOptions, data: DataOptions, options: Al
     name = data_of(current.opened, grid.data_name)
     images = open_measured(name, current.model, data, cache=current.capture.cache, device=current.device)
     current.check(images)
-    current.say(f"on {len(images)} images of {images.name} ({images.split})")
     teachers = current.teachers(grid)
     if not teachers:
-        raise UserError(f"{current.opened.path} records no teacher: name one with --teacher, such as dinov2-vit-b")
+        usual = "digits-vit" if current.model.image_shape[0] == 1 else "dinov2-vit-b"
+        raise UserError(f"{current.opened.path} records no teacher: name one with --teacher, such as {usual}")
     wanted = [metric.strip() for metric in options.metrics.split(",")]
     of_tokens = [name for name in wanted if name in SPATIAL.names()]
     of_images = [name for name in wanted if name not in of_tokens]
@@ -167,14 +169,35 @@ def _show(rows: Sequence[Row], aligned: int | None) -> str:
     from repa_eval.console.tables import table
 
     of_layers = [row for row in rows if row.layer is not None and not row.metric.endswith("_permuted")]
-    blocks = [layer_table(of_layers, aligned)] if of_layers else []
-    levels = [[row.metric, row.note or "", _number(row)] for row in rows if row.layer is None]
+    blocks = list(_images_of(rows))
+    blocks += [layer_table(of_layers, aligned)] if of_layers else []
+    levels = _chance(of_layers)
+    levels += [[row.metric, row.note or "", _number(row)] for row in rows if row.layer is None]
     for metric in dict.fromkeys(row.metric for row in rows if row.metric.endswith("_permuted")):
         values = [row.value for row in rows if row.metric == metric and row.value is not None]
         levels.append([metric, "randomly re-paired images, all cells", f"{min(values):.3f} .. {max(values):.3f}"])
     if levels:
         blocks.append(table(["level", "of", "value"], levels))
     return "\n\n".join(blocks)
+
+
+def _images_of(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield a line that says how many images of which data were measured."""
+    said = [record for row in rows if (record := row.record or {}).get("num_images")]
+    if said:
+        yield f"on {said[0]['num_images']} images of {said[0]['data']} ({said[0]['split']})"
+
+
+def _chance(rows: Sequence[Row]) -> list[list[str]]:
+    """Return the level of unrelated features for the metrics of shared neighbours, which depends on the images' number.
+
+    It is exact for mutual_knn; CKNNA of unrelated features is somewhat below.
+    """
+    counts = {row.metric: row.n for row in rows if row.metric in OF_NEIGHBOURS and row.n is not None}
+    return [
+        [f"{metric} of unrelated features", f"about k/(n - 1), k={NEIGHBOURS}", f"{NEIGHBOURS / (n - 1):.3f}"]
+        for metric, n in counts.items()
+    ]
 
 
 def _number(row: Row) -> str:

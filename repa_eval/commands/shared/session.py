@@ -79,12 +79,6 @@ class Session:
     capture: Capture
     columns: dict[str, Any]
     load: Callable[[Any], Any]  # a RecordedTeacher -> the Teacher on the device, the same for the same
-    quiet: bool = False
-
-    def say(self, line: str) -> None:
-        """Write a line for the user on stderr, in the first process and unless --quiet is given."""
-        if self.capture.share.first and not self.quiet:
-            click.echo(line, err=True)
 
     def teachers(self, grid: GridOptions) -> list[Any]:
         """Return the teachers to compare with, on the device: see `teachers_of`."""
@@ -138,12 +132,9 @@ def session(options: SessionOptions) -> Iterator[Session]:
             progress=bar.update,
         )
         model = opened.model.to(device=share.device, dtype=getattr(torch, options.checkpoint.dtype))
-        current = Session(
-            opened, model, share.device, numbers, times, capture, run_columns(opened), load, compute.quiet
-        )
-        if not model.has_null_label:
-            current.say("note: this model has no null label: it is given the class of each image")
-        yield current
+        if share.first and not (model.has_null_label or compute.quiet):
+            click.echo("note: this model has no null label: it is given the class of each image", err=True)
+        yield Session(opened, model, share.device, numbers, times, capture, run_columns(opened), load)
     share.wait()
     if share.first and folder is not None and cache.folder is None:
         shutil.rmtree(folder, ignore_errors=True)

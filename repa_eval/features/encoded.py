@@ -86,10 +86,10 @@ class EncodedImages(ImageSource):
     def __init__(self, source: ImageSource, encoder: Encoder, *, cache: Path | None = None) -> None:
         source.require("images")
         self.source, self.encoder, self.cache = source, encoder, cache
-        self.name, self.split = source.name, source.split
+        self.name, self.split, self.split_known = source.name, source.split, source.split_known
         self.num_classes, self.class_names = source.num_classes, source.class_names
         self.gives = source.gives - {"latents", "moments"} | {encoder.kind}
-        self.image_shape = source.image_shape
+        self.image_shape, self.feature_width = source.image_shape, source.feature_width
         self.latent_shape = encoder.latent_shape(source.shape)
         self.latent_scale, self.latent_record = encoder.scale, encoder.record()
 

@@ -13,22 +13,14 @@ if TYPE_CHECKING:
     from repa_eval.interfaces.image_source import ImageSource
 
 
-def open_split(name: str, split: str, options: LatentOptions) -> ImageSource:
-    """Return a split of the data of this name or path, cropped where --resolution says it."""
-    from repa_eval.interfaces.images import load_data
-
-    if options.resolution is not None:
-        raise UserError("--resolution: these data cannot be resized")
-    return load_data(name, split)
-
-
 def open_measured(
     name: str, model: Any, options: DataOptions, *, cache: Path | None = None, device: str = "cpu"
 ) -> ImageSource:
     """Return the images to measure a model on, as many as asked for, encoded where --vae says it; see `encoded`."""
-    from repa_eval.interfaces.images import held_out_split, measured_head
+    from repa_eval.interfaces.images import held_out_split, load_data, measured_head
 
-    images = measured_head(name, open_split(name, options.split or held_out_split(name), options), options.num_images)
+    source = load_data(name, options.split or held_out_split(name), resolution=options.resolution)
+    images = measured_head(name, source, options.num_images)
     return encoded(images, model, options, cache=cache, device=device)
 
 

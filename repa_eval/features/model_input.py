@@ -119,13 +119,24 @@ def model_input(source: ImageSource, shape: Shape, reading: LatentReading = USUA
 def wrong_latents(source: ImageSource, shape: Shape) -> UserError:
     """Return the error for a source whose latents are not of the shape (C, H, W) that a model reads."""
     assert source.latent_shape is not None
-    way_out = ""
+    way_out = _other_form(source, shape)
     if source.latent_shape[0] != shape[0]:
-        way_out = ": another VAE is needed, the one that it was trained with"
+        way_out = way_out or ": another VAE is needed, the one that it was trained with"
     elif "vae" in source.latent_record and source.image_shape is not None:
         way_out = f": add --resolution {shape[1] * source.image_shape[1] // source.latent_shape[1]}"
     given, wanted = shown(source.latent_shape), shown(shape)
     return UserError(f"the latents are {given} (channels x height x width); this model reads {wanted}{way_out}")
+
+
+def _other_form(source: ImageSource, shape: Shape) -> str:
+    """Return what latents of twice or half as many channels as a model reads may be."""
+    assert source.latent_shape is not None
+    channels, *size = source.latent_shape
+    if size == list(shape[1:]) and "latents" in source.gives and channels == 2 * shape[0]:
+        return ": they may be moments (means and deviations), which are read as repa:PATH"
+    if size == list(shape[1:]) and "moments" in source.gives and 2 * channels == shape[0]:
+        return ": they may be latents alone, where their means and deviations are expected"
+    return ""
 
 
 def refuse_images(given: Sequence[int], wanted: Shape) -> None:

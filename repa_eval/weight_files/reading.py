@@ -69,6 +69,13 @@ def read_safetensors(file: Path, *, owner: str = "") -> tuple[dict[str, Tensor],
         return tensors, dict(opened.metadata() or {})
 
 
+def open_safetensors(file: Path) -> safe_open:
+    """Return an opened safetensors file, whose tensors can be read by rows (`get_slice`); errors as `read_file`."""
+    _start_of(file, str(file), "safetensors file")
+    with parsing(f"{file} is not a readable safetensors file ({AGAIN})"):
+        return safe_open(file, framework="pt")
+
+
 def _start_of(file: Path, where: str, kind: str) -> bytes:
     """Return the first bytes of a file; UserError for what is not one, Failure for one that cannot be opened."""
     if not file.exists():

@@ -40,7 +40,7 @@ class Member:
         with parsing(self._where), zipfile.ZipFile(path) as archive:
             info = archive.getinfo(f"{name}.npy")
             with archive.open(info) as stream:
-                self.shape, self.fortran, self.dtype = _read_header(stream)
+                self.shape, self.fortran, self.dtype = read_header(stream)
                 self._begin = stream.tell()
             if min(self.shape, default=0) < 0:
                 raise ValueError(f"{name} has the shape {self.shape}")
@@ -182,7 +182,8 @@ def array_names(path: Path) -> list[str]:
     return names
 
 
-def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return (shape, whether in Fortran order, dtype) of a .npy; raises whatever numpy does for another file."""
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"npy version {version} is not known")

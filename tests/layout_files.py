@@ -118,7 +118,9 @@ def erw(path: Path) -> Path:
     """ERW's: scaled latents, an encoder's features, no statistics."""
     for number, rows in enumerate([[0, 1, 2, 3], [4, 5, 6]]):
         features = torch.from_numpy(FEATURES)[rows]
-        shard(path / f"latents_shard{number:02d}_of_02.safetensors", rows, encoder_0_features=features)
+        scaled = torch.from_numpy(MEANS)[rows] * 0.18215
+        file = path / f"latents_shard{number:02d}_of_02.safetensors"
+        shard(file, rows, latents=scaled, encoder_0_features=features)
     (path / "dataset_index.json").write_text(json.dumps({"num_shards": 2, "total_samples": N}), encoding="utf-8")
     return path
 

@@ -178,7 +178,7 @@ class Subset(ImageSource):
         self.num_classes, self.class_names, self.gives = source.num_classes, source.class_names, source.gives
         self.image_shape, self.latent_shape = source.image_shape, source.latent_shape
         self.latent_scale, self.feature_width = source.latent_scale, source.feature_width
-        self.latent_record = source.latent_record
+        self.latent_record = dict(source.latent_record)  # a view of a dict cannot be pickled for workers
         self.mirrored = None if source.mirrored is None else Subset(source.mirrored, rows, name=name, split=split)
         self._digest = ""
 

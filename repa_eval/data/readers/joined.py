@@ -29,7 +29,8 @@ class Joined(ImageSource):
         of_classes = latents if "labels" in latents.gives else images
         self.num_classes, self.class_names = of_classes.num_classes, of_classes.class_names or images.class_names
         self.image_shape, self.latent_shape = images.image_shape, latents.latent_shape
-        self.latent_scale, self.feature_width = latents.latent_scale, latents.feature_width
+        self.latent_scale, self.latent_record = latents.latent_scale, dict(latents.latent_record)
+        self.feature_width = latents.feature_width
 
     def __len__(self) -> int:
         return len(self._latents)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from repa_eval.data.readers.listing import printable
+from repa_eval.data.readers.moment_members import SD_VAE
 from repa_eval.data.readers.npz import MAX_LABEL
 from repa_eval.data.readers.opened import PerProcess
 from repa_eval.errors import Failure, UserError, parsing
@@ -37,6 +38,7 @@ CALLED = {
     "features": ("representations", "encoder_0_features"),  # GMem's, ERW's
     "class_tokens": ("cls_tokens",),
 }
+ERW = frozenset({"encoder_0_features"})
 AXES = {"latents": 4, "features": 3, "class_tokens": 2}
 STATISTICS = "latents_stats.pt"
 OF_RANK = re.compile(r"_rank([0-9]+)_")  # LightningDiT's and GMem's tools write the shards of every process
@@ -73,8 +75,8 @@ class Shards(ImageSource):
     """The latents of shards in the order of their names, and an encoder's features where they hold them.
 
     mirrored: the same of mirrored images (`latents_flip` and others), which never stand among the unmirrored.
-    latent_scale: that of latents_stats.pt beside them, (z - mean) / std per channel; 1 where there is none, for latents
-    that were scaled when they were written.
+    latent_scale: that of latents_stats.pt beside them, (z - mean) / std per channel. ERW's tool writes latents that are
+    scaled already; they are returned unscaled. Others without statistics have the scale 1.
     """
 
     split, split_known = "all", False
@@ -97,7 +99,8 @@ class Shards(ImageSource):
             raise UserError(f"{first.where}: features and class tokens of two encoders, of the widths {sorted(widths)}")
         self.feature_width = next(iter(widths), None)
         self.has_statistics = (statistics := paths[0].parent / STATISTICS).is_file()
-        self.latent_scale = _scale(statistics, first.shape[0]) if self.has_statistics else LatentScale()
+        self._written = SD_VAE.scale[0] if first.names & ERW and not self.has_statistics else 1.0
+        self.latent_scale = _scale(statistics, first.shape[0]) if self.has_statistics else LatentScale((self._written,))
         if FLIPPED in first.names:
             self.mirrored = self._mirrored(_names_of(first, "_flip"))
 
@@ -117,6 +120,8 @@ class Shards(ImageSource):
         rows = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None or "labels" not in kinds else torch.from_numpy(self.labels[rows])
         found: dict[str, Any] = {kind: self._rows(name, rows) for kind, name in self._called.items() if kind in kinds}
+        if "latents" in found and self._written != 1.0:
+            found["latents"] = found["latents"] / self._written
         return Samples(labels=labels, **found)
 
     def digest(self) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
 import pickle
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from teacher_examples import EXAMPLES, WIDTH, State, image, moco, saved, shrink,
 from torch import nn
 
 from repa_eval.errors import Failure, UserError
+from repa_eval.interfaces.extractor import load_extractor
 from repa_eval.interfaces.teacher import load_teacher
 from repa_eval.teachers.shared.timm_teacher import VisionTeacher
 from repa_eval.weight_files import download
@@ -221,3 +223,90 @@ def test_files_of_the_authors_are_downloaded_once(server: str, monkeypatch: pyte
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(OSError, match="404"):  # the server answers, and has no such file
         download.fetch(SimpleNamespace(hf_hub_id="", hf_hub_filename=None, url=f"{server}/other.pth"))
+
+
+# --- what trainers wrap around a network
+
+
+def under(prefix: str, state: State) -> State:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def zeros(state: State) -> State:
+    return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+
+
+WRAPPED: dict[str, Callable[[State], Any]] = {
+    **{prefix: functools.partial(under, prefix) for prefix in (
+        "teacher.", "student.", "module.", "backbone.", "_orig_mod.", "model.", "encoder.", "net.", "module.encoder.",
+        "teacher.backbone.", "model._orig_mod.module.", "_orig_mod.module.model.", "my_own_name.",
+    )},
+    **{f"[{key}]": functools.partial(lambda key, state: {key: state, "epoch": 3}, key) for key in (
+        "state_dict", "model", "teacher", "student", "module", "backbone", "net", "encoder", "model_state_dict",
+    )},
+    "[state_dict] model.": lambda state: {"state_dict": under("model.", state), "epoch": 3, "callbacks": {"a": {}}},
+    "[model][state_dict]": lambda state: {"model": {"state_dict": state}},
+    "teacher. and student.": lambda state: under("student.", zeros(state)) | under("teacher.", state),
+    "[teacher] and [student]": lambda state: {"student": zeros(state), "teacher": under("module.backbone.", state)},
+    "average of swa_utils": lambda state: under("module.", state) | {"n_averaged": torch.tensor(3)},
+    "activation checkpoints": lambda state: {
+        name.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."): tensor for name, tensor in state.items()
+    },
+    "beside its head": lambda state: under("backbone.", state) | {"head.mlp.0.weight": torch.ones(2, 2)},
+}  # fmt: skip
+NETWORKS = ("dinov1-vit-b", "digits-vit", "timm:test_vit", "digits")  # the last one is an extractor
+
+
+def own_state(name: str) -> State:
+    if name == "dinov1-vit-b":
+        return EXAMPLES[name].state()
+    network: nn.Module = timm.create_model("test_vit", num_classes=0) if name.startswith("timm") else embedded(name)
+    return {key: tensor.clone() for key, tensor in network.state_dict().items()}
+
+
+def embedded(name: str) -> nn.Module:
+    network: nn.Module = load_extractor(name).network if name == "digits" else load_teacher(name).network  # type: ignore[attr-defined, assignment]
+    return network
+
+
+def digest_of(name: str, path: Path) -> str:
+    return load_extractor(name, path).digest if name == "digits" else load_teacher(name, path).digest
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_found_in_whatever_is_wrapped_around_it(name: str, tmp_path: Path) -> None:
+    state = own_state(name)
+    wanted = digest_of(name, saved(state, tmp_path / "plain.pt"))
+    kinds = list(WRAPPED)[:: 6 if name.startswith("timm") else 1]  # timm takes its time
+    for kind in kinds:
+        if kind == "beside its head" and name in ("digits", "digits-vit"):
+            continue
+        wrap = WRAPPED[kind]
+        assert digest_of(name, saved(wrap(state), tmp_path / "wrapped.pt")) == wanted, kind
+
+
+@pytest.mark.usefixtures("small")
+def test_two_networks_are_not_chosen_between(tmp_path: Path) -> None:
+    state = EXAMPLES["dinov1-vit-b"].state()
+    path = saved(under("net_a.", state) | under("net_b.", state), tmp_path / "two.pt")
+    with pytest.raises(Failure, match=r"two.pt holds several networks \(net_a., net_b.\); save one of them in a file"):
+        load_teacher("dinov1-vit-b", path)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32, torch.bool])
+def test_whole_numbers_are_no_weights(kind: torch.dtype, tmp_path: Path) -> None:
+    codes = {name: tensor.to(kind) for name, tensor in own_state("digits-vit").items()}
+    said = rf"no floats: \S+ of {kind}, .* and \d+ more\)$"
+    with pytest.raises(Failure, match=said):
+        load_teacher("digits-vit", saved(codes, tmp_path / "codes.pt"))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2])
+def test_floats_of_any_kind_are_weights(kind: torch.dtype, tmp_path: Path) -> None:
+    state = own_state("digits-vit")
+    held = {name: tensor.to(kind) for name, tensor in state.items()}
+    path = saved({name: tensor.float() for name, tensor in held.items()}, tmp_path / "plain.pt")
+    assert (
+        load_teacher("digits-vit", saved(held, tmp_path / "held.pt")).digest == load_teacher("digits-vit", path).digest
+    )

@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from repa_eval.checkpoints.official_trainers import arguments, holds_sets, recorded, recorded_step
-from repa_eval.checkpoints.shared import networks, state_dicts
+from repa_eval.checkpoints.shared import networks
 from repa_eval.checkpoints.shared.recognise import from_state, locate
 from repa_eval.errors import UserError
 from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
+from repa_eval.weight_files.names import flat
 
 
 @checkpoint_layout("state-dict")
@@ -27,7 +28,7 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     """
     if not isinstance(content, Mapping) or holds_sets(content):
         return None  # nothing, or a trainer's
-    found = locate(state_dicts.flat(content), request, path)
+    found = locate(flat(content), request, path)
     if found is None:
         return None
     bare = all(isinstance(value, Tensor) for value in content.values()) or set(content) == {"state_dict"}

@@ -15,6 +15,7 @@ from repa_eval.checkpoints.repa_train import KEYS as OURS
 from repa_eval.checkpoints.shared import networks, state_dicts
 from repa_eval.checkpoints.shared.recognise import from_state, locate
 from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
+from repa_eval.weight_files.names import flat
 
 _log = logging.getLogger(__name__)
 STEPS = ("steps", "step", "global_step", "iteration")
@@ -57,7 +58,7 @@ def _chosen(content: Mapping[str, Any], request: Request, path: Path) -> state_d
     """Return the wanted weights, as they are in the file; averages may lie under another name (`model_ema`)."""
     if request.weights == "ema" and not content.get("ema"):
         averages = {key: value for key, value in content.items() if state_dicts.AVERAGED.search(str(key))}
-        if found := state_dicts.flat(averages):
+        if found := flat(averages):
             return found
     value = request.choose(content, path)
     return state_dicts.named_state(value, content.get("model"), path=path, weights=request.weights)

@@ -16,6 +16,7 @@ from repa_eval.config import from_dict
 from repa_eval.errors import Failure
 from repa_eval.interfaces.architecture import MODELS
 from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
+from repa_eval.weight_files.names import flat, unwrapped
 
 RECORD = frozenset({"class", "model", "architecture", "weights"})  # the record's entries without which it opens nothing
 
@@ -28,7 +29,7 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     if isinstance(content.get("record"), dict):
         return _merged(path, content["model"], content["record"], request)
     averaged = content.get("model_ema")
-    trained = state_dicts.unwrapped(state_dicts.flat(content["model"]))
+    trained = unwrapped(flat(content["model"]))
     if "ema" in content or not networks.is_network(trained, encoders=True):
         return None  # another trainer's
     weights = "ema" if request.weights == "ema" and averaged else "online"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from repa_eval.checkpoints.shared import networks, state_dicts
+from repa_eval.checkpoints.shared import networks
 from repa_eval.checkpoints.shared.records import refuse_overrides
 from repa_eval.config import from_dict, to_dict
 from repa_eval.diffusion.conventions import VELOCITY, converted, native_of
@@ -14,6 +14,7 @@ from repa_eval.interfaces.architecture import MODELS
 from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
 from repa_eval.plugin_files.records import naming_plugins
 from repa_eval.runtime.files import read_json
+from repa_eval.weight_files.names import flat
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -46,7 +47,7 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     record = read_json(config_file)
     if not isinstance(record, dict) or not {"model", "architecture"} <= set(record):
         return None
-    state = state_dicts.flat(content)
+    state = flat(content)
     if not state:
         raise Failure(f"{path} has a {CONFIG} but no {WEIGHTS}, nor an index of several")
     if request.weights != record.get("weights", "ema"):

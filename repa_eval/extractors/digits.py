@@ -49,5 +49,6 @@ def digits(weights: Path | None) -> Extractor:
     network = CNN(CNNConfig())
     path = Path(str(files("repa_eval") / "weights" / WEIGHTS)) if weights is None else weights
     owner = "extractor digits"
-    load_strictly(network, read_state(path, owner=owner), drop=NOTHING, owner=owner, path=path)
+    state = read_state(path, owner=owner, names=network.state_dict())
+    load_strictly(network, state, drop=NOTHING, owner=owner, path=path)
     return DigitsJudge(network)

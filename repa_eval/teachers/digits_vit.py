@@ -56,7 +56,8 @@ def digits_vit(name: str, weights: Path | None) -> Teacher:
     network = ConvViT(ConvViTConfig())
     path = Path(str(files("repa_eval") / "weights" / WEIGHTS)) if weights is None else weights
     owner = f"teacher {name}"
-    load_strictly(network, read_state(path, owner=owner), drop=NOTHING, owner=owner, path=path)
+    state = read_state(path, owner=owner, names=network.state_dict())
+    load_strictly(network, state, drop=NOTHING, owner=owner, path=path)
     return DigitsViT(name, network)
 
 

@@ -201,7 +201,8 @@ def _builder(prefix: str, letter: str) -> Builder:
     def build(name: str, weights: Path | None) -> Teacher:
         family = FAMILIES[prefix]
         path = _published(name, family.of(letter), letter) if weights is None else weights
-        return assemble(name, family, letter, read_state(path, owner=f"teacher {name}"), path)
+        state = read_state(path, owner=f"teacher {name}", names=KERNELS)
+        return assemble(name, family, letter, state, path)
 
     family = FAMILIES[prefix].of(letter)
     side = family.pixels.side or GRID * family.patch

@@ -35,7 +35,8 @@ def timm_network(name: str, weights: Path | None) -> Teacher:
         raise UserError(f"teacher {name}: {first_line(error)}") from error
     path = _published(name, wanted) if weights is None else weights
     owner = f"teacher {name}"
-    state = published_names(read_state(path, owner=owner), owner=owner, path=path)
+    state = read_state(path, owner=owner, names=network.state_dict())
+    state = published_names(state, owner=owner, path=path)
     # a module of timm's that knows other names than its own calls the rule so
     rule = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if rule is not None:

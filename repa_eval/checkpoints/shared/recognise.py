@@ -24,6 +24,7 @@ from repa_eval.interfaces.checkpoint_layout import LAYOUTS, Checkpoint, Reader, 
 from repa_eval.models.shared.encoder import Encoder
 from repa_eval.plugin_files.records import warn_of_differences
 from repa_eval.weight_files.hub import ENDINGS
+from repa_eval.weight_files.names import flat, unwrapped
 
 STEP_NAME = re.compile(r"\d{7}")  # as SiT, DiT, REPA and GMem name their files
 SHARD = re.compile(r"-\d{5}-of-(?!00001\.)\d{5}\.")
@@ -141,7 +142,7 @@ def from_state(
 
 
 def _unknown(file: Path, content: Any) -> UserError | Failure:
-    whole = state_dicts.unwrapped(state_dicts.flat(content))
+    whole = unwrapped(flat(content))
     states = {"": whole, **state_dicts.parts(whole)}
     by_today = {prefix: networks.renamed(state) for prefix, state in states.items()}
     name, wrong = networks.nearest(by_today, dict.fromkeys(r.architecture for r in READINGS))

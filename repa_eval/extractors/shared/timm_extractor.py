@@ -54,7 +54,7 @@ def load_weights(name: str, network: nn.Module, tag: str, weights: Path | None, 
     pattern of names that may be there and are not used.
     """
     path, owner = _published(name, tag, file) if weights is None else weights, f"extractor {name}"
-    state: State = read_state(path, owner=owner)
+    state: State = read_state(path, owner=owner, names=network.state_dict())
     state = convert(checkpoint_filter_fn, state, network, owner=owner, path=path)
     load_strictly(network, state, drop=drop, owner=owner, path=path)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -11,9 +15,13 @@ from scipy import stats
 from repa_eval.interfaces.metric import ALIGNMENT
 from repa_eval.metrics.authpct import authpct
 from repa_eval.metrics.cka import cka, cka_matrix
+from repa_eval.metrics.cka_minibatch import cka_minibatch
+from repa_eval.metrics.cka_unbiased import cka_unbiased
 from repa_eval.metrics.cknna import cknna
 from repa_eval.metrics.density_coverage import density_coverage
 from repa_eval.metrics.fid import fd
+from repa_eval.metrics.kid import kid
+from repa_eval.metrics.kid_unbiased import kid_unbiased
 from repa_eval.metrics.mifid import cosine_distance, mifid
 from repa_eval.metrics.precision_recall import precision_recall
 from repa_eval.metrics.rsa import rsa
@@ -48,7 +56,7 @@ def same_direction(n: int = 200) -> Array:
 @pytest.mark.parametrize("name", SCALED)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @settings(max_examples=8, deadline=None)
-@given(power=st.integers(-12, 12), other=st.integers(-12, 12))
+@given(power=st.integers(-25, 25), other=st.integers(-25, 25))
 def test_a_scale_changes_nothing(name: str, dtype: type, power: int, other: int) -> None:
     x, y = (side.astype(dtype) for side in pair())
     function = ALIGNMENT.get(name).function
@@ -102,6 +110,56 @@ def test_cka_of_all_pairs_is_that_of_one(unbiased: bool, long: float, scale: flo
     y[3] *= long
     x, y = (scale * x).astype(np.float32), y.astype(np.float32)
     assert cka_matrix([x], [y], unbiased=unbiased)[0, 0] == pytest.approx(cka(x, y, unbiased=unbiased), abs=1e-5)
+
+
+@pytest.mark.parametrize("long", [1.0, 1e2, 1e4])
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("width", [5, 512])
+def test_one_batch_of_minibatch_cka_is_the_unbiased_one(long: float, scale: float, width: int) -> None:
+    rng = np.random.default_rng(3)
+    common = rng.standard_normal((64, 5))
+    x, y = (common @ rng.standard_normal((5, width)) + rng.standard_normal((64, width)) for _ in range(2))
+    x[3] *= long
+    y[3] *= long
+    near = x.astype(np.float32), y.astype(np.float32)
+    found = cka_minibatch(np.float32(scale) * near[0], near[1])
+    assert found == pytest.approx(cka_unbiased(*near), abs=1e-5)
+
+
+@pytest.mark.parametrize("mean", [0.0, 10.0, 1e3, 1e5])
+@pytest.mark.parametrize("function", [kid, kid_unbiased])
+def test_a_large_mean_decides_no_kernel_distance(
+    function: Callable[[Array, Array], dict[str, float]], mean: float
+) -> None:
+    """Features near one large mean: the cubes of their products differ by less than the rounding of float32."""
+    rng = np.random.default_rng(0)
+    real, fake = (rng.standard_normal((300, 32)) + mean).astype(np.float32), rng.standard_normal((250, 32)) * 1.1 + mean
+    wide = real.astype(np.float64), fake.astype(np.float32).astype(np.float64)
+    assert function(real, fake.astype(np.float32)) == pytest.approx(function(*wide), rel=1e-5)
+
+
+KINDS_OF_ARRAYS: dict[str, Callable[[Array], Any]] = {
+    "gradients": lambda x: torch.from_numpy(x.copy()).requires_grad_(),
+    "bfloat16": lambda x: torch.from_numpy(x.copy()).bfloat16(),
+    "float8": lambda x: torch.from_numpy(x.copy()).to(torch.float8_e5m2),
+    "read only": lambda x: np.frombuffer(x.tobytes()).reshape(x.shape),
+    "other bytes": lambda x: x.astype(">f8"),
+    "lists": lambda x: x.tolist(),
+    "whole numbers": lambda x: np.round(10 * x).astype(np.int16),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", KINDS_OF_ARRAYS)
+def test_arrays_of_any_kind(kind: str) -> None:
+    x, y = pair()
+    sides = [KINDS_OF_ARRAYS[kind](side) for side in (x, y)]
+    plain = [side.detach().double().numpy() if isinstance(side, torch.Tensor) else np.array(side) for side in sides]
+    for name, metric in ALIGNMENT.items():
+        assert metric.function(*sides) == pytest.approx(metric.function(*plain), abs=1e-6), name
+    for function in (kid, kid_unbiased, precision_recall, density_coverage, authpct, fd):
+        other = sides[0][:20] if kind == "lists" else KINDS_OF_ARRAYS[kind](x[:20])
+        assert function(sides[0], other) == pytest.approx(function(plain[0], plain[0][:20]), rel=1e-4, abs=1e-6)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", ["svcca", "pwcca", "cka", "cka_unbiased", "procrustes", "cknna", "mutual_knn"])

@@ -87,12 +87,25 @@ def test_fd_of_features() -> None:
     assert fid.fd(x[:4], normal(5, 6, seed=1))["fd"] > 0.0  # fewer samples than features
 
 
+def test_singular_covariances_are_covariances() -> None:
+    apart = np.diag([1.0, 0.0]), np.diag([0.0, 1.0])
+    assert fid.frechet_distance(np.zeros(2), apart[0], np.zeros(2), apart[1]) == pytest.approx(2.0)
+    assert fid.frechet_distance(np.zeros(2), np.zeros((2, 2)), np.zeros(2), apart[1]) == pytest.approx(1.0)
+    turn = np.array([[0.8, 0.6], [-0.6, 0.8]])
+    first, second = (turn @ part @ turn.T for part in apart)
+    assert fid.frechet_distance(np.zeros(2), first, np.zeros(2), second) == pytest.approx(2.0, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ((np.zeros(2), np.eye(3), np.zeros(3), np.eye(3)), r"mu1 \(2,\) and sigma1 \(3, 3\); needed are"),
         ((np.zeros(2), np.eye(2), np.zeros(3), np.eye(3)), "mu1 has 2 entries and mu2 3"),
         ((np.zeros(2), np.eye(2), np.zeros(2), np.full((2, 2), np.nan)), "mu2 or sigma2 holds NaN or infinity"),
+        ((np.zeros(2), np.array([[1, 0.5], [0, 1]]), np.zeros(2), np.eye(2)), "sigma1 is no covariance: it is not sym"),
+        ((np.zeros(2), np.eye(2), np.zeros(2), np.diag([1.0, -1.0])), "sigma2 is no covariance: .* negative variances"),
+        ((np.zeros(2), 3.0 - 2.0 * np.eye(2), np.zeros(2), np.eye(2)), "sigma1 .* it has negative eigenvalues"),
+        ((np.zeros(2), np.eye(2), np.zeros(2), 3.0 - 2.0 * np.eye(2)), "sigma2 .* it has negative eigenvalues"),
     ],
 )
 def test_frechet_bad_input(given: tuple[np.ndarray, ...], message: str) -> None:

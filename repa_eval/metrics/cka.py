@@ -6,6 +6,7 @@ centred first, which changes no value and saves the digits that a large mean wou
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,9 @@ def cka(
     nan = constant(first, second)
     if nan is not None:
         return nan
-    K, L = (_gram(side, unbiased=unbiased, kernel=kernel, sigma=sigma) for side in (first, second))
+    absolute = kernel == "rbf" or eps > 0.0  # the value depends on the units of the features
+    gram = functools.partial(_gram, unbiased=unbiased, kernel=kernel, sigma=sigma, absolute=absolute)
+    K, L = gram(first), gram(second)
     return kernels.ratio(K.hsic(L), K.own, L.own, eps=eps)
 
 
@@ -94,31 +97,38 @@ def cka_matrix(xs: Sequence[ArrayLike], ys: Sequence[ArrayLike], *, unbiased: bo
 
 
 def linear_gram(side: Prepared, *, unbiased: bool = False) -> Gram:
-    """Return the Gram matrix of centred inner products, kept with its side."""
-    return _gram(side, unbiased=unbiased, kernel="linear", sigma=1.0)
+    """Return the Gram matrix of centred inner products, up to a power of two, kept with its side."""
+    return _gram(side, unbiased=unbiased, kernel="linear", sigma=1.0, absolute=False)
 
 
-def _gram(side: Prepared, *, unbiased: bool, kernel: str, sigma: float) -> Gram:
+def _gram(side: Prepared, *, unbiased: bool, kernel: str, sigma: float, absolute: bool) -> Gram:
     def compute() -> Gram:
         width = {"linear": None, "rbf": sigma, "rbf_median": sigma}[kernel]
         if kernel == "rbf_median":
-            width = sigma * float(np.sqrt(side.once("median", lambda: _median(side))))
-        return Gram(_tensor(side), width=width, unbiased=unbiased)
+            values = _values(side, absolute=absolute)
+            width = sigma * float(np.sqrt(side.once(("median", absolute), lambda: _median(side.name, values))))
+        return Gram(_tensor(side, absolute=absolute), width=width, unbiased=unbiased)
 
-    return side.once(("gram", unbiased, kernel, sigma), compute)
+    return side.once(("gram", unbiased, kernel, sigma, absolute), compute)
 
 
-def _tensor(side: Prepared) -> Tensor:
+def _values(side: Prepared, *, absolute: bool) -> Array:
+    """Return the centred features (N, D); unless `absolute`, near 1: no square overflows or vanishes."""
+    return centred(side) if absolute else side.once("near 1", lambda: kernels.near_one(centred(side)))
+
+
+def _tensor(side: Prepared, *, absolute: bool) -> Tensor:
     import torch
 
-    return side.once("tensor", lambda: torch.from_numpy(centred(side)).to(side.device))
+    values = _values(side, absolute=absolute)
+    return side.once(("tensor", absolute), lambda: torch.from_numpy(values).to(side.device))
 
 
-def _median(side: Prepared) -> float:
-    """Return the lower median of all N^2 squared distances: N zeros, then every other one twice."""
-    n, values = len(side), centred(side)
+def _median(name: str, values: Array) -> float:
+    """Return the lower median of all N^2 squared distances of values (N, D): N zeros, then every other one twice."""
+    n = len(values)
     if n > MAX_MEDIAN:
-        raise UserError(f"{side.name}: the median distance of {n} samples needs {4e-9 * n * n:.0f} GB; take a subset")
+        raise UserError(f"{name}: the median distance of {n} samples needs {4e-9 * n * n:.0f} GB; take a subset")
     place = ((n * n - 1) // 2 - n) // 2
     if place < 0:
         return 0.0

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from repa_eval.errors import UserError
 from repa_eval.interfaces.metric import alignment_metric
+from repa_eval.metrics.shared import kernels
 from repa_eval.metrics.shared.checks import Array, is_constant, matrix, undefined
 from repa_eval.metrics.shared.hsic_matrix import hsic_matrix, ratios
 from repa_eval.metrics.shared.prepared import constant, paired
@@ -78,19 +79,23 @@ def cka_minibatch(x: ArrayLike, y: ArrayLike, *, batch_size: int = 256) -> float
     if nan is not None:
         return nan
     sums = MinibatchCKA()
+    scaled = [kernels.near_one(side.values) for side in (first, second)]
     for start in range(0, len(first), batch_size):
         rows = slice(start, start + batch_size)
-        sums.update([first.values[rows]], [second.values[rows]])
+        sums.update([scaled[0][rows]], [scaled[1][rows]])
     value = float(sums.matrix()[0, 0])
     return undefined("the features are constant within every batch") if np.isnan(value) else value
 
 
 def _centred(name: str, x: ArrayLike) -> Array:
-    """Return a layer less its mean, in its dtype; twice, so that the rounding of a large mean does not stay behind.
+    """Return a layer less its mean; twice, so that the rounding of a large mean does not stay behind.
 
-    A layer that is constant within the batch gives exact zeros, not the noise of its rounding.
+    In its dtype, or float64 where single rows outweigh the others. A layer that is constant within the batch gives
+    exact zeros, not the noise of its rounding.
     """
     values = matrix(name, x)
+    if kernels.has_long_rows(values - values.mean(axis=0)):
+        values = values.astype(np.float64)
     weights = np.full(len(values), 1.0 / len(values), dtype=values.dtype)
     centred: Array = values - weights @ values
     centred -= weights @ centred

@@ -16,18 +16,20 @@ from scipy import linalg
 
 from repa_eval.errors import UserError
 from repa_eval.interfaces.metric import sample_metric
-from repa_eval.metrics.shared.checks import Array, matrix, same_width
+from repa_eval.metrics.shared.checks import Array, as_array, matrix, same_width
 from repa_eval.metrics.shared.moments import Moments as Moments
 from repa_eval.metrics.shared.moments import moments as moments
 
 Statistics = ArrayLike | Moments
 ROWS = 1024  # rows in float64 at a time
+SINGLE = 1e-3  # share of the largest by which float32 or half precision may bend a covariance
 
 
 class Gaussian:
     """A Gaussian that others are compared with; its covariance is factored once, at the first distance.
 
-    mu (D,), sigma (D, D) symmetric, positive semi-definite. UserError: shapes that do not fit, NaN or infinity.
+    mu (D,), sigma (D, D) symmetric, positive semi-definite. UserError: shapes that do not fit, NaN or infinity, a
+    sigma that is not symmetric or has negative eigenvalues beyond rounding.
     """
 
     def __init__(self, mu: ArrayLike, sigma: ArrayLike) -> None:
@@ -40,6 +42,7 @@ class Gaussian:
         if info == 0:
             return factor, True
         values, vectors = linalg.eigh(self.covariance, check_finite=False)
+        _refuse_negative("1", values, float(values.max()))
         return vectors * np.sqrt(np.clip(values, 0.0, None)), False
 
     def distance(self, mu: ArrayLike, sigma: ArrayLike) -> float:
@@ -48,7 +51,9 @@ class Gaussian:
         if len(mean) != len(self.mean):
             sizes = f"mu1 has {len(self.mean)} entries and mu2 {len(mean)}"
             raise UserError(f"{sizes}; both must come from the same network")
-        squared = np.clip(self._product_eigenvalues(cov), 0.0, None)
+        squared = self._product_eigenvalues(cov)
+        _refuse_negative("2", squared, float(np.trace(self.covariance) * np.trace(cov)))
+        squared = np.clip(squared, 0.0, None)
         apart = float(np.square(self.mean - mean).sum())
         value = apart + float(np.trace(self.covariance) + np.trace(cov)) - 2.0 * float(np.sqrt(squared).sum())
         return max(value, 0.0)
@@ -96,7 +101,7 @@ def frechet_distance(mu1: ArrayLike, sigma1: ArrayLike, mu2: ArrayLike, sigma2: 
     mu (D,), sigma (D, D) symmetric, positive semi-definite; singular ones are fine (N <= D). Never NaN and never
     negative: rounding can leave a sum like -1e-13 for equal arguments, which the published codes return and which is
     clamped to 0 here. Of N samples it is too large by about c / N: compare equal N only; below 2 D samples it is noise.
-    UserError: shapes that do not fit, NaN or infinity.
+    UserError: as `Gaussian`.
     """
     return Gaussian(mu1, sigma1).distance(mu2, sigma2)
 
@@ -171,9 +176,17 @@ def gaussian_of(features: Statistics) -> Gaussian:
 
 
 def _gaussian(which: str, mu: ArrayLike, sigma: ArrayLike) -> tuple[Array, Array]:
-    mean, cov = np.asarray(mu, dtype=np.float64), np.asarray(sigma, dtype=np.float64)
+    mean, cov = (as_array(part).astype(np.float64) for part in (mu, sigma))
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
         raise UserError(f"mu{which} {mean.shape} and sigma{which} {cov.shape}; needed are (D,) and (D, D)")
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise UserError(f"mu{which} or sigma{which} holds NaN or infinity; compute the statistics again")
+    largest = float(np.abs(cov).max())
+    if float(np.abs(cov - cov.T).max()) > SINGLE * largest or cov.diagonal().min() < -SINGLE * largest:
+        raise UserError(f"sigma{which} is no covariance: it is not symmetric, or has negative variances")
     return mean, (cov + cov.T) / 2.0
+
+
+def _refuse_negative(which: str, eigenvalues: Array, largest: float) -> None:
+    if eigenvalues.min() < -SINGLE * largest:
+        raise UserError(f"sigma{which} is no covariance: it has negative eigenvalues")

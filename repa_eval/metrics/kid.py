@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from repa_eval.errors import UserError
 from repa_eval.interfaces.metric import sample_metric
-from repa_eval.metrics.shared.checks import Array, same_width
+from repa_eval.metrics.shared.checks import Array, as_array, same_width
 from repa_eval.metrics.shared.mmd import Kernel, polynomial, subset_estimates
 
 SUBSETS, SIZE = 100, 1000
@@ -41,7 +41,7 @@ def kid(real: ArrayLike, fake: ArrayLike, *, seed: int = TORCH_FIDELITY_SEED, de
     is a whole set, whose draws do not spread. UserError: fewer than 2 rows, unequal D.
     """
     values = kid_subsets(real, fake, seed=seed, device=device)
-    n = min(len(np.asarray(real)), len(np.asarray(fake)))
+    n = min(len(as_array(real)), len(as_array(fake)))
     found = {"kid": float(values.mean())}
     if n >= 2 * SIZE:
         found["kid_stderr"] = float(values.std()) * math.sqrt(SIZE / n)

@@ -10,6 +10,7 @@ from scipy import linalg
 
 from repa_eval.interfaces.metric import alignment_metric
 from repa_eval.metrics.shared.checks import Array
+from repa_eval.metrics.shared.kernels import near_one
 from repa_eval.metrics.shared.prepared import Prepared, centred, constant, paired
 
 
@@ -34,7 +35,12 @@ def procrustes(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def _unit(side: Prepared) -> Array:
-    return side.once("unit size", lambda: centred(side) / linalg.norm(centred(side)))
+    return side.once("unit size", lambda: _of_norm_1(near_one(centred(side))))
+
+
+def _of_norm_1(x: Array) -> Array:
+    unit: Array = x / linalg.norm(x)
+    return unit
 
 
 def nuclear_norm(a: Array, b: Array) -> float:

@@ -37,7 +37,8 @@ def kept_directions(s: Array, *, threshold: float, k: int | None) -> int:
         return k
     if not 0.0 < threshold <= 1.0:
         raise UserError(f"threshold={threshold}: the share of variance lies above 0 and at most at 1")
-    share = np.cumsum(np.square(s)) / np.square(s).sum()
+    squares = np.square(s / s.max())
+    share = np.cumsum(squares) / squares.sum()
     return min(int(np.searchsorted(share, threshold * (1.0 - 1e-12))) + 1, len(s))
 
 

@@ -45,9 +45,10 @@ def matrix(name: str, values: ArrayLike, *, at_least: int = 1) -> Array:
 def finite_array(name: str, values: ArrayLike, *, axes: tuple[str, ...]) -> Array:
     """Return `values` as float32 or float64 with these axes, each of length 1 at least, and finite numbers only.
 
-    UserError: other axes, not real numbers, NaN or infinity, with the first row that has it.
+    Tensors of torch may be of any kind of float, on any device, and with gradients. UserError: other axes, not real
+    numbers, NaN or infinity, with the first row that has it.
     """
-    array = np.asarray(values)
+    array = as_array(values)
     if array.ndim != len(axes):
         raise UserError(f"{name} has shape {array.shape}; needed are the axes ({', '.join(axes)})")
     if array.dtype.kind not in "fiu":
@@ -62,6 +63,16 @@ def finite_array(name: str, values: ArrayLike, *, axes: tuple[str, ...]) -> Arra
         raise UserError(
             f"{name} has NaN or infinity in {len(bad)} of {len(array)} rows, first in row {bad[0]}; remove these rows"
         )
+    return array
+
+
+def as_array(values: Any) -> Array:
+    """Return an array of anything that numpy or torch holds: tensors of every kind of float, with gradients."""
+    if hasattr(values, "detach"):  # a tensor of torch, which is not imported for it
+        values = values.detach().cpu()
+        if values.is_floating_point() and values.element_size() < 4:
+            values = values.float()  # numpy has no bfloat16
+    array: Array = np.asarray(values)
     return array
 
 

@@ -42,6 +42,13 @@ def scaled_to_one(x: Array) -> Array:
     return scaled
 
 
+def near_one(x: Array) -> Array:
+    """Return x (N, D), `scaled_to_one` only where a product of four of its entries could overflow or vanish."""
+    largest, limits = float(np.abs(x).max()), np.finfo(x.dtype)
+    safe = float(limits.tiny) ** 0.125 < largest < float(limits.max) ** 0.125
+    return x if safe else scaled_to_one(x)
+
+
 def has_long_rows(x: Array) -> bool:
     """Whether single rows of x (N, D) outweigh the others, so that sums in float32 would lose what these say."""
     squares = np.einsum("nd,nd->n", x, x, dtype=np.float64)

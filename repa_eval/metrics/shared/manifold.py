@@ -254,7 +254,7 @@ def _lattice(first: Array, second: Array) -> tuple[float, list[Array]] | None:
         return None
     shift = np.rint(first.mean(axis=0, dtype=np.float64) * scale)
     largest = max(float(np.abs(side.astype(np.float64) * scale - shift).max()) for side in (first, second))
-    bound = 4.0 * first.shape[1] * largest**2  # of |u|^2 + |v|^2 + 2 |<u, v>|
+    bound = 4.0 * first.shape[1] * largest * largest  # of |u|^2 + |v|^2 + 2 |<u, v>|
     if bound > 2.0**53:
         return None
     dtype = np.float32 if bound <= 2.0**24 else np.float64

@@ -14,6 +14,7 @@ from repa_eval.errors import UserError
 from repa_eval.metrics.shared.checks import Array
 from repa_eval.metrics.shared.kernels import products, row_blocks
 
+LARGE = 100.0  # mean squared entry of a row from which products are taken in float64; Inception's rows have about 0.3
 Kernel = Callable[[Tensor, Tensor], Tensor]  # (u (B, D), v (M, D)) -> (B, M) float64
 
 
@@ -92,11 +93,22 @@ class KernelSums:
         return np.asarray(a / n**2 + b / m**2 - 2.0 * c / (n * m))
 
 
+def searched(x: Array, y: Array, device: str) -> tuple[Tensor, Tensor]:
+    """Return features x (N, D) and y (M, D) on the device; in float64 where float32 would lose the distance.
+
+    The cubes of large products differ by less than their rounding in float32.
+    """
+    wide = max(float(np.einsum("nd,nd->n", side, side, dtype=np.float64).max()) / side.shape[1] for side in (x, y))
+    dtype = np.float64 if wide > LARGE else x.dtype
+    u, v = (torch.from_numpy(np.require(side, dtype, ["C", "W"])).to(device) for side in (x, y))
+    return u, v
+
+
 def kernel_sums(x: Array, y: Array, kernel: Kernel, *, device: str = "cpu") -> KernelSums:
     """Return the sums of a kernel over x (N, D) and y (M, D), in blocks; UserError for fewer than 2 rows."""
     if min(len(x), len(y)) < 2:
         raise UserError(f"a kernel distance needs 2 samples of each set; given are {len(x)} and {len(y)}")
-    u, v = (torch.from_numpy(np.ascontiguousarray(side)).to(device) for side in (x, y))
+    u, v = searched(x, y, device)
     across, down = torch.zeros(len(u), dtype=torch.float64), torch.zeros(len(v), dtype=torch.float64)
     for rows in row_blocks(len(u), len(v)):
         block = kernel(u[rows], v)  # (block, M)
@@ -113,7 +125,7 @@ def subset_estimates(x: Array, y: Array, draws: tuple[Array, Array], kernel: Ker
     draws: the rows of each subset in x and in y, (S, size) each, none of them twice in a subset. Where the subsets hold
     more pairs than the sets do, each kernel value is computed once and counted by the subsets that contain its pair.
     """
-    u, v = (torch.from_numpy(np.ascontiguousarray(side)).to(device) for side in (x, y))
+    u, v = searched(x, y, device)
     (subsets, size), pairs = draws[0].shape, len(x) ** 2 / 2 + len(y) ** 2 / 2 + len(x) * len(y)
     if 2 * subsets * size**2 < pairs:
         drawn = zip(*draws, strict=True)

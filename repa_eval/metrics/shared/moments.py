@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from repa_eval.errors import UserError
-from repa_eval.metrics.shared.checks import Array, matrix
+from repa_eval.metrics.shared.checks import Array, as_array, matrix
 
 CHUNK = 512  # rows that are folded at a time
 NARROW, WIDE_BLOCK = 512, 256  # up to NARROW features the scatter matrix is one block, else of blocks of this side
@@ -70,7 +70,7 @@ class Moments:
 
     def update(self, features: ArrayLike) -> None:
         """Add a batch of rows (B, D); UserError for another width than before, NaN or infinity."""
-        batch = np.asarray(features)
+        batch = as_array(features)
         if batch.ndim == 2 and len(batch) == 0:
             return
         batch = matrix("features", batch)

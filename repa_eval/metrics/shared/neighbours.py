@@ -67,7 +67,10 @@ def _products(x: Array, columns: Array, device: str) -> Array:
     """Return the inner products (N, k) of each row of x (N, D) with the rows in its line of `columns`, in float64."""
     import torch
 
-    values, places = torch.from_numpy(np.ascontiguousarray(x)).to(device), torch.from_numpy(columns).to(device)
+    values, places = (
+        torch.from_numpy(np.require(x, requirements=["C", "W"])).to(device),
+        torch.from_numpy(columns).to(device),
+    )
     k = columns.shape[1]
     dense = 8 * k > len(x)  # where most pairs are wanted, one product of all of them is the shorter way
     wide = values.double() if dense else values

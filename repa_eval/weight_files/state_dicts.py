@@ -27,6 +27,7 @@ ENTRIES = (
 # parts of a prefix, the first of which decides between several networks: MoCo v3's base encoder, DINO's teacher
 PREFERRED = ("base_encoder", "teacher", "encoder")
 PREFIXES = ("base_encoder.", "backbone.")  # of a file in whose names the network's own do not occur
+NAMELESS = "onnx::"  # begins what an ONNX export calls the matrices whose names it drops, whatever stands before others
 # MoCo v3's files misname two norms and two linears; the REPA trainer repairs them so
 MISNAMED = {
     "blocks.13.norm13.": "blocks.13.norm1.",
@@ -78,7 +79,8 @@ def _network(state: State, names: Collection[str], where: str) -> State:
         found = [prefix for prefix in found if part in prefix.split(".")] or found
     if len(found) > 1:
         raise Failure(f"{where} holds several networks ({_some(found)}); save one of them in a file of its own")
-    return {key.removeprefix(found[0]): value for key, value in state.items() if key.startswith(found[0])}
+    kept = (found[0], NAMELESS)
+    return {key.removeprefix(found[0]): value for key, value in state.items() if key.startswith(kept)}
 
 
 def convert(rule: Callable[..., Any], state: State, network: Any, *, owner: str, path: Path, **how: Any) -> State:

@@ -92,6 +92,7 @@ def train(
         if accelerator.is_main_process:
             opened.enter_context(RunLock(run))
         images = load_data(settings.data, settings.split)
+        images.survey(range(len(images)))
         teachers = [teacher.load().to(accelerator.device) for teacher in recipe.teachers]
         resolved = stages.resolve_stages(recipe, images, teachers)
         recipe = resolved[-1].recipe

@@ -98,7 +98,7 @@ def command(
 
     _refuse_others(bank)
     pictures, source = (
-        open_named(src, split=images.split, resize=images.resolution),
+        open_named(src, split=images.split, resize=images.resolution, option="--resolution"),
         Source(data=src, resolution=images.resolution),
     )
     work = Work(share=join(choose_device(device)), batch_size=batch_size, quiet=quiet)

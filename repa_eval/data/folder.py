@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from repa_eval.data.readers.image_files import open_images
+from repa_eval.data.readers.image_files import PREPARE, open_images
 from repa_eval.data.readers.listing import printable
 from repa_eval.data.readers.npz import StreamedImages
 from repa_eval.interfaces.image_source import ImageSource, Subset
@@ -19,7 +19,7 @@ def is_image_files(path: Path) -> bool:
 @data("folder", recognises=is_image_files, general=True, resizes=True)
 def load(rest: str, split: str, *, resolution: int | None = None) -> ImageSource:
     """Return the images at `folder:PATH`, read batch by batch; it has no splits: every split is all of its images."""
-    source = open_images(rest, resize=resolution)
+    source = open_images(rest, resize=resolution, lazy=True, advice=PREPARE)
     if isinstance(source, StreamedImages):
         return source
     return Subset(source, range(len(source)), name=f"folder:{printable(rest)}")

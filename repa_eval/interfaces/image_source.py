@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -117,6 +118,12 @@ class ImageSource(ABC):
     def fetch(self, indices: Sequence[int], kinds: Collection[str] = DEFAULT_KINDS) -> Samples:
         """Return the samples at `indices`, with at least those of `kinds` that the source gives."""
 
+    def survey(self, rows: Sequence[int]) -> None:  # noqa: B027  (a source in memory has nothing to look at)
+        """Look at what can be known of the samples at `rows` without decoding them; UserError for what is unusable.
+
+        Views do this for their rows when they are made, so that it is known before anything is computed.
+        """
+
     def digest(self) -> str:
         """Return a short hash of the content, read in chunks; see `content_digest`."""
         return content_digest(self)
@@ -158,11 +165,15 @@ class ImageSource(ABC):
 
     def part(self, first: int, stop: int) -> ImageSource:
         """Return a view of the samples first..stop-1, as many of them as there are."""
-        return Subset(self, range(len(self))[first:stop])
+        return self._surveyed(range(len(self))[first:stop])
 
     def take(self, rows: Iterable[int]) -> ImageSource:
         """Return a view of the samples at `rows`, in this order."""
-        return Subset(self, [int(row) for row in rows])
+        return self._surveyed([int(row) for row in rows])
+
+    def _surveyed(self, rows: Sequence[int]) -> Subset:
+        self.survey(rows)
+        return Subset(self, rows)
 
 
 class Subset(ImageSource):
@@ -176,14 +187,23 @@ class Subset(ImageSource):
         self.split = source.split if split is None else split
         self.split_known = source.split_known
         self.num_classes, self.class_names, self.gives = source.num_classes, source.class_names, source.gives
-        self.image_shape, self.latent_shape = source.image_shape, source.latent_shape
+        self.latent_shape = source.latent_shape
         self.latent_scale, self.feature_width = source.latent_scale, source.feature_width
         self.latent_record = dict(source.latent_record)  # a view of a dict cannot be pickled for workers
         self.mirrored = None if source.mirrored is None else Subset(source.mirrored, rows, name=name, split=split)
         self._digest = ""
 
+    @cached_property
+    def image_shape(self) -> Shape | None:  # type: ignore[override]
+        """Of the source, which may have to read a file to know it."""
+        return self.source.image_shape
+
     def __len__(self) -> int:
         return len(self.rows)
+
+    def survey(self, rows: Sequence[int]) -> None:
+        """Look at the rows of the source that these are."""
+        self.source.survey([self.rows[row] for row in rows])
 
     def fetch(self, indices: Sequence[int], kinds: Collection[str] = DEFAULT_KINDS) -> Samples:
         """Return the samples at `indices` of the view."""
@@ -210,7 +230,7 @@ def refuse_large_batch(name: str, count: int, shape: Shape) -> None:
     if size > MAX_FETCH:
         raise UserError(
             f"{name}: a batch of {count} images of {shape[2]}x{shape[1]} takes {size / 1e9:.1f} GB of memory; use "
-            "smaller batches or images (--batch-size N, --resize N)"
+            "smaller batches (--batch-size N) or smaller images"
         )
 
 

@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 GREY = frozenset({"1", "L", "LA", "La"})
 COLOUR = frozenset({"RGB", "P", "PA", "RGBA", "RGBa", "RGBX", "YCbCr"})
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")  # not EPS, for which Pillow starts a program
-PNG = b"\x89PNG\r\n\x1a\n"
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 ASIDE = frozenset({b"iCCP", b"iTXt", b"tEXt", b"zTXt", b"eXIf"})  # chunks of a PNG that say nothing of its pixels
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF
 MAX_PIXELS = 100_000_000
@@ -57,15 +57,20 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def header(data: bytes) -> Header:
-    """Return the Header of an encoded image; Unusable for what cannot or must not be read."""
-    image = _opened(data)
+def header(data: bytes, size: int | None = None) -> Header:
+    """Return the Header of an encoded image; Unusable for what cannot or must not be read.
+
+    size: the bytes of the whole image where `data` is the beginning of it, in which a PNG or JPEG has its header.
+    """
+    if size is not None and not data.startswith((PNG, JPEG)):
+        raise Unusable("does not begin with its whole header")
+    image = _opened(data, len(data) if size is None else size)
     return Header(image.mode in GREY, *image.size)
 
 
 def pixels(data: bytes, *, grey: bool, side: int | None = None) -> Array:
     """Return the pixels uint8 (H, W, 1 or 3) of an encoded image; side: cropped and resized to it."""
-    image = _opened(data)
+    image = _opened(data, len(data))
     size = image.size
     try:
         image.load()
@@ -95,7 +100,8 @@ def centre_crop(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _opened(data: bytes) -> Image.Image:
+def _opened(data: bytes, encoded: int) -> Image.Image:
+    """Return the image in `data`, which has `encoded` bytes or is the beginning of so many; no pixels are decoded."""
     if not data:
         raise Unusable("is not a readable image (it is empty, 0 bytes)", damaged=True)
     try:
@@ -111,8 +117,8 @@ def _opened(data: bytes) -> Image.Image:
     if max(image.width * image.height, tile) > MAX_PIXELS:
         raise Unusable(f"declares {image.width}x{image.height} pixels: possible decompression bomb")
     unpacked = image.width * image.height * len(image.getbands())
-    if unpacked > max(SMALL, MAX_RATIO * len(data)):
-        raise Unusable(f"would unpack {len(data):,} bytes to {unpacked:,}: possible decompression bomb")
+    if unpacked > max(SMALL, MAX_RATIO * encoded):
+        raise Unusable(f"would unpack {encoded:,} bytes to {unpacked:,}: possible decompression bomb")
     if frames > 1 and image.format != "MPO":  # its first picture is the one that every reader of JPEG shows
         kind = f"holds {frames} pages" if image.format == "TIFF" else f"is animated ({frames} frames)"
         raise Unusable(f"{kind}: which one is meant? Save that one alone")

@@ -1,11 +1,13 @@
 """Images in files: a folder (nested or flat), a zip of images, or an npz with `arr_0` (N, H, W, C).
 
-All headers are looked at when a folder is opened, so that what cannot be used is known, and counted, before hours of
-computing. Memory is bounded by what is read and decoded at once, whatever a file declares.
+The headers of the images that are used are looked at before any of them is decoded, so that what cannot be used is
+known, and counted, before hours of computing. Memory is bounded by what is read and decoded at once, whatever a file
+declares.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -25,12 +27,23 @@ from repa_eval.data.readers.listing import SUFFIXES, list_folder, list_zip, prin
 from repa_eval.data.readers.npz import StreamedImages
 from repa_eval.data.readers.opened import PerProcess
 from repa_eval.errors import Failure, UserError, first_line, parsing
-from repa_eval.interfaces.image_source import DEFAULT_KINDS, Array, ImageSource, Samples, chunks, refuse_large_batch
+from repa_eval.interfaces.image_source import (
+    DEFAULT_KINDS,
+    Array,
+    ImageSource,
+    Samples,
+    Shape,
+    chunks,
+    refuse_large_batch,
+)
 
 OURS = "samples.json"  # lies in a folder of our samples, whose file names are indices
 THREADS = min(8, os.cpu_count() or 1)
 AT_ONCE = 1 << 28  # bytes of encoded or decoded images that all threads together hold
 PER_PIXEL = 8  # bytes that decoding takes at most: RGBA, and a copy of it
+RESIZE = ", or add --resize N"  # what to do about images of different sizes: fid and stats, and elsewhere
+PREPARE = " with `repa-eval prepare SRC DEST --resolution N`; align, probe and sweep take --resolution N themselves"
+HEAD = 1 << 14  # bytes of a file in which its header usually ends
 
 T = TypeVar("T")
 
@@ -38,13 +51,16 @@ T = TypeVar("T")
 class ImageFiles(ImageSource):
     """A folder or zip of images of one size, sorted by path; a folder per class gives the labels.
 
-    resize: every image is cropped and resized to this side (see `centre_crop`); None: all must have one size.
+    Names are listed when it is opened; headers are read when an image is asked for or `survey` is called. Images are
+    grey if all of them are, else RGB: the headers are read up to the first one that has colours.
+    resize: every image is cropped and resized to this side (see `centre_crop`); None: all must have one size. advice:
+    what to do about images of different sizes, for that error.
     """
 
     split, split_known = "all", False
 
-    def __init__(self, path: Path, *, resize: int | None = None) -> None:
-        self.name, self.path, self.resize = printable(path), path, resize
+    def __init__(self, path: Path, *, resize: int | None = None, advice: str = PREPARE) -> None:
+        self.name, self.path, self.resize, self._advice = printable(path), path, resize, advice
         self._zip = PerProcess(functools.partial(_open_zip, path)) if path.is_file() else None
         self._infos: dict[str, zipfile.ZipInfo] = {}  # of a zip, by the names in `members`
         if self._zip is None:
@@ -52,12 +68,13 @@ class ImageFiles(ImageSource):
         else:
             listing, self._infos = list_zip(self.name, self._zip())
         listing.announce(self.name)
-        self.members, self._sizes = listing.members, list(listing.sizes.values())
+        self.members, self._sizes = listing.members, np.array(list(listing.sizes.values()), dtype=np.int64)
         if not self.members:
             there = f"; there are {listing.notes()}" if listing.left_out else ""
             raise UserError(f"{self.name}: no images (looked for {', '.join(sorted(SUFFIXES))}){there}")
         _refuse_equal_places(self.name, self.members, ours=self._zip is None and (path / OURS).is_file())
-        self.grey, self.image_shape, self._most_pixels = self._survey()
+        self._sides = np.zeros((len(self.members), 2), dtype=np.int32)  # height, width; 0 where no header was read yet
+        self._coloured = np.zeros(len(self.members), dtype=bool)
         parents = [Path(member).parent.as_posix() for member in self.members]
         classes = sorted(set(parents))
         self.class_names = tuple(map(printable, classes))
@@ -77,6 +94,7 @@ class ImageFiles(ImageSource):
 
     def _decoded(self, indices: Sequence[int]) -> Array:
         """Return the images uint8 (B, C, H, W); each is decoded into its place, so that none is held twice."""
+        self.survey(indices)
         refuse_large_batch(self.name, len(indices), self.shape)
         images = np.empty((len(indices), *self.shape), dtype=np.uint8)
 
@@ -90,7 +108,7 @@ class ImageFiles(ImageSource):
         results = self._each(decode_into, range(len(indices)), self._bytes_of_one)
         for index, result in zip(indices, results, strict=True):
             if result is not None:
-                raise self._refusal(index, result, self._count_unusable())
+                raise self._refusal(index, result, *self._count_unusable())
         return images
 
     def digest(self) -> str:
@@ -107,49 +125,83 @@ class ImageFiles(ImageSource):
             content.update(f"resized {self.resize}".encode())
         return content.hexdigest()[:12]
 
+    @cached_property
+    def grey(self) -> bool:
+        """Whether all images are grey; one that cannot be read says nothing."""
+        if not self._sides[0, 0]:
+            self._headers([0])
+        unread = np.flatnonzero(self._sides[:, 0] == 0).tolist()
+        for rows in chunks(len(unread), 8 * THREADS):
+            if self._coloured.any():
+                break
+            self._headers(unread[rows.start : rows.stop])
+        return not self._coloured.any()
+
+    @cached_property
+    def image_shape(self) -> Shape:  # type: ignore[override]  (never None)
+        """(C, H, W) of every image, by the first; UserError or Failure where that one cannot be used."""
+        if self.resize is not None:
+            height = width = self.resize
+        else:
+            self.survey([0])
+            height, width = map(int, self._sides[0])
+        return 1 if self.grey else 3, height, width
+
+    def survey(self, rows: Sequence[int]) -> None:
+        """Read the headers of the images at `rows`; UserError or Failure that counts what is wrong with them."""
+        places = np.unique(np.asarray(rows, dtype=np.int64))
+        new = places[self._sides[places, 0] == 0].tolist()
+        heads = zip(new, self._headers(new), strict=True)
+        unusable = [(row, head) for row, head in heads if isinstance(head, decode.Unusable)]
+        if unusable:
+            raise self._refusal(*unusable[0], len(unusable), len(places))
+        if self.resize is None:
+            if 0 not in places:
+                self.survey([0])
+            self._refuse_other_sizes(places)
+
+    def _refuse_other_sizes(self, places: Array) -> None:
+        """UserError where images at `places` do not have the size of the first image of all."""
+        odd = places[(self._sides[places] != self._sides[0]).any(axis=1)]
+        if len(odd):
+            first, other = (f"{width}x{height}" for height, width in (self._sides[0], self._sides[odd[0]]))
+            raise UserError(
+                f"{self.name}: images of different sizes; {printable(self.members[odd[0]])} is not like the first "
+                f"({other}, not {first}; {len(odd)} of {len(places)} differ): make them equal{self._advice}"
+            )
+
     @property
     def _bytes_of_one(self) -> int:
-        """The most that one image takes while it is decoded."""
-        return max(self._sizes) + PER_PIXEL * self._most_pixels
+        """The most that one of the images takes, whose header is known, while it is decoded."""
+        largest = self._sides.astype(np.int64).prod(axis=1).max()
+        return int(self._sizes[self._sides[:, 0] > 0].max() + PER_PIXEL * largest)
 
-    def _survey(self) -> tuple[bool, tuple[int, int, int], int]:
-        """Return whether all images are grey, (C, H, W), and the pixels of the largest file.
-
-        UserError or Failure that counts what is wrong.
-        """
-        results = self._each(self._header, range(len(self)), max(self._sizes))
-        headers = [head for head in results if isinstance(head, decode.Header)]
-        if len(headers) < len(results):
-            index = next(i for i, head in enumerate(results) if not isinstance(head, decode.Header))
-            why = results[index]
-            assert isinstance(why, decode.Unusable)
-            raise self._refusal(index, why, len(results) - len(headers))
-        sizes = [(head.height, head.width) for head in headers]
-        odd = [index for index, size in enumerate(sizes) if size != sizes[0]]
-        if odd and self.resize is None:
-            first, other = (f"{size[1]}x{size[0]}" for size in (sizes[0], sizes[odd[0]]))
-            name = printable(self.members[odd[0]])
-            raise UserError(
-                f"{self.name}: images of different sizes; {name} is not like the first ({other}, not {first}; "
-                f"{len(odd)} of {len(self)} differ): make them equal, or add --resize N"
-            )
-        grey = all(head.grey for head in headers)
-        height, width = sizes[0] if self.resize is None else (self.resize, self.resize)
-        return grey, (1 if grey else 3, height, width), max(high * wide for high, wide in sizes)
-
-    def _refusal(self, index: int, why: decode.Unusable, count: int) -> UserError:
-        """Return the error for an image; count: how many of all images cannot be used."""
-        many = f"; {count} of {len(self)} images cannot be used" if len(self) > 1 else ""
+    def _refusal(self, index: int, why: decode.Unusable, count: int, total: int) -> UserError:
+        """Return the error for an image; count: how many of `total` images cannot be used."""
+        many = f"; {count} of {total} images cannot be used" if total > 1 else ""
         kind = Failure if why.damaged else UserError
         return kind(f"{self.name}: {printable(self.members[index])} {why}{many}")
 
-    def _count_unusable(self) -> int:
-        """Return how many images cannot be decoded, looking at a few of them at a time."""
+    def _count_unusable(self) -> tuple[int, int]:
+        """Return how many images cannot be decoded, looking at a few of them at a time, and of how many.
+
+        Only those are counted whose header was asked for.
+        """
 
         def is_unusable(index: int) -> bool:
             return isinstance(self._pixels(index), decode.Unusable)
 
-        return sum(sum(self._each(is_unusable, rows, self._bytes_of_one)) for rows in chunks(len(self), 8 * THREADS))
+        used = np.flatnonzero(self._sides[:, 0]).tolist()
+        parts = (used[rows.start : rows.stop] for rows in chunks(len(used), 8 * THREADS))
+        return sum(sum(self._each(is_unusable, rows, self._bytes_of_one)) for rows in parts), len(used)
+
+    def _headers(self, rows: Sequence[int]) -> list[decode.Header | decode.Unusable]:
+        """Return what the headers at `rows` say, and remember it."""
+        found = self._each(self._header, rows, int(self._sizes[list(rows)].max(initial=1)))
+        for row, head in zip(rows, found, strict=True):
+            if isinstance(head, decode.Header):
+                self._sides[row], self._coloured[row] = (head.height, head.width), not head.grey
+        return found
 
     def _each(self, function: Callable[[int], T], indices: Sequence[int], bytes_each: int) -> list[T]:
         """Return the function's results, by as many threads as AT_ONCE allows if each holds `bytes_each`."""
@@ -161,8 +213,15 @@ class ImageFiles(ImageSource):
             return list(pool.map(function, indices, chunksize=8))
 
     def _header(self, index: int) -> decode.Header | decode.Unusable:
+        """Return what the first bytes of a file say; the whole of it is read only where these are not enough."""
+        size = int(self._sizes[index])
         try:
-            return decode.header(self._read(index))
+            data = self._read(index, HEAD)
+            if len(data) < size:
+                with contextlib.suppress(decode.Unusable):
+                    return decode.header(data, size)
+                data = self._read(index)
+            return decode.header(data)
         except decode.Unusable as why:
             return why.alone()
 
@@ -172,37 +231,43 @@ class ImageFiles(ImageSource):
         except decode.Unusable as why:
             return why.alone()
 
-    def _read(self, index: int) -> bytes:
-        """Return the bytes of a file; Unusable where it cannot be read or is larger than any image."""
+    def _read(self, index: int, most: int = decode.MAX_BYTES) -> bytes:
+        """Return the first bytes of a file; Unusable where it cannot be read or is larger than any image."""
         member = self.members[index]
         if self._sizes[index] > decode.MAX_BYTES:
             raise decode.Unusable(f"takes {self._sizes[index]:,} bytes, more than an image that can be used")
         try:
             if self._zip is not None:
-                return self._zip().read(self._infos[member])
+                with self._zip().open(self._infos[member]) as packed:
+                    return packed.read(most)
             with open(self.path / member, "rb") as handle:
-                return handle.read(decode.MAX_BYTES)
+                return handle.read(most)
         except Exception as error:  # zipfile raises whatever its decompressors do
             raise decode.Unusable(f"is not a readable image ({first_line(error)})", damaged=True) from error
 
 
-def open_images(path: str | Path, *, resize: int | None = None) -> ImageFiles | StreamedImages:
+def open_images(
+    path: str | Path, *, resize: int | None = None, lazy: bool = False, advice: str = RESIZE
+) -> ImageFiles | StreamedImages:
     """Return the images at a path: a folder, a zip of images or an npz with `arr_0`; UserError if it is none of these.
 
-    What a file is, is seen by its content: an npz is a zip of arrays.
+    What a file is, is seen by its content: an npz is a zip of arrays. lazy: the headers of image files are not read yet
+    (see `ImageFiles`). advice: what to do about images of different sizes, for that error.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # also for what is no path at all
         raise UserError(f"{printable(path)} does not exist: expected a folder of images, a .zip or a .npz")
-    if path.is_dir():
-        return ImageFiles(path, resize=resize)
     suffix = path.suffix.lower()
-    if not path.is_file() or not (suffix in (".zip", ".npz") or is_zip(path)):
-        raise UserError(f"{printable(path)}: expected a folder of images, a .zip or a .npz")
-    names = array_names(path) if suffix == ".npz" or is_zip(path) else []
-    if suffix == ".npz" or "arr_0" in names:
-        return StreamedImages(path, resize=resize)
-    return ImageFiles(path, resize=resize)
+    if not path.is_dir():
+        if not path.is_file() or not (suffix in (".zip", ".npz") or is_zip(path)):
+            raise UserError(f"{printable(path)}: expected a folder of images, a .zip or a .npz")
+        names = array_names(path) if suffix == ".npz" or is_zip(path) else []
+        if suffix == ".npz" or "arr_0" in names:
+            return StreamedImages(path, resize=resize)
+    images = ImageFiles(path, resize=resize, advice=advice)
+    if not lazy:
+        images.survey(range(len(images)))
+    return images
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:

@@ -331,11 +331,12 @@ def test_a_layout_declares_its_held_out_split_and_its_paths(layouts: None, tmp_p
     assert load_data(str(tmp_path / "set"), "train").name == f"mine:{tmp_path / 'set'}"  # before the general `folder`
     assert open_named(str(tmp_path / "set"), split="train").split == "train"
     for refused in (
-        lambda: open_named(str(tmp_path / "set"), split="train", resize=8),
-        lambda: load_data(str(tmp_path / "set"), "train", resolution=8),
+        lambda: open_named(str(tmp_path / "set"), split="train", resize=9),
+        lambda: load_data(str(tmp_path / "set"), "train", resolution=9),
     ):
-        with pytest.raises(UserError, match=r"set: its images cannot be resized to 8x8; .* \(.*: folder\b.*\)$"):
+        with pytest.raises(UserError, match=r"set: its images of 8x8 cannot be resized to 9x9; .* \(.*: folder\b.*\)$"):
             refused()
+    assert load_data(str(tmp_path / "set"), "train", resolution=8).shape == (1, 8, 8)
     resized = data("sized", resizes=True)(lambda rest, split, *, resolution=None: builder(f"{rest}{resolution}", split))
     assert resized("x", "train").name == "mine:xNone"
     assert (load_data("sized:x", "val").name, load_data("sized:x", "val", resolution=4).name) == (

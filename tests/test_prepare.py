@@ -183,7 +183,7 @@ def test_images_are_cropped_to_the_resolution(here: Path) -> None:
         ("images out --vae .", "--vae .: the folder contains no config.json of an autoencoder"),
         ("images bank.npz --bank", "bank.npz: a memory bank is a .safetensors file, or .pth in the published form"),
         ("nowhere bank.pth --bank", "'nowhere' is not a folder, .zip, .npz or data set"),
-        ("digits bank.pth --bank --resolution 8", "data digits: its images cannot be resized to 8x8"),
+        ("digits bank.pth --bank --resolution 16", "data digits: its images of 8x8 cannot be resized to 16x16"),
         ("images bank.pth --bank --teacher digits-wit", "did you mean 'digits-vit'"),
         ("images bank.pth --bank --teacher digits-vit --form svd --latent-dim 97",
          "--latent-dim 97: snippets of digits-vit have 96 entries"),

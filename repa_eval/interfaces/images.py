@@ -183,22 +183,29 @@ def load_data(spec: str, split: str, *, resolution: int | None = None) -> ImageS
 
     What lies at a path is recognised; `kind:PATH` forces the layout, also where a path has the name of a layout.
     resolution: every image is cropped and resized to this side in pixels when it is fetched, as ADM does; an image that
-    has it already stays as it is. UserError where the layout cannot do that.
+    has it already stays as it is. UserError where the layout cannot do that and its images have another size.
     """
     layout, rest = find_layout(spec)
     if layout.resizes:
         source = layout.build(rest, split, resolution=resolution)
-    elif resolution is not None:
-        able = ", ".join(name for name, other in DATA.items() if other.resizes)
-        raise UserError(
-            f"data {spec}: its images cannot be resized to {resolution}x{resolution}; leave the resolution out (data "
-            f"that can be resized: {able})"
-        )
     else:
         source = layout.build(rest, split)
+        if resolution is not None:
+            _refuse_resizing(spec, source, resolution)
     if not source.split_known and split not in OF_TRAINING:
         _note_no_splits(source.name)
     return source
+
+
+def _refuse_resizing(spec: str, source: ImageSource, resolution: int) -> None:
+    """UserError unless the images have this size."""
+    if source.image_shape is None or source.image_shape[1:] != (resolution, resolution):
+        able = ", ".join(name for name, layout in DATA.items() if layout.resizes)
+        size = "" if source.image_shape is None else f" of {source.shape[2]}x{source.shape[1]}"
+        raise UserError(
+            f"data {spec}: its images{size} cannot be resized to {resolution}x{resolution}; leave the resolution out "
+            f"(data that can be resized: {able})"
+        )
 
 
 def _note_no_splits(name: str) -> None:

@@ -138,7 +138,7 @@ class ImageFiles(ImageSource):
         return not self._coloured.any()
 
     @cached_property
-    def image_shape(self) -> Shape:  # type: ignore[override]  (never None)
+    def image_shape(self) -> Shape:  # type: ignore[override]
         """(C, H, W) of every image, by the first; UserError or Failure where that one cannot be used."""
         if self.resize is not None:
             height = width = self.resize

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import layout_files
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from layout_files import LABELS
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from helpers import digits, files_of, run, tiny
 from repa_eval import checkpoints
 from repa_eval.cli import main
 from repa_eval.data.readers.decode import centre_crop
+from repa_eval.interfaces.images import load_data
 from repa_eval.interfaces.teacher import load_teacher
 from repa_eval.memory_bank.bank import compressed
 from repa_eval.memory_bank.files import load_bank
@@ -309,3 +312,44 @@ def test_images_that_a_vae_cannot_encode(vae: Path, here: Path) -> None:
     assert made("images", "grey")["made"] == {"images": 10}
     with Image.open("grey/images/00000/img00000000.png") as image:
         assert np.array_equal(np.asarray(image), digits("val").images[0, 0])
+
+
+def test_what_is_prepared_can_be_read_back(vae: Path, here: Path) -> None:
+    photographs()
+    made("photos", "out", "--resolution", 16, "--vae", vae)
+    source = load_data("out", "train")
+    assert source.gives == {"images", "moments", "labels"}
+    assert source.all_labels().tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert source.class_names == tuple(sorted({path.parent.name for path in Path("photos").rglob("*.png")}))
+    assert (source.shape, source.latent_shape, source.num_classes) == ((3, 16, 16), (4, 8, 8), 2)
+    plain = load_data("folder:photos", "train", resolution=16)
+    assert torch.equal(source.pixels([6, 0]), plain.pixels([6, 0]))
+    for index, moments in zip([5, 1], source.fetch([5, 1], ("moments",)).moments, strict=True):
+        assert np.array_equal(moments, np.load(f"out/vae-sd/00000/img-mean-std-{index:08d}.npy"))
+    record = json.loads(Path("out/prepare.json").read_text())
+    assert source.latent_record == {"vae": vae.name, "vae_hash": record["vae_hash"]}
+    assert load_data("out/images", "train").class_names == source.class_names
+
+
+@pytest.mark.parametrize("form", ["images", "images.zip"])
+@pytest.mark.parametrize("labels", [LABELS, None])
+def test_images_of_the_official_layout_keep_their_labels(form: str, labels: Any, vae: Path, here: Path) -> None:
+    layout_files.repa(Path("folder"), labels=labels)
+    layout_files.repa_zips(Path("zips"))
+    if labels is None:
+        layout_files.zipped(Path("folder/images"), Path("zips/images.zip"))
+    source = Path("folder" if form == "images" else "zips") / form
+    made(source, "out", "--vae", vae)
+    expected = None if labels is None else [[f"00000/img{i:08d}.png", int(y)] for i, y in enumerate(LABELS)]
+    assert json.loads(Path("out/images/dataset.json").read_text())["labels"] == expected
+    read = load_data("out", "train")
+    assert np.array_equal(read.pixels(range(7)), layout_files.PIXELS.transpose(0, 3, 1, 2))
+    assert ("labels" in read.gives) is (labels is not None)
+    made("out", "again")  # and once more, from what it wrote itself
+    assert json.loads(Path("again/images/dataset.json").read_text())["labels"] == expected
+
+
+def test_latents_alone_hold_nothing_to_prepare(here: Path) -> None:
+    layout_files.lightning(Path("shards"))
+    fails(prepare("shards", "out"), 2, "data shards:shards has no images; it gives labels, latents")
+    assert not Path("out").exists()

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from repa_eval.data.readers.dataset_json import LIST, Labels, checked_names, read_labels
 from repa_eval.data.readers.image_members import ImageMembers
@@ -52,9 +53,10 @@ def load(rest: str, split: str, *, resolution: int | None = None) -> ImageSource
         source = ImageMembers(images, pictures, _named(read_labels(images, pictures), path), resize=resolution)
         return Subset(source, range(len(source)), name=name)
     arrays = _files(moments, ARRAYS)
-    labels = _named(read_labels(moments, arrays), path)
+    labels, record = _named(read_labels(moments, arrays), path), _record(path)
     _refuse_other_numbers(pictures or arrays, arrays, path)
     latents = MomentMembers(moments, arrays, labels)
+    latents.latent_record = {key: record[key] for key in ("vae", "vae_hash") if isinstance(record.get(key), str)}
     if images is None:
         _refuse_resizing(resolution, None, path)
         return Subset(latents, range(len(latents)), name=name)
@@ -141,8 +143,13 @@ def _folder(file: str) -> str:
 
 def _named(labels: Labels, path: Path) -> Labels:
     """Return labels with the names of the classes that `repa-eval prepare` has recorded, if it made these data."""
-    file = next((folder / RECORD for folder in (path, path.parent) if (folder / RECORD).is_file()), None)
-    if file is None or labels.names or labels.values is None:
+    if labels.names or labels.values is None:
         return labels
-    names = checked_names(read_object(file).get("class_names"), printable(file))
+    names = checked_names(_record(path).get("class_names"), f"{printable(path)}: {RECORD}")
     return replace(labels, names=names, count=max(labels.count, len(names)))
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """Return what `repa-eval prepare` says of the data at a path, {} for data that it did not make."""
+    file = next((folder / RECORD for folder in (path, path.parent) if (folder / RECORD).is_file()), None)
+    return {} if file is None else read_object(file)

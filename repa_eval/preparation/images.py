@@ -1,7 +1,8 @@
 """Images, and a VAE's moments of them, in the layout that REPA's trainer reads.
 
 DEST/images/00000/img00000000.png ... and DEST/vae-sd/00000/img-mean-std-00000000.npy ..., each with a dataset.json of
-names and labels, which is written last. DEST/prepare.json says what they are of.
+names and labels, or null for data without labels, which is written last. DEST/prepare.json says what they are of.
+`data/repa.py` reads it.
 """
 
 from __future__ import annotations
@@ -39,13 +40,16 @@ class Source:
     resolution: int | None = None
 
     def record(self, images: Any) -> dict[str, Any]:
-        """Return which images these are, and how they were cropped."""
+        """Return which images these are, how they were cropped, and the names of their classes if they have some."""
+        images.require("images")
+        named = {"class_names": list(images.class_names)} if images.class_names and "labels" in images.gives else {}
         return {
             "data": self.data,
             "data_hash": images.digest(),
             "num_images": len(images),
             "resolution": f"{images.shape[1]}x{images.shape[2]}",
             "resize": None if self.resolution is None else f"centre-crop-{self.resolution}",
+            **named,
         }
 
 
@@ -82,8 +86,9 @@ def make_images(images: Any, dest: Path, source: Source, work: Work, *, vae: str
     made = {kind: _fill(kind, images, dest, work, encoder) for kind in kinds}
     share.wait()
     if share.first:
+        labels = images.all_labels().tolist() if "labels" in images.gives else None
         for kind in kinds:
-            listing = [[_member(kind, index), label] for index, label in enumerate(images.all_labels().tolist())]
+            listing = None if labels is None else [[_member(kind, i), label] for i, label in enumerate(labels)]
             write_atomic(dest / kind / LIST, json.dumps({"labels": listing}))
     return {"folder": str(dest), "made": made, "record": record} if share.first else None
 

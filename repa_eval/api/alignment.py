@@ -71,7 +71,7 @@ def align(
     row. capture, preparation: how hidden states are taken, and what is done to them before a metric sees them.
     """
     opened = open_model(model, device)
-    numbers = layer_numbers(layers, opened.model.depth, aligned=opened.aligned_layer)
+    numbers = layer_numbers(layers, opened.model.depth, aligned=opened.aligned_layer, names=opened.model.layer_names)
     source = open_images(images, opened.data, split=split, num_images=num_images)
     teachers = open_teachers(teacher, opened, opened.device or device_of(opened.model))
     rows: list[Row] = []

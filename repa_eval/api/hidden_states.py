@@ -43,7 +43,7 @@ def features(
     UserError where layers of different widths are asked for together.
     """
     opened = open_model(model, device)
-    numbers = layer_numbers(layers, opened.model.depth, aligned=opened.aligned_layer)
+    numbers = layer_numbers(layers, opened.model.depth, aligned=opened.aligned_layer, names=opened.model.layer_names)
     source = open_images(images, opened.data, split=split, num_images=num_images)
     how = capture or capture_of(opened, teacher, pool=pool)
     if how.cache is None and cache is not False:

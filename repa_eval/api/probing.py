@@ -39,7 +39,7 @@ def probe(
     knn, linear-bn (the REPA paper's; training: how) and logistic. shots: fit on so many images of each class.
     """
     opened = open_model(model, device)
-    numbers = layer_numbers(layers, opened.model.depth, aligned=opened.aligned_layer)
+    numbers = layer_numbers(layers, opened.model.depth, aligned=opened.aligned_layer, names=opened.model.layer_names)
     splits = _splits(images, opened.data)
     how = capture or capture_of(opened, teacher)
     splits = splits if shots is None else splits.few(shots, seed=how.seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repa_eval.diffusion.layers import fits_pattern
 from repa_eval.diffusion.model import DiffusionModel, check_taps
 from repa_eval.errors import UserError
 from repa_eval.features.call_identity import call_identity
@@ -169,14 +169,9 @@ def submodules(network: nn.Module, patterns: Sequence[str]) -> list[str]:
     known = [name for name, _ in network.named_modules() if name]
     found: list[str] = []
     for pattern in patterns:
-        fits = [name for name in known if _fits(name, pattern)]
+        fits = [name for name in known if fits_pattern(name, pattern)]
         if not fits:
             near = ", ".join(list(dict.fromkeys(name.split(".")[0] for name in known))[:8])
             raise UserError(f"layers {pattern!r} fits no submodule of {type(network).__name__} (it has: {near})")
         found += [name for name in fits if name not in found]
     return found
-
-
-def _fits(name: str, pattern: str) -> bool:
-    parts, wanted = name.split("."), pattern.split(".")
-    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from repa_eval.checkpoints.shared.diffusers_model import DiffusersModel
+from repa_eval.checkpoints.shared.diffusers_networks import CALLERS, Caller
+from repa_eval.checkpoints.shared.native_times import native_time
 from repa_eval.errors import Failure, UserError, first_line
 from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
 from repa_eval.runtime.files import read_json
@@ -26,16 +29,36 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     if name is None:
         return None
     network = _open(folder, str(name))
+    facts = _facts(config)
+    caller = CALLERS.get(str(name))
+    model = network if caller is None else _measured(folder, network, caller(config), request)
+    if isinstance(model, DiffusersModel):
+        facts |= {"depth": model.depth, "input_size": model.config.input_size, "convention": model.native}
     return Checkpoint(
         path=path,
         layout="diffusers",
         systems=SYSTEMS.get(str(name), ()),
         model_name=str(name),
-        models=(network,),
+        models=(model,),
         weights=request.weights,
         step=None,
-        facts=_facts(config),
+        facts=facts,
     )
+
+
+def _measured(folder: Path, network: Any, caller: Caller, request: Request) -> DiffusersModel:
+    """Return the network behind our convention, by the scheduler of the pipeline that the folder belongs to."""
+    other = sorted(set(request.overrides) - {"input_size"})
+    if other:
+        raise UserError(f"--set {other[0]}: a network of diffusers says itself what it is; only input_size may be set")
+    side = request.overrides.get("input_size", caller.side)
+    if isinstance(side, bool) or not isinstance(side, int) or side < 1:
+        raise UserError(
+            f"{folder} does not say which side its images have (sample_size {side}): add --set input_size=N"
+        )
+    places = [place for place in (folder, folder.parent) if (place / "model_index.json").is_file()]
+    scheduler = places[0] / "scheduler" if places else None
+    return DiffusersModel(network, caller, native_time(scheduler, caller.scheduler), side=side)
 
 
 def _open(folder: Path, name: str) -> Any:

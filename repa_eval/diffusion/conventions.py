@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from repa_eval.diffusion.ddpm_schedule import linear_schedule
+from repa_eval.diffusion.ddpm_schedule import linear_schedule, steps_of_equal_noise
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.diffusion.model import DiffusionModel
 
@@ -146,10 +145,7 @@ class NoisePrediction(Converted):
 
     def step_of(self, t: Tensor) -> Tensor:
         """Return the steps (B,), int64, whose noise-to-signal ratio is nearest (in log) to t/(1-t)."""
-        cumulative = linear_schedule().alphas_cumprod
-        ratios = 0.5 * ((1 - cumulative) / cumulative).log()  # rises with the step
-        wanted = torch.logit(t.double().cpu(), eps=1e-12)
-        return (ratios[None] - wanted[:, None]).abs().argmin(1).to(t.device)
+        return steps_of_equal_noise(linear_schedule().alphas_cumprod, t)
 
     def _scales(self, steps: Tensor) -> tuple[Tensor, Tensor]:
         cumulative = linear_schedule().alphas_cumprod[steps.cpu()]

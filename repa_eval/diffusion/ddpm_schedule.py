@@ -102,6 +102,16 @@ def reverse(schedule: Schedule, x: Tensor, steps: Tensor, noise: Tensor, logits:
     return mean, share * at(schedule.betas.log(), steps, x) + (1 - share) * at(lowest, steps, x)
 
 
+def steps_of_equal_noise(alphas_cumprod: Tensor, t: Tensor) -> Tensor:
+    """Return the steps (B,), int64, whose noise-to-signal ratio is nearest (in log) to the linear path's, t/(1-t).
+
+    alphas_cumprod: (T,) float64, falling. t: (B,) in [0, 1].
+    """
+    ratios = 0.5 * ((1 - alphas_cumprod) / alphas_cumprod).log()  # rises with the step
+    wanted = torch.logit(t.double().cpu(), eps=1e-12)
+    return (ratios[None] - wanted[:, None]).abs().argmin(1).to(t.device)
+
+
 def at(values: Tensor, steps: Tensor, like: Tensor) -> Tensor:
     """Return the values (T,) at steps (B,) as (B, 1, 1, 1) of the dtype and device of `like`."""
     return values[steps.cpu()].to(like).reshape(-1, *[1] * (like.ndim - 1))

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import fnmatch
+from collections.abc import Iterable, Sequence
 
 from repa_eval.errors import UserError
 
 Layers = int | str | Iterable[int]
 
 
-def layer_numbers(layers: Layers, depth: int, *, aligned: int | None = None, what: str = "layers") -> list[int]:
+def layer_numbers(
+    layers: Layers, depth: int, *, aligned: int | None = None, what: str = "layers", names: Sequence[str] = ()
+) -> list[int]:
     """Return the block numbers, 1-based, that `layers` names in a model of `depth` blocks, in the order given.
 
-    aligned: the block that training aligned, and what: the argument's name, both for the message. UserError for other
-    text and for a block that the model does not have.
+    aligned: the block that training aligned, and what: the argument's name, both for the message. names: of the blocks
+    of a network of somebody else's, which stand for their numbers; * is one part of a name. UserError for other text
+    and for a block that the model does not have.
     """
     if isinstance(layers, str):
-        numbers = _parsed(layers, depth, what)
+        numbers = _parsed(_numbered(layers, names, what) if names else layers, depth, what)
     else:
         numbers = [layers] if isinstance(layers, int) else list(layers)
     for layer in numbers:
@@ -26,6 +30,30 @@ def layer_numbers(layers: Layers, depth: int, *, aligned: int | None = None, wha
     if not numbers:
         raise UserError(f'no layers are given: name block numbers of 1..{depth}, such as 3, "3,4", "1-6" or "all"')
     return list(dict.fromkeys(numbers))
+
+
+def _numbered(text: str, names: Sequence[str], what: str) -> str:
+    """Return the text with names of blocks, and patterns of names, replaced by their numbers."""
+    parts = []
+    for part in map(str.strip, text.split(",")):
+        if part[:1].isalpha() and part != "all":
+            fits = [str(number) for number, name in enumerate(names, 1) if fits_pattern(name, part)]
+            if not fits:
+                raise UserError(f"{what} {part!r}: this network has the layers {_shown(names)}")
+            parts += fits
+        else:
+            parts.append(part)
+    return ",".join(parts)
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 6 else f"{names[0]}, {names[1]}, ..., {names[-1]}"
+
+
+def fits_pattern(name: str, pattern: str) -> bool:
+    """Return whether a dotted name fits a pattern, in which * stands for one part, or for some letters of it."""
+    parts, wanted = name.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
 def _parsed(text: str, depth: int, what: str) -> list[int]:

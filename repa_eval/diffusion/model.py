@@ -31,6 +31,7 @@ class DiffusionModel(nn.Module):
     one_grid: the hidden states of all layers have one number of tokens and one width; a U-Net's have not.
     averaged_buffers: last parts of the names of buffers that an average of the weights also averages.
     decodes: whether `decode` makes images of latents, so that no VAE needs to be named.
+    layer_names: the submodule behind each layer number, 1-based, for a network of somebody else's; none for ours.
     """
 
     config: Any
@@ -44,6 +45,7 @@ class DiffusionModel(nn.Module):
     one_grid: bool = True
     averaged_buffers: frozenset[str] = frozenset()
     decodes: bool = False
+    layer_names: tuple[str, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -96,7 +98,7 @@ class DiffusionModel(nn.Module):
 
     @property
     def stub(self) -> str:
-        """What the network is where it generates nothing, "" where it generates images."""
+        """What the network is, and why it generates nothing; "" where it generates images."""
         return ""
 
     def noised(self, x: Tensor, noise: Tensor, t: Tensor, interpolant: Interpolant) -> Tensor:

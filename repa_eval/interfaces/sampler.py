@@ -135,7 +135,7 @@ class SamplerSettings:
     def for_model(self, model: DiffusionModel) -> SamplerSettings:
         """Return the settings with what depends on the model filled in; UserError if they cannot be used for it."""
         if model.stub:
-            raise UserError(f"this is {model.stub}, which generates nothing; take a later checkpoint")
+            raise UserError(f"this is {model.stub}")
         family = self.family or default_sampler(model)
         sampler = SAMPLERS.get(family)
         if not sampler.applies(model):

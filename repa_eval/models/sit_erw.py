@@ -65,7 +65,9 @@ class SiTRope(PatchTransformer):
     @property
     def stub(self) -> str:
         """The stub of the first stage has no final layer."""
-        return "the stub of ERW's first stage" if self.config.warmup else ""
+        if not self.config.warmup:
+            return ""
+        return "the stub of ERW's first stage, which generates nothing; take a later checkpoint"
 
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor, *, taps: Collection[int] = (), attention: Collection[int] = ()

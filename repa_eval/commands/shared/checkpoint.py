@@ -66,11 +66,14 @@ def teachers_of(opened: Any, given: str | None, weights: str | None = None) -> t
 
 
 def block_numbers(text: str, opened: Any) -> list[int]:
-    """Return the block numbers meant by "all", "3,4" or "1-6"; UserError if the checkpoint's model lacks one."""
+    """Return the block numbers meant by "all", "3,4", "1-6", or by the names of a network of somebody else's.
+
+    UserError if the checkpoint's model lacks one.
+    """
     from repa_eval.diffusion.layers import layer_numbers
 
-    depth = measurable(opened).depth
-    return layer_numbers(text, depth, aligned=opened.aligned_layer, what="--layer")
+    model = measurable(opened)
+    return layer_numbers(text, model.depth, aligned=opened.aligned_layer, what="--layer", names=model.layer_names)
 
 
 def run_columns(opened: Any) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 import yaml
 
 from repa_eval.errors import UserError, first_line, short_repr, unknown
+from repa_eval.runtime.files import DEEPEST_JSON
 
+MOST_VALUES = 100_000  # of a file of settings
 D = TypeVar("D")
 T = TypeVar("T")
 SCALARS = (bool, int, float, str, datetime.date)  # what YAML makes of a word
@@ -123,9 +125,32 @@ def read_yaml(text: str | bytes, refusal: str) -> Any:
     yaml raises errors of its own, and whatever the constructor of a date, a number or a deep list does.
     """
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
     except Exception as error:
         raise UserError(f"{refusal}: {first_line(error)}") from error
+
+
+def load_yaml(text: str | bytes) -> Any:
+    """Return the content of YAML; whatever the parser raises, and ValueError for content that no program could work on.
+
+    Such are values nested deeper than any of ours, or within themselves, and few lines that expand to millions.
+    """
+    content = yaml.safe_load(text)
+    if _expanded(content, 0, {}) > MOST_VALUES:
+        raise ValueError(f"it expands to more than {MOST_VALUES:,} values")
+    return content
+
+
+def _expanded(value: Any, depth: int, known: dict[int, int]) -> int:
+    """Return how many values a tree has, those that several places share counted at each."""
+    if not isinstance(value, dict | list | tuple | set):
+        return 1
+    if depth > DEEPEST_JSON:
+        raise ValueError(f"nested deeper than {DEEPEST_JSON} levels")
+    if id(value) not in known:
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_expanded(part, depth + 1, known) for part in parts)
+    return known[id(value)]
 
 
 def full_key(key: str, tree: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import reprlib
 from collections.abc import Iterable, Iterator
 
 LONGEST_WORD = 100  # letters of a name that somebody may have misspelled
+LONGEST_PATH = 300  # letters of a word in an error
 LONGEST_MESSAGE = 2000  # letters of an error; lists of names are the longest
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _short = reprlib.Repr()
@@ -16,9 +17,15 @@ _short.maxlevel, _short.maxstring, _short.maxother, _short.maxlong = 2, 80, 80, 
 
 
 class UserError(ValueError):
-    """What was given cannot be used. The text says what was given, what is allowed and what to do."""
+    """What was given cannot be used. The text says what was given, what is allowed and what to do.
+
+    It is one printable line, whatever names out of a file stand in it.
+    """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class Failure(UserError):  # noqa: N818  (what is told to people, not a bug)
@@ -52,9 +59,11 @@ def valid_text(text: str) -> str:
 def one_line(text: str, most: int = LONGEST_MESSAGE) -> str:
     """Return text as one line of printable letters, cut at `most`: what a file says moves no cursor and forges no line.
 
-    Line breaks become spaces; escape codes and other control characters are written as \\xNN.
+    Line breaks become spaces, longer words than any path are cut; escape codes and other control characters are
+    written as \\xNN.
     """
-    line = " ".join(text[: 2 * most].split())
+    line = " ".join(word if len(word) <= LONGEST_PATH else f"{word[:LONGEST_WORD]}..." for word in text.split())
+    line = line[: 2 * most]
     if not line.isprintable():
         line = "".join(letter if letter.isprintable() else _escaped(letter) for letter in line)
     return line if len(line) <= most else f"{line[:most]} ..."

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from repa_eval import __version__
-from repa_eval.errors import Failure, UserError, short_repr, valid_text
+from repa_eval.errors import LONGEST_WORD, Failure, UserError, short_repr, valid_text
 from repa_eval.runtime.files import read_object, write_atomic
 from repa_eval.runtime.run_record import RUN as RUN
 
@@ -337,9 +337,8 @@ def _parse(line: bytes, table: Path, number: int) -> Row:
         raise UserError(f"{table}, line {number}: not a row of results (no 'metric' column)")
     foreign = sorted(set(values) - set(COLUMNS))
     if foreign:
-        raise UserError(
-            f"{table}, line {number}: unknown columns {', '.join(foreign)}; is this a results table of ours?"
-        )
+        shown = ", ".join(name[:LONGEST_WORD] for name in foreign[:5])
+        raise UserError(f"{table}, line {number}: unknown columns {shown}; is this a results table of ours?")
     for name, value in values.items():
         kind = _KINDS[name]
         if (value is None and name in _REQUIRED) or (value is not None and not _fits(kind, value)):

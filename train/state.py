@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from repa_eval.checkpoints.repa_train import KEYS
+from repa_eval.config import load_yaml
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import Failure, UserError, parsing
 from repa_eval.models.shared.encoder import Encoder
@@ -137,7 +137,7 @@ def read_recipe(run: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     with parsing(f"{file} is damaged"):
-        tree = yaml.safe_load(file.read_bytes())
+        tree = load_yaml(file.read_bytes())
     return tree if isinstance(tree, dict) else None
 
 

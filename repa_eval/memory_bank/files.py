@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repa_eval.errors import Failure, UserError, parsing
+from repa_eval.errors import Failure, UserError, parsing, short_repr
 from repa_eval.memory_bank.bank import BLOCK, Bank, FullBank, SVDBank, of_tensors
 from repa_eval.runtime.files import parse_json, temporary_name
+from repa_eval.runtime.npy_header import read_npy_header
 from repa_eval.weight_files.reading import read_file, read_safetensors
 
 SUFFIXES = (".safetensors", ".pth")
@@ -63,6 +64,8 @@ def _read(path: Path, what: str) -> tuple[Any, dict[str, Any]]:
     where = f"{what} {path}".strip()
     if path.suffix == ".npy":
         with parsing(f"{where} cannot be read"):
+            with open(path, "rb") as stream:
+                read_npy_header(stream)
             return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False)), {}
     if path.suffix != ".safetensors":
         return read_file(path, owner=what, kind="memory bank"), {}
@@ -91,8 +94,9 @@ def _understood(content: Any, record: Mapping[str, Any], where: str) -> Bank:
     if wrong:
         raise UserError(f"{where} is not a memory bank: {wrong}")
     for key, length in (("latent_dim", len(tensors.get("S", ()))), ("feature_dim", len(tensors.get("mean", ())))):
-        if content.get(key, length) != length:
-            raise UserError(f"{where} is not a memory bank: {key} {content[key]}, but its tensors have {length}")
+        told = content.get(key, length)
+        if not isinstance(told, int) or told != length:
+            raise UserError(f"{where} is not a memory bank: {key} {short_repr(told)}, but its tensors have {length}")
     return of_tensors(tensors, record)
 
 

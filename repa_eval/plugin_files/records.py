@@ -12,7 +12,8 @@ from repa_eval.errors import UnknownNameError, UserError
 from repa_eval.plugin_files.installed import load_installed
 from repa_eval.plugin_files.loading import Plugin, loaded
 
-Record = Mapping[str, str]  # name, path, sha256
+Record = Mapping[str, str]  # its keys are KEYS
+KEYS = ("name", "path", "sha256")
 SHOWN = 12  # digits of a hash in a message
 _warned: set[tuple[str, str | None]] = set()  # recorded and loaded hash
 _log = logging.getLogger(__name__)
@@ -27,7 +28,11 @@ def records_of(plugins: Iterable[Plugin | None]) -> list[dict[str, str]]:
 def recorded_in(recipe: Any) -> list[Record]:
     """Return the plug-ins that a recorded recipe names."""
     entries = recipe.get("plugins") if isinstance(recipe, Mapping) else None
-    return [entry for entry in entries or () if isinstance(entry, Mapping) and {"name", "path", "sha256"} <= set(entry)]
+    if not isinstance(entries, list | tuple):
+        return []
+    return [
+        entry for entry in entries if isinstance(entry, Mapping) and all(isinstance(entry.get(k), str) for k in KEYS)
+    ]
 
 
 def missing_from(recorded: Sequence[Record]) -> list[Record]:

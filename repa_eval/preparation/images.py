@@ -80,7 +80,7 @@ def make_images(images: Any, dest: Path, source: Source, work: Work, *, vae: str
         encoder.latent_shape(images.shape)
     record = {**source.record(images), "version": __version__, **({} if encoder is None else encoder.record())}
     if share.first:
-        _begin(dest, record)
+        begin(dest, record)
     share.wait()
     kinds = (IMAGES,) if encoder is None else (IMAGES, MOMENTS)
     made = {kind: _fill(kind, images, dest, work, encoder) for kind in kinds}
@@ -101,7 +101,7 @@ def text_of(answer: Mapping[str, Any]) -> str:
     return f"{answer['folder']}: {record['num_images']} images of {record['resolution']}{latents} ({done})"
 
 
-def _begin(dest: Path, record: Mapping[str, Any]) -> None:
+def begin(dest: Path, record: Mapping[str, Any]) -> None:
     """Write the record, or see that the folder is of the same; moments may be added to images that are there.
 
     What a killed call left of a file is removed.

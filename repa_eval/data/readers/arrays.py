@@ -12,7 +12,7 @@ import tempfile
 import threading
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from repa_eval.data.readers.listing import printable
 from repa_eval.data.readers.opened import PerProcess
 from repa_eval.errors import Failure, UserError, parsing
 from repa_eval.interfaces.image_source import Array
+from repa_eval.runtime.npy_header import read_npy_header
 
 MAX_ROW = 4 * MAX_PIXELS  # bytes of one image
 MAX_RATIO = 200  # of an array to its compressed form; images reach a tenth of that
@@ -40,10 +41,8 @@ class Member:
         with parsing(self._where), zipfile.ZipFile(path) as archive:
             info = archive.getinfo(f"{name}.npy")
             with archive.open(info) as stream:
-                self.shape, self.fortran, self.dtype = read_header(stream)
+                self.shape, self.fortran, self.dtype = read_npy_header(stream)
                 self._begin = stream.tell()
-            if min(self.shape, default=0) < 0:
-                raise ValueError(f"{name} has the shape {self.shape}")
         if self.dtype.hasobject:
             raise Failure(f"{self._where}: {name} holds Python objects, which are never unpickled")
         self.size = self.dtype.itemsize * math.prod(self.shape)
@@ -56,7 +55,7 @@ class Member:
         self._open: PerProcess[_Stream | _Transposed] = PerProcess(functools.partial(opened, self))
 
     def __len__(self) -> int:
-        return int(self.shape[0])
+        return int(self.shape[0]) if self.shape else 0
 
     def rows(self, first: int, stop: int) -> Array:
         """Return the rows first..stop-1."""
@@ -180,13 +179,3 @@ def array_names(path: Path) -> list[str]:
     if len(set(names)) < len(names):
         raise UserError(f"{printable(path)}: an array is there twice; write the file again")
     return names
-
-
-def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return (shape, whether in Fortran order, dtype) of a .npy; raises whatever numpy does for another file."""
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"npy version {version} is not known")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
-    return shape, bool(fortran) and len(shape) > 1, dtype

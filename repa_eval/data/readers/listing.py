@@ -110,7 +110,8 @@ def list_zip(
     Names with backslashes, as some programs of Windows write them, are taken as paths. UserError for a member that
     would leave the archive, that is there twice, or that expands beyond all measure.
     """
-    infos = [info for info in archive.infolist() if not info.is_dir() and not info.filename.endswith("\\")]
+    # a name may be empty, on which zipfile's own is_dir() breaks
+    infos = [info for info in archive.infolist() if info.filename and not info.filename.endswith(("/", "\\"))]
     members: dict[str, zipfile.ZipInfo] = {}
     listing = Listing(suffixes=suffixes)
     for info in infos:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repa_eval.data.readers.arrays import read_header
+from repa_eval.runtime.npy_header import read_npy_header
 from repa_eval.errors import Failure, UserError, parsing
 
 MAX_BYTES = 1 << 28  # of one file: the latent of an image, or the features of a caption
@@ -22,7 +22,7 @@ def floats_of(data: bytes, where: str) -> Tensor:
     """
     with parsing(f"{where} is not a readable .npy file"):
         stream = io.BytesIO(data)
-        shape, fortran, dtype = read_header(stream)
+        shape, fortran, dtype = read_npy_header(stream)
         if dtype.hasobject:
             raise Failure(f"{where} holds Python objects, which are never unpickled")
         if dtype.kind != "f":

@@ -52,7 +52,10 @@ class Statistics:
     @property
     def n(self) -> int | None:
         """The number of images behind the statistics, None where the file does not say it."""
-        return self.provenance.get("n") or (None if self.features is None else len(self.features))
+        recorded = self.provenance.get("n")
+        if isinstance(recorded, int) and recorded > 0:
+            return recorded
+        return None if self.features is None else len(self.features)
 
     def digest(self) -> str:
         """Return the hash of the file."""

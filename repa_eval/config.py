@@ -13,9 +13,8 @@ from typing import Any, TypeVar
 import yaml
 
 from repa_eval.errors import UserError, first_line, short_repr, unknown
-from repa_eval.runtime.files import DEEPEST_JSON
 
-MOST_VALUES = 100_000  # of a file of settings
+DEEPEST, MOST_VALUES = 64, 100_000  # levels and values of a file of settings
 D = TypeVar("D")
 T = TypeVar("T")
 SCALARS = (bool, int, float, str, datetime.date)  # what YAML makes of a word
@@ -145,8 +144,8 @@ def _expanded(value: Any, depth: int, known: dict[int, int]) -> int:
     """Return how many values a tree has, those that several places share counted at each."""
     if not isinstance(value, dict | list | tuple | set):
         return 1
-    if depth > DEEPEST_JSON:
-        raise ValueError(f"nested deeper than {DEEPEST_JSON} levels")
+    if depth > DEEPEST:
+        raise ValueError(f"nested deeper than {DEEPEST} levels")
     if id(value) not in known:
         parts = [*value, *value.values()] if isinstance(value, dict) else value
         known[id(value)] = 1 + sum(_expanded(part, depth + 1, known) for part in parts)

@@ -172,6 +172,8 @@ def _plugin_words(recipe: Any, *, but: str | None = None) -> list[str]:
 
 def _next_command(recipe: Any, run: Path, checkpoint: Path) -> str:
     """Return the command that a user would type next."""
+    from repa_eval.interfaces.recorded_names import is_named_alone
+
     layer = recipe.method.aligned_layer()
     if not recipe.method.samples:
         command = recipe.method.finish.format(checkpoint=checkpoint, run=run.name)
@@ -179,6 +181,9 @@ def _next_command(recipe: Any, run: Path, checkpoint: Path) -> str:
         return f"repa-eval report {run}"
     else:
         command = f"repa-eval align --ckpt {checkpoint} --layer {layer}"
+        data = recipe.settings.data
+        if not is_named_alone(data):
+            command += f" --data {shlex.quote(data)}"
     return " ".join([command, *map(shlex.quote, _plugin_words(recipe))])
 
 

@@ -23,6 +23,7 @@ from repa_eval.features.model_state import preserved, unwrapped
 from repa_eval.interfaces.checkpoint_layout import Checkpoint
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import DATA, held_out_split, load_data
+from repa_eval.interfaces.recorded_names import recorded_data
 from repa_eval.interfaces.teacher import RecordedTeacher, Teacher, TeacherClassTokens, load_teacher, split_names
 from repa_eval.runtime.device import choose_device
 
@@ -139,7 +140,7 @@ def open_images(
     data: the name to use where nothing is given. split: of a named data set; None for images that training never saw.
     num_images: the first so many; None for all, and for up to NUM_IMAGES of a named data set.
     """
-    given = data if given is None else given
+    given = recorded_data(data, "the checkpoint", "images=") if given is None else given
     if given is None:
         raise UserError("the model does not say what it was trained on: name the images, such as images='digits'")
     if isinstance(given, str | Path):

@@ -12,6 +12,7 @@ from repa_eval.diffusion.layers import Layers, layer_numbers
 from repa_eval.errors import UserError
 from repa_eval.evaluation.alignment import TIMESTEPS
 from repa_eval.features.capture import Capture
+from repa_eval.interfaces.recorded_names import recorded_data
 from repa_eval.probes import grid
 from repa_eval.probes.batch_norm import Training
 from repa_eval.probes.splits import Splits, probe_splits
@@ -62,7 +63,7 @@ def probe(
 def _splits(images: Splits | str | None, data: str | None) -> Splits:
     if isinstance(images, Splits):
         return images
-    name = images or data
+    name = images or recorded_data(data, "the checkpoint", "images=")
     if not name:
         raise UserError("the model does not say what it was trained on: name the images, such as images='digits'")
     return probe_splits(name)

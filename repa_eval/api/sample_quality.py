@@ -22,6 +22,7 @@ from repa_eval.evaluation.evaluators import Evaluator, evaluate_all, load_evalua
 from repa_eval.interfaces.extractor import EXTRACTORS, Extractor, UserExtractor
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import DATA, load_data
+from repa_eval.interfaces.recorded_names import recorded_data
 from repa_eval.runtime.device import choose_device
 from repa_eval.sampling.sample_record import check_complete, read_record
 
@@ -122,9 +123,11 @@ def _reference(
 ) -> ImageSource | Statistics:
     if isinstance(given, Statistics):
         return given
-    named = record.get("data") if given is None else given
-    if named is None:
-        raise UserError("the samples do not say what they are compared with: name a reference, such as 'digits'")
-    if isinstance(named, str | Path) and Path(named).is_file() and (found := open_statistics(Path(named))) is not None:
+    if given is None:
+        recorded = recorded_data(record.get("data"), "the samples", "reference=")
+        if recorded is None:
+            raise UserError("the samples do not say what they are compared with: name a reference, such as 'digits'")
+        return load_data(recorded, "reference")
+    if isinstance(given, str | Path) and Path(given).is_file() and (found := open_statistics(Path(given))) is not None:
         return found
-    return _opened(named, "reference", range=range, resize=resize)
+    return _opened(given, "reference", range=range, resize=resize)

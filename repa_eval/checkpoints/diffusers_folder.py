@@ -11,6 +11,7 @@ from repa_eval.checkpoints.shared.native_times import native_time
 from repa_eval.errors import Failure, UserError, first_line
 from repa_eval.interfaces.checkpoint_layout import Checkpoint, Request, checkpoint_layout
 from repa_eval.runtime.files import read_json
+from repa_eval.runtime.shard_index import check_for_diffusers
 
 PARTS = ("transformer", "unet")  # where a pipeline keeps its denoiser
 SYSTEMS = {"SD3Transformer2DModel": ("SoftREPA",), "UNet2DConditionModel": ("SoftREPA",)}
@@ -70,9 +71,10 @@ def _open(folder: Path, name: str) -> Any:
     opens = isinstance(known, type) and issubclass(known, diffusers.ModelMixin)
     if not opens:
         raise UserError(f"{folder} holds a {name}, which the installed diffusers {diffusers.__version__} does not know")
+    check_for_diffusers(folder)
     try:
         return known.from_pretrained(folder, use_safetensors=True)  # never a pickle
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # its constructors stumble over any value of a config
         raise Failure(f"{folder} cannot be opened by diffusers: {first_line(error)}") from error
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from repa_eval.commands.shared.checkpoint import open_checkpoint
+from repa_eval.commands.shared.checkpoint import data_of, open_checkpoint
 from repa_eval.console.app import Command, example
+from repa_eval.console.markdown import code, escaped
 from repa_eval.console.options import LoadingOptions, json_option, loading_options
 
 if TYPE_CHECKING:
@@ -25,17 +26,26 @@ CARD_IMAGES = 12_000  # images of a split that the numbers of a card are of
 @click.option("--to", "folder", required=True, type=click.Path(file_okay=False, path_type=Path), help="folder to write")
 @click.option("--tokens", is_flag=True, help="SoftREPA: write the soft tokens alone, as NAME.pt")
 @click.option("--name", help="write NAME.safetensors, NAME.json and NAME.md instead")
+@click.option("--data", "data_name", metavar="PATH|NAME", help="training data of an encoder, where they are files")
 @loading_options
 @json_option
 @example("repa-eval convert runs/digits-repa/checkpoints/0001500.pt --to converted/digits-repa")
-def command(ckpt: str, folder: Path, name: str | None, tokens: bool, loading: LoadingOptions, as_json: bool) -> None:
+def command(
+    ckpt: str,
+    folder: Path,
+    name: str | None,
+    tokens: bool,
+    data_name: str | None,
+    loading: LoadingOptions,
+    as_json: bool,
+) -> None:
     """Write a checkpoint as model.safetensors, config.json (architecture, recipe) and README.md (model card).
 
     The folder opens again wherever a checkpoint is expected. An encoder gets its normalisation statistics from its
     training data, and its card states its accuracy on the test images, which it never saw.
     """
     opened = open_checkpoint(ckpt, loading)
-    facts = {} if tokens else _facts(opened)
+    facts = {} if tokens else _facts(opened, data_name)
     files = [_write_tokens(opened, folder, name)] if tokens else _write(opened, folder, name, facts)
     click.echo(json.dumps({"files": [str(file) for file in files], "facts": facts}) if as_json else str(files[0]))
 
@@ -73,7 +83,7 @@ def _write_tokens(opened: Checkpoint, folder: Path, name: str | None) -> Path:
     return file
 
 
-def _facts(opened: Checkpoint) -> dict[str, float]:
+def _facts(opened: Checkpoint, data_name: str | None) -> dict[str, float]:
     """Calibrate an encoder, and return what it or a classifier knows about the test images."""
     import torch
 
@@ -83,7 +93,7 @@ def _facts(opened: Checkpoint) -> dict[str, float]:
     from repa_eval.probes.encoder import classifier_facts, encoder_facts
 
     def images_of(split: str) -> Images:
-        source = load_data(opened.recipe["data"], split)
+        source = load_data(data_of(opened, data_name), split)
         return in_memory(source.head(min(CARD_IMAGES, len(source))))
 
     if isinstance(opened.model, ConvViT):
@@ -96,19 +106,22 @@ def _facts(opened: Checkpoint) -> dict[str, float]:
 
 
 def _card(stem: str, opened: Checkpoint, digest: str, facts: Mapping[str, float]) -> str:
+    """Return the model card, Markdown in which words of the file are text and nothing else."""
     recipe = opened.recipe
     made = recipe.get("name")
     source = opened.path.parent.parent.name + "/checkpoints/" if opened.path.parent.name == "checkpoints" else ""
-    origin = [f"`repa-train --recipe {made}` (seed {recipe.get('seed')}, {opened.step} steps), then"] if made else []
-    origin.append(f"`repa-eval convert {source}{opened.path.name} --to ... --name {stem}`")
+    trained = f"`repa-train --recipe {code(made)}` (seed {escaped(recipe.get('seed'))}, {opened.step} steps), then"
+    converted = f"`repa-eval convert {code(source + opened.path.name)} --to ... --name {code(stem)}`"
+    data = f"{escaped(recipe.get('data'))}, split {escaped(recipe.get('split'))}"
+    count = sum(parameter.numel() for parameter in opened.network.parameters())
     lines = [
-        f"# {stem}",
+        f"# {escaped(stem)}",
         "",
-        *([f"{recipe['description']}.", ""] if recipe.get("description") else []),
-        f"- Made by: {'  '.join(origin)}",
-        f"- System: {', '.join(opened.systems) or 'none of the family'}",
-        *([f"- Data: {recipe['data']}, split {recipe.get('split')}; test images were not seen"] if made else []),
-        f"- Architecture: {opened.model_name}, {sum(p.numel() for p in opened.network.parameters()):,} parameters",
+        *([f"{escaped(recipe['description'])}.", ""] if recipe.get("description") else []),
+        f"- Made by: {'  '.join([*([trained] if made else []), converted])}",
+        f"- System: {escaped(', '.join(opened.systems) or 'none of the family')}",
+        *([f"- Data: {data}; test images were not seen"] if made else []),
+        f"- Architecture: {escaped(opened.model_name)}, {count:,} parameters",
         f"- Convention: {opened.info()['convention'] or 'none'}",
         f"- Weights: {opened.weights}, hash {digest}",
         *(f"- {name}: {value:.3f}" for name, value in facts.items()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +35,13 @@ def command(quality: QualityOptions, compute: ComputeOptions, output: RowsOption
     """
     from repa_eval.data.readers.image_files import open_images
     from repa_eval.evaluation.evaluators import evaluate_all, load_evaluators, plan_metrics
+    from repa_eval.interfaces.recorded_names import recorded_extractor
     from repa_eval.runtime.distributed import join
     from repa_eval.sampling.sample_record import check_complete, read_record
 
     share = join(choose_device(compute.device))
     record = read_record(quality.samples) or {}
-    default = quality.extractor or _recorded_extractor(quality.samples, record) or "inception"
+    default = quality.extractor or recorded_extractor(record.get("extractor"), quality.samples) or "inception"
     fake = open_images(quality.samples, resize=quality.resize)
     check_complete(quality.samples, record, len(fake))
     reference = quality.open_reference(record)
@@ -65,18 +66,6 @@ def command(quality: QualityOptions, compute: ComputeOptions, output: RowsOption
     if quality.neighbours is not None:
         extractor = next(iter(evaluators[0].extractors.values()))
         _write_neighbours(quality.neighbours, fake, reference, extractor, compute.batch_size, share)
-
-
-def _recorded_extractor(samples: Path, record: Mapping[str, Any]) -> str | None:
-    """Return the extractor in the samples' record; UserError unless it is registered, for no file may name code."""
-    from repa_eval.interfaces.extractor import EXTRACTORS
-
-    name = record.get("extractor")
-    if name is not None and name not in EXTRACTORS.names():
-        raise UserError(
-            f"{samples}: its record names the extractor {name!r}, which is not registered; choose one with --extractor"
-        )
-    return name
 
 
 def _write_neighbours(file: Path, fake: Any, reference: Any, extractor: Any, batch_size: int, share: Any) -> None:

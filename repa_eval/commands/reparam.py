@@ -69,6 +69,7 @@ def command(
     """
     import torch
 
+    from repa_eval.interfaces.recorded_names import recorded_data
     from repa_eval.reparameterisation.measure import measure, pair_of
 
     _check_out(out, ckpt)
@@ -79,7 +80,7 @@ def command(
     rows = measure(
         pair,
         where=str(opened.path),
-        data_name=options.data_name or opened.recipe.get("data"),
+        data_name=options.data_name or recorded_data(opened.recipe.get("data"), opened.path, "--data"),
         num_images=options.num_images,
         speed_batch=options.speed_batch,
         rounds=options.rounds,

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from repa_eval.commands.shared.checkpoint import measurable
+from repa_eval.commands.shared.checkpoint import data_of, measurable
 from repa_eval.console.app import Command, example
 from repa_eval.console.numbers import Real, Whole
 from repa_eval.console.options import RowsOptions
@@ -22,6 +22,7 @@ from repa_eval.runtime.device import choose_device
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--watch", is_flag=True, help="go on until the trainer of the run has finished")
 @click.option("--every", type=Real(0.1, 86_400), default=10.0, show_default=True, help="seconds between looks")
+@click.option("--data", "data_name", metavar="PATH|NAME", help="data that the run was trained on, where they are files")
 @click.option("--teacher", "teachers", default="", help="further teachers, joined by commas")
 @click.option("--method", "method_file", help="Python file of the method that was trained, if it is not installed")
 @click.option(
@@ -39,6 +40,7 @@ def command(
     run: Path,
     watch: bool,
     every: float,
+    data_name: str | None,
     teachers: str,
     method_file: str | None,
     keep_samples: int,
@@ -71,7 +73,7 @@ def command(
         # asked before the look, so that the last checkpoint is not missed
         status, claims.postponed = processes.agree(status_of(run)), 0
         for rows in evaluate_missing(
-            _checkpoints(run, processes, split_names(teachers), keep_samples, damaged), announce, claims
+            _checkpoints(run, processes, data_name, split_names(teachers), keep_samples, damaged), announce, claims
         ):
             added += rows
         watches, postponed = watch and status == RUNNING, processes.agree(claims.postponed)
@@ -85,7 +87,12 @@ def command(
 
 
 def _checkpoints(
-    folder: Path, processes: Any, teachers: list[str], keep_samples: int, damaged: dict[Path, str]
+    folder: Path,
+    processes: Any,
+    data_name: str | None,
+    teachers: list[str],
+    keep_samples: int,
+    damaged: dict[Path, str],
 ) -> Iterator[Any]:
     """Open and yield one checkpoint of a run folder after another; the first process decides which there are.
 
@@ -107,6 +114,7 @@ def _checkpoints(
             continue
         damaged.pop(path, None)  # the trainer has written it anew
         recipe, model = resolve(opened.recipe), measurable(opened)
+        recipe = resolve(opened.recipe, {"data": data_of(opened, data_name)})
         run = evaluated_run(
             recipe,
             folder,

@@ -24,6 +24,7 @@ from repa_eval.interfaces.image_source import LatentScale, Shape
 from repa_eval.interfaces.images import to_signed
 from repa_eval.runtime.files import read_object
 from repa_eval.runtime.hashing import digest_module
+from repa_eval.runtime.shard_index import check_for_diffusers
 
 CHUNK = 16  # images at once: a VAE needs far more memory than a transformer
 IMAGE_CHANNELS = (1, 3)
@@ -186,6 +187,8 @@ def _load(name: str) -> Any:
         if not (folder / "vae" / "config.json").is_file():
             raise UserError(f"--vae {name}: the folder contains no config.json of an autoencoder")
         place = str(folder / "vae")  # of a whole pipeline
+    if Path(place).is_dir():
+        check_for_diffusers(Path(place))
     try:
         with _quiet():  # no pickles: nothing in a file is executed
             kind = _class_of(place, name, diffusers)

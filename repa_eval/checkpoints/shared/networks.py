@@ -316,9 +316,9 @@ def nearest(states: Mapping[str, State], order: Iterable[str]) -> tuple[str, lis
             score = len(own & wanted) / max(len(own | wanted), 1)
             if score > best[0]:
                 best = (score, name, own, wanted)
-    _, name, own, wanted = best
-    missing = [f"{pattern} is missing" for pattern in sorted(wanted - own)]
-    return name, missing + [f"{pattern} is unknown" for pattern in sorted(own - wanted)]
+    _, name, held, asked = best
+    missing = [f"{pattern} is missing" for pattern in sorted(asked - held)]
+    return name, missing + [f"{pattern} is unknown" for pattern in sorted(held - asked)]
 
 
 @functools.cache

@@ -17,12 +17,13 @@ from torch import Tensor
 from repa_eval.checkpoints.shared import networks, state_dicts
 from repa_eval.checkpoints.shared.records import check_record
 from repa_eval.checkpoints.shared.systems import READINGS, readings_of
-from repa_eval.checkpoints.shared.weight_folders import INDEX, read_weights
+from repa_eval.checkpoints.shared.weight_folders import read_weights
 from repa_eval.diffusion.conventions import converted
 from repa_eval.errors import Failure, UserError, first_line, reason_of, unknown
 from repa_eval.interfaces.checkpoint_layout import LAYOUTS, Checkpoint, Reader, Request
 from repa_eval.models.shared.encoder import Encoder
 from repa_eval.plugin_files.records import warn_of_differences
+from repa_eval.runtime.shard_index import INDEX
 from repa_eval.weight_files.hub import ENDINGS
 from repa_eval.weight_files.names import flat, unwrapped
 

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from repa_eval.errors import Failure, UserError
-from repa_eval.runtime.files import read_json
+from repa_eval.runtime.shard_index import INDEX, read_index
 from repa_eval.weight_files.reading import read_file
 
-INDEX = ".index.json"
 NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.safetensors")  # as libraries write them
 DISTRIBUTED = ".metadata"  # of a folder that torch.distributed.checkpoint wrote
 LONGEST_INDEX = 64 << 20  # bytes
-MOST_SHARDS = 10_000
 
 
 def read_weights(path: Path) -> Any:
@@ -52,12 +50,9 @@ def read_folder(folder: Path) -> Any:
 
 def read_sharded(index: Path) -> dict[str, Any]:
     """Return {name: tensor} of all files that an index NAME.index.json names; they lie beside it."""
-    record = read_json(index)
-    places = record.get("weight_map") if isinstance(record, dict) else None
-    if not isinstance(places, dict) or not places or not all(isinstance(place, str) for place in places.values()):
-        raise Failure(f"{index} does not say which file each tensor lies in (weight_map)")
+    places = read_index(index)
     content: dict[str, Any] = {}
-    for name in _shards(index, places):
+    for name in sorted(set(places.values())):
         shard = read_file(index.parent / name)
         if not isinstance(shard, Mapping):
             raise Failure(f"{index.parent / name} holds a {type(shard).__name__}, not weights by name")
@@ -67,16 +62,3 @@ def read_sharded(index: Path) -> dict[str, Any]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise Failure(f"{index}: {missing[0]}{more} is not in the file that it names")
     return content
-
-
-def _shards(index: Path, places: Mapping[str, str]) -> list[str]:
-    """Return the names of the files of an index: plain ones, of files that lie beside it."""
-    names = sorted(set(places.values()))
-    if len(names) > MOST_SHARDS:
-        raise Failure(f"{index} names {len(names)} files; at most {MOST_SHARDS} are read")
-    for name in names:
-        if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
-            raise Failure(f"{index} names {name!r}, which is no file beside it")
-        if not (index.parent / name).is_file():
-            raise Failure(f"{index} names {name}, which is not there; download it again")
-    return names

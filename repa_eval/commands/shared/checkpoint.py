@@ -23,11 +23,16 @@ def measurable(opened: Any) -> Any:
 
 
 def data_of(opened: Any, given: str | None) -> str:
-    """Return the data to measure on: as given, else as recorded; UserError if neither says it."""
-    name = given or opened.recipe.get("data")
+    """Return the data to measure on: as given, else as recorded; UserError if neither says it.
+
+    The recorded name counts where it is that of registered data alone (see `recorded_data`).
+    """
+    from repa_eval.interfaces.recorded_names import recorded_data
+
+    name = given or recorded_data(opened.recipe.get("data"), opened.path, "--data")
     if not name:
         raise UserError(f"{opened.path} does not say what it was trained on: name the images with --data")
-    return str(name)
+    return name
 
 
 def class_token_teacher(opened: Any, given: str | None, weights: str | None = None) -> Any:

@@ -86,14 +86,18 @@ class QualityOptions:
 
     def open_reference(self, record: Mapping[str, Any]) -> Any:
         """Return the images or statistics that the user named, else the data in the samples' record."""
-        name = self.reference or record.get("data")
-        if not name:
-            raise UserError(
-                f"{self.samples} names no reference: add --reference DIR, --reference FILE.npz or --reference digits"
-            )
-        if not Path(name).exists():
-            check_name(name, "reference")
-        return _statistics(Path(name)) or open_named(name, split="reference", resize=self.resize)
+        from repa_eval.interfaces.images import load_data
+        from repa_eval.interfaces.recorded_names import recorded_data
+
+        if self.reference is None:
+            recorded = recorded_data(record.get("data"), self.samples, "--reference")
+            if recorded is None:
+                allowed = "--reference DIR, --reference FILE.npz or --reference digits"
+                raise UserError(f"{self.samples} names no reference: add {allowed}")
+            return load_data(recorded, "reference")
+        if not Path(self.reference).exists():
+            check_name(self.reference, "reference")
+        return _statistics(Path(self.reference)) or open_named(self.reference, split="reference", resize=self.resize)
 
     def open_held_out(self) -> Any:
         """Return the held-out images, None if none are named."""

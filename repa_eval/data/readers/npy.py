@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repa_eval.runtime.npy_header import read_npy_header
 from repa_eval.errors import Failure, UserError, parsing
+from repa_eval.runtime.npy_header import read_npy_header
 
 MAX_BYTES = 1 << 28  # of one file: the latent of an image, or the features of a caption
 

@@ -25,7 +25,7 @@ from repa_eval.data.repa import is_repa
 from repa_eval.errors import UserError
 from repa_eval.features.model_input import model_input
 from repa_eval.interfaces.image_source import ImageSource, LatentScale
-from repa_eval.interfaces.images import find_layout, load_data
+from repa_eval.interfaces.images import DATA, find_layout, load_data
 from repa_eval.runtime.seeding import generators
 
 IMAGES = PIXELS.transpose(0, 3, 1, 2)
@@ -99,7 +99,7 @@ def opened(form: str, path: Path, split: str = "val") -> ImageSource:
 def test_every_form_gives_the_same_samples(form: str, tmp_path: Path) -> None:
     make, values, layout = FORMS[form]
     spec = str(make(tmp_path / "it"))
-    assert find_layout(spec)[0] is find_layout(f"{layout}:")[0]
+    assert find_layout(spec)[0] is DATA.get(layout)
     source = load_data(spec, "val")
     count = len(next(iter(values.values())))
     assert len(source) == count
@@ -161,6 +161,17 @@ def test_latents_are_read_as_their_models_do(form: str, scale: LatentScale, tmp_
         eps = np.stack([torch.randn(4, 2, 2, generator=each).numpy() for each in generators(0, "x", rows)])
         wanted = (MEANS[rows] + DEVIATIONS[rows] * eps) * 0.18215
     np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_folder_called_as_a_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("shards:", "shards"):
+        with pytest.raises(UserError, match="data 'shards' needs a path: shards:PATH"):
+            load_data(name, "train")
+    made.repa(Path("shards"))
+    assert load_data("shards", "train").name == "repa:shards"
+    with pytest.raises(UserError, match=r"shards: no \.safetensors files"):
+        load_data("shards:shards", "train")
 
 
 def test_names_of_classes(tmp_path: Path) -> None:

@@ -231,20 +231,27 @@ def held_out_images(spec: str, count: int) -> ImageSource:
 
 
 def find_layout(spec: str) -> tuple[Layout, str]:
-    """Return the layout that `spec` names, and what its builder is given; UserError if there is none."""
-    kind, _, rest = spec.partition(":")
+    """Return the layout that `spec` names, and what its builder is given; UserError if there is none.
+
+    A path that is called as a layout of files is the path: such a layout is named with a colon.
+    """
+    kind, colon, rest = spec.partition(":")
     if kind in DATA.names():
-        return DATA.get(kind), rest
+        layout = DATA.get(kind)
+        if layout.recognises is None or rest:
+            return layout, rest
+        if colon or not os.path.exists(spec):
+            raise UserError(f"data {kind!r} needs a path: {kind}:PATH")
     if not os.path.exists(spec):  # also for what is no path at all
         listed = f"known: {', '.join(sorted(DATA.names()))}"
         raise UserError(
             f"unknown data {short_repr(spec)}{near_name(spec)} ({listed}); or name a path that exists: a folder of "
             "images, a .zip or a .npz"
         )
-    layout = layout_at(spec)
-    if layout is None:
+    found = layout_at(spec)
+    if found is None:
         raise UserError(f"{spec}: not a known data layout ({', '.join(DATA.names())}); write KIND:{spec} to force one")
-    return layout, spec
+    return found, spec
 
 
 def near_name(spec: str) -> str:

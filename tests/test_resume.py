@@ -153,7 +153,7 @@ def test_the_line_after_ctrl_c_can_be_typed(
     (tmp_path / "my loss.py").write_text(MY_LOSS)
     words = ["--out", "my run", "depth=2", "hidden_size=32", "num_heads=2", "max_steps=6", "batch_size=8"]
     words += [f"data={data}", "split=train", "checkpoint_every=50", "eval_every=2"]
-    words += ["--method", "./my loss.py" if from_file else "vanilla"]
+    words += ["--method", "./my loss.py"] if from_file else ["--recipe", "digits-vanilla"]
 
     def press(step: int, model: Any) -> list[Row]:
         if step == 2:

@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
 from repa_eval.features.model_input import ModelInput, model_input
-from repa_eval.interfaces.image_source import ImageSource, Samples
+from repa_eval.interfaces.image_source import KINDS, ImageSource, Samples
 from repa_eval.interfaces.method import Batch, Method, same
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.runtime import seeding
+from repa_eval.train.given_features import GivenFeatures, brings_tokens, put_tokens
 from repa_eval.train.recipe import Recipe
 from repa_eval.train.stopping import ignore_signals
 from repa_eval.train.whole_batch import gather_of, gather_rows
@@ -37,10 +38,15 @@ def share_of(batch_size: int, accelerator: Accelerator, parts: int) -> range:
 
 
 class Order(Sampler[list[int]]):
-    """Image indices of this process, step by step from `start` on; an epoch is a permutation by (seed, epoch)."""
+    """Image indices of this process, step by step from `start` on; an epoch is a permutation by (seed, epoch).
 
-    def __init__(self, size: int, recipe: Recipe, start: int, share: range) -> None:
+    mirrors: where the data hold mirrored images, one coin of each sample of a step decides; its index is then
+    `size` + index.
+    """
+
+    def __init__(self, size: int, recipe: Recipe, start: int, share: range, *, mirrors: bool = False) -> None:
         self.size, self.start, self.share, self.settings = size, start, share, recipe.settings
+        self.mirrors = mirrors
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch, permutation = -1, torch.empty(0)
@@ -51,7 +57,13 @@ class Order(Sampler[list[int]]):
                 if now != epoch:
                     epoch, permutation = now, seeding.permutation(self.size, self.settings.seed, "order", now)
                 indices.append(int(permutation[place]))
-            yield indices
+            yield self._mirrored(indices, step) if self.mirrors else indices
+
+    def _mirrored(self, indices: list[int], step: int) -> list[int]:
+        coins = seeding.generators(self.settings.seed, f"train step {step} mirror", self.share)
+        return [
+            index + self.size * int(coin < 0.5) for index, coin in zip(indices, seeding.uniform(coins), strict=True)
+        ]
 
 
 class _WholeBatches(Dataset[Samples]):
@@ -62,7 +74,16 @@ class _WholeBatches(Dataset[Samples]):
         images.require(*sorted(self.kinds))
 
     def __getitems__(self, indices: list[int]) -> Samples:
-        return self.images.fetch(indices, self.kinds)
+        size = len(self.images)
+        if all(index < size for index in indices):
+            return self.images.fetch(indices, self.kinds)
+        assert self.images.mirrored is not None
+        parts, rows = [], []
+        for side, source in enumerate((self.images, self.images.mirrored)):
+            if places := [place for place, index in enumerate(indices) if index // size == side]:
+                parts.append(source.fetch([indices[place] % size for place in places], self.kinds))
+                rows.append(places)
+        return _interleaved(parts, rows)
 
 
 def reads_of(images: ImageSource, model: nn.Module) -> ModelInput:
@@ -71,8 +92,13 @@ def reads_of(images: ImageSource, model: nn.Module) -> ModelInput:
 
 
 def kinds_of(images: ImageSource, recipe: Recipe, reads: ModelInput) -> set[str]:
-    """Return the kinds of data of a batch: what the model reads, labels where there are any, and teachers' images."""
+    """Return the kinds of data of a batch: what the model reads, labels where there are any, and what teachers read.
+
+    These are images, or tokens where the data bring them instead.
+    """
     of_teachers = {"images"} if recipe.method.teachers() or "images" in recipe.method.needs else set()
+    if recipe.method.teachers() and brings_tokens(images):
+        of_teachers = {"features", *({"class_tokens"} & images.gives)}
     return {reads.kind, *of_teachers, *({"labels"} & images.gives)}
 
 
@@ -80,7 +106,7 @@ def loader(
     images: ImageSource, recipe: Recipe, start: int, share: range, *, reads: ModelInput = IMAGES
 ) -> DataLoader[Samples]:
     """Return the loader of this process's samples from step `start` on; reads: how the model reads them."""
-    order = Order(len(images), recipe, start, share)
+    order = Order(len(images), recipe, start, share, mirrors=images.mirrored is not None)
     return DataLoader(
         _WholeBatches(images, recipe, reads),
         batch_sampler=order,
@@ -121,7 +147,7 @@ def parts(
         if shares:
             batch.lead = recipe.method.draws(shaped, seeding.generators(seed, stream, [0]))
             batch.whole, batch.first = whole, positions[0]
-        yield _move(batch, recipe.method, step, teachers, device)
+        yield _move(batch, samples, recipe.method, step, teachers, device)
 
 
 def _as_denoised(batch: Batch, reads: ModelInput) -> Batch:
@@ -151,7 +177,9 @@ def first_batch(
 
 
 @torch.no_grad()
-def _move(batch: Batch, method: Method, step: int, teachers: Sequence[Teacher], device: torch.device) -> Batch:
+def _move(
+    batch: Batch, samples: Samples, method: Method, step: int, teachers: Sequence[Teacher], device: torch.device
+) -> Batch:
     batch.x, batch.y, batch.images = (tensor.to(device) for tensor in (batch.x, batch.y, batch.images))
     batch.draws, batch.lead = (
         {name: draw.to(device) for name, draw in draws.items()} for draws in (batch.draws, batch.lead)
@@ -159,7 +187,10 @@ def _move(batch: Batch, method: Method, step: int, teachers: Sequence[Teacher], 
     if method.active(step):
         wanted = itertools.chain(method.attention_layers(), itertools.repeat(()))
         for teacher, layers in zip(teachers, wanted, strict=False):
-            ask(teacher, layers, batch)
+            if isinstance(teacher, GivenFeatures):
+                put_tokens(samples, batch, teacher, layers)
+            else:
+                ask(teacher, layers, batch)
     return batch
 
 
@@ -170,6 +201,20 @@ def ask(teacher: Teacher, layers: Collection[int], batch: Batch) -> None:
     batch.teachers.append(tokens.patches)
     batch.class_tokens.append(tokens.cls)
     batch.attention.append(logits)
+
+
+def _interleaved(parts: Sequence[Samples], rows: Sequence[Sequence[int]]) -> Samples:
+    """Return the samples of several fetches in one order; rows: the places of each part's samples in it."""
+    order = torch.tensor([place for places in rows for place in places]).argsort()
+    held = {kind: [getattr(part, kind) for part in parts] for kind in KINDS if getattr(parts[0], kind) is not None}
+    merged: dict[str, Any] = {}
+    for kind, values in held.items():
+        if kind == "captions":
+            together = [caption for part in values for caption in part]
+            merged[kind] = tuple(together[place] for place in order.tolist())
+        else:
+            merged[kind] = torch.cat(values)[order]
+    return Samples(**merged)
 
 
 def _as_it_is(fetched: Any) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -14,52 +15,18 @@ from repa_eval import __version__
 from repa_eval.console.app import Command, example
 from repa_eval.errors import UserError
 from repa_eval.runtime.device import choose_device
+from repa_eval.train.official_flags import Typed, as_typed, official, read_flags, refine
 
-F = TypeVar("F", bound=Callable[..., Any])
-DEFAULT_RECIPE = "digits-repa"
-
-# official flag -> key of the recipe; the value is passed on as it is
-OFFICIAL = {
-    "--encoder-depth": "encoder_depth",
-    "--proj-coeff": "proj_coeff",
-    "--cls": "cls_coeff",
-    "--l2r-depth": "l2r_depth",
-    "--warmup-steps": "stage1_steps",
-    "--enc-type": "enc_type",
-    "--path-type": "path_type",
-    "--prediction": "prediction",
-    "--weighting": "weighting",
-    "--cfg-prob": "cfg_prob",
-    "--model": "model",
-    "--data-dir": "data",
-    "--max-train-steps": "max_steps",
-    "--checkpointing-steps": "checkpoint_every",
-    "--sampling-steps": "eval_every",
-    "--batch-size": "batch_size",
-    "--learning-rate": "learning_rate",
-    "--adam-beta1": "adam_beta1",
-    "--adam-beta2": "adam_beta2",
-    "--adam-weight-decay": "weight_decay",
-    "--adam-epsilon": "adam_epsilon",
-    "--max-grad-norm": "max_grad_norm",
-    "--gradient-accumulation-steps": "gradient_accumulation",
-    "--mixed-precision": "mixed_precision",
-    "--num-workers": "num_workers",
-    "--report-to": "log_with",
-    "--seed": "seed",
-}
-
-
-def official(function: F) -> F:
-    """Add the flags of the official trainers."""
-    for flag, key in reversed(OFFICIAL.items()):
-        function = click.option(flag, f"flag_{key}", metavar="VALUE", help=f"the same as {key}=VALUE")(function)
-    return function
+DEFAULT = "digits-repa, or the published recipe where a model or data of that scale are named"
 
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("overrides", nargs=-1, metavar="[key=value ...]")
-@click.option("--recipe", "recipe_name", help=f"name of a recipe, or a YAML file; default: {DEFAULT_RECIPE}")
+@click.option(
+    "--recipe",
+    "recipe_name",
+    help="name of a recipe, or a YAML file; default: digits-repa, or the published recipe of the model or data",
+)
 @click.option("--method", "method_name", help="name of a method, or a Python file that registers one")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="run folder; default: runs/<recipe>")
 @click.option("--resume", is_flag=True, help="continue, or start where nothing is there")
@@ -84,26 +51,30 @@ def main(
     device: str,
     quiet: bool,
     as_json: bool,
-    **flags: str | None,
+    **flags: str | bool | None,
 ) -> None:
     """Train a recipe: a diffusion model of the REPA family, or the embedded teacher or judge.
 
     Without arguments: the recipe digits-repa on the embedded digits, into runs/digits-repa. key=value overrides a
-    field of the recipe; so do the official flags below.
+    field of the recipe; so do the flags of the official trainers below. A model such as SiT-XL/2 or a folder of data
+    without --recipe means the published recipe of the method.
     """
     import json
 
     if show_list:
         _list(as_json)
         return
-    given = {key.removeprefix("flag_"): value for key, value in flags.items() if value is not None}
-    recipe = _resolve(recipe_name, method_name, overrides, given)
-    if dry_run:
-        _print_recipe(recipe.to_dict(), as_json)
-        return
-    run = out or Path("runs") / recipe.name
-    go_on = {"resume": resume, "allow_changed_plugin": allow_changed_plugin}
-    checkpoint = _train(recipe, run, go_on, choose_device(device), quiet, method_name)
+    typed = read_flags(flags)
+    with _speaking_of_flags(typed):
+        recipe = _resolve(recipe_name, method_name, overrides, typed)
+        if typed.notes and not quiet and _speaks():
+            click.echo(f"note: without effect here: {', '.join(typed.notes)}", err=True)
+        if dry_run:
+            _print_resolved(recipe, as_json)
+            return
+        run = out or typed.folder or Path("runs") / recipe.name
+        go_on = {"resume": resume or _resumes(typed, run), "allow_changed_plugin": allow_changed_plugin}
+        checkpoint = _train(recipe, run, go_on, choose_device(device), quiet, method_name)
     if not _speaks():
         return
     if as_json:
@@ -112,33 +83,64 @@ def main(
         click.echo(_next_command(recipe, run, checkpoint))
 
 
-def _resolve(recipe_name: str | None, method_name: str | None, words: tuple[str, ...], flags: dict[str, str]) -> Any:
+@contextmanager
+def _speaking_of_flags(typed: Typed) -> Iterator[None]:
+    """Let errors name an official flag as it was typed, in the place of the field of the recipe."""
+    try:
+        yield
+    except UserError as error:
+        if (text := as_typed(str(error), typed)) == str(error):
+            raise
+        raise type(error)(text) from error
+
+
+def _resolve(recipe_name: str | None, method_name: str | None, words: tuple[str, ...], typed: Typed) -> Any:
     """Return the recipe; an option given both as a flag and as key=value is refused."""
-    from repa_eval.config import parse_overrides, read_yaml
+    from repa_eval.config import parse_overrides
     from repa_eval.interfaces.method import METHODS
     from repa_eval.plugin_files.records import warn_of_differences
-    from repa_eval.train.recipe import builtin_recipes, read_recipe, resolve
+    from repa_eval.train.published import model_of, recipe_for
+    from repa_eval.train.recipe import read_recipe, resolve
 
-    overrides: dict[str, Any] = {
-        key: read_yaml(value, f"cannot read the value of {key}") for key, value in flags.items()
-    }
+    if method_name is None and recipe_name is None:
+        method_name = typed.method
+    overrides = dict(typed.overrides)
     for key, value in parse_overrides(words).items():
-        if key in overrides:
-            raise UserError(f"{key} is given twice: as a flag and as key=value")
+        if (flag := typed.flag_of(key)) is not None:
+            raise UserError(f"{flag} and {key}=... say the same; give one of them")
         overrides[key] = value
+    method = None
     if method_name is not None:
-        overrides["method"] = METHODS.load_file(method_name) if method_name.endswith(".py") else method_name
-        METHODS.get(overrides["method"])
-        if recipe_name is None and f"digits-{overrides['method']}" in builtin_recipes():
-            recipe_name = f"digits-{overrides['method']}"
-    tree = read_recipe(recipe_name or DEFAULT_RECIPE)
-    if recipe_name is None and "method" in overrides and METHODS.plugin_of(str(overrides["method"])) is not None:
+        method = METHODS.load_file(method_name) if method_name.endswith(".py") else method_name
+        METHODS.get(method)
+        overrides["method"] = method
+    if "--model" in typed.values:
+        of_recipe = None if recipe_name is None else read_recipe(recipe_name).get("method")
+        overrides["model"] = model_of(str(method or of_recipe or "repa"), str(typed.values["--model"]))
+    chosen = recipe_name or recipe_for(method, overrides, folder="--data-dir" in typed.values)
+    tree = read_recipe(chosen)
+    if recipe_name is None and method is not None and METHODS.plugin_of(str(method)) is not None:
         # nobody named the recipe: what it says of its own method is not for the method of a plug-in
-        tree = {key: value for key, value in tree.items() if key not in ("options", "description")}
-        tree["name"] = str(tree["data"])
+        tree = {key: value for key, value in tree.items() if key not in ("options", "description", "architecture")}
+        tree["name"] = str(tree["data"]).replace("/", "-")
     recipe = resolve(tree, overrides)
-    warn_of_differences(tree, recipe_name or DEFAULT_RECIPE)
+    if more := refine(typed, recipe):
+        recipe = resolve(tree, {**overrides, **more})
+    warn_of_differences(tree, chosen)
     return recipe
+
+
+def _resumes(typed: Typed, run: Path) -> bool:
+    """Return whether --resume-step asks to continue; UserError unless the run's newest checkpoint is of that step."""
+    from repa_eval.train.state import latest_checkpoint
+
+    if not typed.resume_step:
+        return False
+    newest = latest_checkpoint(run)
+    if newest is None or int(newest.stem) != typed.resume_step:
+        found = f"the newest checkpoint is {newest.name}" if newest else "there is no checkpoint of repa-train"
+        raise UserError(f"--resume-step {typed.resume_step}: {found} in {run}; --resume continues from the newest")
+    return True
 
 
 def _train(recipe: Any, run: Path, go_on: dict[str, Any], device: str, quiet: bool, method_name: str | None) -> Path:
@@ -187,12 +189,18 @@ def _next_command(recipe: Any, run: Path, checkpoint: Path) -> str:
     return " ".join([command, *map(shlex.quote, _plugin_words(recipe))])
 
 
-def _print_recipe(tree: dict[str, Any], as_json: bool) -> None:
+def _print_resolved(recipe: Any, as_json: bool) -> None:
+    """Print the recipe with the sizes that data and teachers give it."""
     import json
 
     import yaml
 
+    from repa_eval.train.dry_run import resolve_all
+
+    tree, notes = resolve_all(recipe)
     click.echo(json.dumps(tree) if as_json else yaml.safe_dump(tree, sort_keys=False).rstrip())
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
 
 
 def _list(as_json: bool) -> None:

@@ -33,6 +33,7 @@ from repa_eval.runtime import seeding
 from repa_eval.runtime.run_lock import RunLock
 from repa_eval.train import batches, finite, resumption, stages, state, whole_batch
 from repa_eval.train.callbacks import Callback, Callbacks, LogFunction
+from repa_eval.train.given_features import load_teachers
 from repa_eval.train.recipe import Recipe, Settings
 from repa_eval.train.stopping import Interrupted as Interrupted
 from repa_eval.train.stopping import interruptible
@@ -92,8 +93,9 @@ def train(
         if accelerator.is_main_process:
             opened.enter_context(RunLock(run))
         images = load_data(settings.data, settings.split)
+        stages.refuse_images_for_latents(recipe, images)  # before images are looked at and a teacher is loaded
         images.survey(range(len(images)))
-        teachers = [teacher.load().to(accelerator.device) for teacher in recipe.teachers]
+        teachers = load_teachers(recipe, images, accelerator.device)
         resolved = stages.resolve_stages(recipe, images, teachers)
         recipe = resolved[-1].recipe
         position = resumption.position_of(run, resolved, allow_changed_plugin=allow_changed_plugin)
@@ -259,6 +261,10 @@ def _accelerator(settings: Settings, device: str, run: Path) -> Accelerator:
     """Return accelerate's object on the device asked for; "cuda:1" is a wish that only its environment can tell it."""
     if device.startswith("cuda:"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    if settings.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    if device == "cpu" and settings.mixed_precision == "fp16":
+        log.warning("mixed_precision fp16 has no effect on the CPU, which computes in float32")
     # a term that has stopped (or a stub's missing part) leaves parameters without a gradient
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(

@@ -56,6 +56,7 @@ class Settings:
     teacher_weights: str | None = option(None, help="file that replaces the weights of the first teacher")
     seed: int = option(0, help="seed of weights, order, noise, times and label drops", least=0, most=2**63 - 1)
     mixed_precision: str = option("no", help="accelerate's mixed precision", choices=("no", "fp16", "bf16"))
+    allow_tf32: bool = option(False, help="multiply float32 matrices in TF32 on CUDA")
     gradient_accumulation: int = option(1, help="parts that a process splits its batch into", least=1, most=10_000_000)
     num_workers: int = option(0, help="processes that read images", least=0, most=1024)
     log_with: str = option("", help="trackers, joined by commas: tensorboard, wandb, trackio, mlflow, ...")
@@ -74,6 +75,7 @@ class Recipe:
     model: str  # a size, such as SiT-XL/2
     architecture: Any  # the config of that model
     stated: Mapping[str, Any] = field(default_factory=dict, compare=False)  # values of it that were said
+    fitted: bool = field(default=False, compare=False)  # whether the data and the teachers are in it
 
     @property
     def teachers(self) -> tuple[RecordedTeacher, ...]:
@@ -90,9 +92,16 @@ class Recipe:
             "teachers": [{"name": teacher.name, "weights": teacher.weights} for teacher in self.teachers],
             "aligned_layer": self.method.aligned_layer(),
         }
-        tree = {"options": to_dict(self.method), "architecture": to_dict(self.architecture)}
+        tree = {"options": to_dict(self.method), "architecture": self._known_architecture()}
         plugins = self.plugins()
         return {**head, **to_dict(self.settings), **tree, **({"plugins": plugins} if plugins else {})}
+
+    def _known_architecture(self) -> dict[str, Any]:
+        """Return the architecture, without what nobody has said and only data and teachers tell."""
+        values = to_dict(self.architecture)
+        if self.fitted:
+            return values
+        return {key: value for key, value in values.items() if key not in OF_DATA + OF_TEACHERS or key in self.stated}
 
     def plugins(self) -> list[dict[str, str]]:
         """Return name, path and sha256 of the plug-ins that what the run is made with comes from."""
@@ -127,7 +136,10 @@ def _plugin_of_data(spec: str) -> Plugin | None:
 
 LONGEST_NAME = 100  # letters
 # follow from the method and the rest: a resolved recipe shows them, none is read
-DERIVED = ("systems", "teachers", "aligned_layer", "plugins")
+DERIVED = ("systems", "teachers", "aligned_layer", "plugins", "resolved")
+# entries of an architecture that the data tell, and what the teachers do
+OF_DATA = ("in_channels", "input_size", "input_shape", "num_classes", "captions", "bank_size")
+OF_TEACHERS = ("z_dims",)
 
 
 def builtin_recipes() -> dict[str, Path]:
@@ -173,8 +185,9 @@ def _resolve(tree: dict[str, Any], overrides: dict[str, Any], *, recorded: bool)
     if method_changed:
         options = {key: value for key, value in options.items() if key in to_dict(method)}
         name = f"{name}-{method_name}"
-    if model_changed:
-        architecture = {}
+    if model_changed:  # what is said of the data holds for every model that reads them
+        names = {each.name for each in dataclasses.fields(config)}
+        architecture = {key: value for key, value in architecture.items() if key in OF_DATA and key in names}
     if recorded:
         parts = {"": (Settings(), tree), "options": (method, options), "architecture": (config, architecture)}
         tree, options, architecture = _known_to_this_version(parts)
@@ -190,7 +203,7 @@ def _resolve(tree: dict[str, Any], overrides: dict[str, Any], *, recorded: bool)
     settings = from_dict(settings, given)
     if settings.evaluation.extractor not in EXTRACTORS.names():
         raise unknown("extractor", settings.evaluation.extractor, EXTRACTORS.names())  # no recipe names code
-    kept = () if "data" in given_keys else architecture  # that of a run, which other data were fitted to
+    kept = () if recorded and "data" in given_keys else architecture  # that of a run was fitted to its own data
     said = {key: value for key, value in vars(config).items() if key in kept or key in stated}
     return Recipe(name=name, settings=settings, method=method, model=model_name, architecture=config, stated=said)
 

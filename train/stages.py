@@ -6,17 +6,19 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from repa_eval import checkpoints
 from repa_eval.errors import UserError, short_repr
-from repa_eval.interfaces.architecture import find_preset
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.method import Method
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.train import state
-from repa_eval.train.recipe import Recipe
+from repa_eval.train.recipe import OF_DATA, Recipe
+
+IMAGE_CHANNELS = (1, 3)  # of images; whatever has others is a latent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,30 +55,50 @@ def resolve_stages(recipe: Recipe, images: ImageSource, teachers: Sequence[Teach
 
 
 def fitted(recipe: Recipe, images: ImageSource, teachers: Sequence[Teacher]) -> Recipe:
-    """Return the recipe with its architecture resolved against data, teachers and method."""
-    channels, height, width = images.model_shape
+    """Return the recipe with its architecture resolved against data, teachers and method.
+
+    UserError where the data are not what the recipe says it trains on: no network is rebuilt for other data. A number
+    of classes that is said may be larger than that of the data.
+    """
     names = {field.name for field in dataclasses.fields(recipe.architecture)}
+    stated = {key: _as_field(value) for key, value in recipe.stated.items() if key in names and key in OF_DATA}
+    refuse_images_for_latents(recipe, images)
+    channels, height, width = images.model_shape
     if height != width and "input_shape" not in names:
         raise UserError(f"data {images.name}: images of {height}x{width}; the models take square ones")
     of_data = {
         "input_size": max(height, width),
         "input_shape": () if height == width else (height, width),
         "in_channels": channels,
-        "num_classes": images.num_classes,
+        "num_classes": max(images.num_classes, stated.get("num_classes", 0)),
         "captions": images.class_names,
         "bank_size": len(images),  # a memory bank holds one snippet per image, unless the method says otherwise
     }
     config = dataclasses.replace(recipe.architecture, **{k: v for k, v in of_data.items() if k in names})
     config = recipe.method.fitted(config, images, teachers)
-    size = find_preset(recipe.model)[1]
-    for key in sorted(names & of_data.keys() & recipe.stated.keys()):
-        stated = recipe.stated[key]
-        stated = tuple(stated) if isinstance(stated, list) else stated  # as YAML writes tuples
-        # the size's own value stands in every recipe that was written before the data were looked at
-        if stated not in (value := getattr(config, key), getattr(size, key)):
-            given = f"architecture.{key}: {short_repr(stated)} was given"
-            raise UserError(f"{given}, but the data {images.name} have {short_repr(value)}; leave it out")
-    return dataclasses.replace(recipe, architecture=config)
+    for key, value in sorted(stated.items()):
+        if value != (actual := getattr(config, key)):
+            given = f"architecture.{key}: {short_repr(value)} was given"
+            raise UserError(f"{given}, but the data {images.name} have {short_repr(actual)}; leave it out")
+    return dataclasses.replace(recipe, architecture=config, fitted=True)
+
+
+def refuse_images_for_latents(recipe: Recipe, images: ImageSource) -> None:
+    """UserError, with the command that makes latents, where a recipe trains on latents and the data hold images."""
+    channels, side = (recipe.stated.get(key) for key in ("in_channels", "input_size"))
+    if channels is None or channels in IMAGE_CHANNELS or images.latent_shape is not None:
+        return
+    shape = "x".join(str(size) for size in (channels, side, side) if size is not None)
+    pixels = f" --resolution {8 * side}" if isinstance(side, int) else ""
+    raise UserError(
+        f"data {images.name} hold images and no latents, and this recipe trains on latents of {shape}: make them with "
+        f"repa-eval prepare {recipe.settings.data} DIR{pixels} --vae stabilityai/sd-vae-ft-mse, then name DIR as data"
+    )
+
+
+def _as_field(value: Any) -> Any:
+    """Return a value as a config holds it: YAML writes tuples as lists."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def begin(stage: ResolvedStage, run: Path, model: nn.Module, images: ImageSource, teachers: Sequence[Teacher]) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from repa_eval.config import load_yaml
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import Failure, UserError, parsing
 from repa_eval.models.shared.encoder import Encoder
-from repa_eval.runtime.files import write_atomic
+from repa_eval.runtime.files import atomic_file
 from repa_eval.runtime.run_record import read_record
 from repa_eval.train import finite
 from repa_eval.weight_files.reading import read_file
@@ -70,13 +69,44 @@ def latest_checkpoint(run: Path) -> Path | None:
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write {model, ema, method, opt, step, rng, recipe}: tensors and plain values, under a temporary name, renamed.
 
-    The same state gives the same bytes: containers are rebuilt and strings interned, since pickle records identity.
+    Tensors go to the disk one by one, without a copy of the whole in memory. The same state gives the same bytes:
+    containers are rebuilt and strings interned, since pickle records identity.
     """
     if tuple(state) != KEYS:
         raise AssertionError(f"a checkpoint holds {KEYS}, not {tuple(state)}")
-    buffer = io.BytesIO()
-    torch.save(_plain(state), buffer)
-    write_atomic(path, buffer.getvalue())
+    with atomic_file(path) as file:
+        save_into(file, state)
+
+
+def save_into(file: BinaryIO, state: dict[str, Any]) -> None:
+    """Write a state as torch.save does into an open file; OSError where the disk refuses."""
+    target = _Target(file)
+    try:
+        torch.save(_plain(state, set()), target)
+    except Exception as error:  # torch hides what the disk said in errors of its own
+        if target.refusal is not None:
+            raise target.refusal from error
+        raise
+
+
+class _Target:
+    """An open file that keeps the error of a write. torch asks it for `write` alone."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.refusal: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write bytes, as a file does."""
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.refusal = error
+            raise
+
+    def flush(self) -> None:
+        """Hand what is written to the system."""
+        self.file.flush()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -141,11 +171,19 @@ def read_recipe(run: Path) -> dict[str, Any] | None:
     return tree if isinstance(tree, dict) else None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, storages: set[int]) -> Any:
+    """Return tensors on the CPU and plain values; storages: those that earlier tensors of the file lie in.
+
+    A tensor is copied where it is a part of its storage, or shares it: the file would hold the whole.
+    """
     if isinstance(value, Tensor):
-        return value.detach().cpu().clone()
+        tensor = value.detach().cpu()
+        storage = tensor.untyped_storage()
+        whole = tensor.is_contiguous() and storage.nbytes() == tensor.nbytes and storage.data_ptr() not in storages
+        storages.add(storage.data_ptr())
+        return tensor if whole else tensor.clone()
     if isinstance(value, dict):
-        return {_plain(key): _plain(item) for key, item in value.items()}
+        return {_plain(key, storages): _plain(item, storages) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, storages) for item in value]
     return sys.intern(value) if isinstance(value, str) else value

@@ -24,13 +24,18 @@ FOLDER = "trackers"  # in the run folder: what trackers keep in files
 def named_trackers(log_with: str) -> list[str]:
     """Return the trackers in "a,b"; UserError for one that accelerate does not know or that is not installed."""
     names = [name.strip() for name in log_with.split(",") if name.strip()]
+    for name in missing_trackers(names):
+        raise UserError(f"log_with {name}: its package is not installed; install it, or leave log_with out")
+    return names
+
+
+def missing_trackers(names: Sequence[str]) -> list[str]:
+    """Return the trackers whose package is not installed; UserError for one that accelerate does not know."""
     known, installed = list(map(str, LOGGER_TYPE_TO_CLASS)), {str(name) for name in get_available_trackers()}
     for name in names:
         if name not in known:
             raise unknown("tracker", name, known)
-        if name not in installed:
-            raise UserError(f"log_with {name}: its package is not installed; install it, or leave log_with out")
-    return names
+    return [name for name in names if name not in installed]
 
 
 def project_of(run: Path) -> ProjectConfiguration:

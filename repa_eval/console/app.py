@@ -191,7 +191,8 @@ def _plugin_option() -> click.Option:
 
 def _text(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
-        known = [name for parameter in error.ctx.command.params for name in parameter.opts]
+        names = [name for parameter in error.ctx.command.params for name in parameter.opts]
+        known = [name for name in names if name.startswith("-")]  # arguments have no dash
         near = difflib.get_close_matches(error.option_name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else f" (known: {', '.join(sorted(known))})"
         return f"no such option {error.option_name}{hint}"

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from repa_eval.errors import Failure, parsing
 
@@ -20,16 +20,24 @@ DEEPEST_JSON = 64  # levels
 
 
 def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -> None:
-    """Write a file under a temporary name and rename it, so that nobody ever sees half of it.
+    """Write a file under a temporary name and rename it, so that nobody ever sees half of it; see `atomic_file`."""
+    with atomic_file(path, durable=durable) as file:
+        file.write(data if isinstance(data, bytes) else data.encode("utf-8", "backslashreplace"))
 
-    durable: file and name are on the disk before this returns, so that a power cut leaves the old content or the new
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Yield a file that gets the name `path` when the `with` ends without an error; nobody ever sees half of it.
+
+    durable: file and name are on the disk before the `with` ends, so that a power cut leaves the old content or the new
     one. False is for files that are many and can be made again.
     """
     path = Path(path)
     new_folders = _make_folders(path.parent)
     temporary = temporary_name(path)
     try:
-        temporary.write_bytes(data if isinstance(data, bytes) else data.encode("utf-8", "backslashreplace"))
+        with open(temporary, "wb") as file:
+            yield file
         if durable:
             sync(temporary)
         temporary.replace(path)

@@ -1,0 +1,63 @@
+"""Teachers of a run: frozen encoders that read images, or what one of them gave for data that hold no images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from repa_eval.errors import UserError
+from repa_eval.interfaces.image_source import ImageSource, Samples
+from repa_eval.interfaces.method import Batch
+from repa_eval.interfaces.teacher import RecordedTeacher, Teacher
+from repa_eval.train.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+class GivenFeatures(Teacher):
+    """A teacher whose tokens the data bring, as the shards of ERW and GMem do. It reads no image."""
+
+    def __init__(self, name: str, width: int) -> None:
+        super().__init__()
+        self.name, self.width, self.digest = name, width, "of the data"
+
+    def forward(self, images: Tensor) -> NoReturn:
+        """Raise UserError: the tokens are those of the data alone."""
+        raise UserError(f"the data bring features of {self.name} and no images, which are needed here")
+
+
+def load_teachers(recipe: Recipe, images: ImageSource, device: torch.device) -> list[Teacher]:
+    """Return the teachers of a run on a device; those whose tokens the data bring in place of images are not loaded."""
+    if not brings_tokens(images):
+        return [teacher.load().to(device) for teacher in recipe.teachers]
+    return given_teachers(recipe.teachers, images)
+
+
+def brings_tokens(images: ImageSource) -> bool:
+    """Return whether a teacher's tokens come from the data: they hold features and no images."""
+    return "features" in images.gives and "images" not in images.gives
+
+
+def given_teachers(teachers: Sequence[RecordedTeacher], images: ImageSource) -> list[Teacher]:
+    """Return the teacher whose tokens the data bring, none for a method without; UserError for several."""
+    if not teachers:
+        return []
+    if len(teachers) > 1:
+        names = ",".join(teacher.name for teacher in teachers)
+        raise UserError(f"enc_type {names}: the data {images.name} bring the features of one teacher and no images")
+    assert images.feature_width is not None
+    return [GivenFeatures(teachers[0].name, images.feature_width)]
+
+
+def put_tokens(samples: Samples, batch: Batch, teacher: Teacher, layers: object) -> None:
+    """Append what the data bring of a teacher to a batch; UserError where attention is wanted too."""
+    if layers:
+        raise UserError(f"the data bring features of {teacher.name} and no images: its attention cannot be distilled")
+    assert samples.features is not None
+    batch.teachers.append(samples.features.float().to(batch.x.device))
+    batch.class_tokens.append(None if samples.class_tokens is None else samples.class_tokens.float().to(batch.x.device))
+    batch.attention.append({})

@@ -30,6 +30,7 @@ def resolve_all(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
     if images is None:
         return recipe.to_dict(), [f"data {recipe.settings.data} do not exist here: their sizes are left out"]
     stages.refuse_images_for_latents(recipe, images)
+    images.survey(range(len(images)))
     last = stages.resolve_stages(recipe, images, _teachers_of(recipe, images))[-1].recipe
     with torch.device("meta"):
         network = find_preset(last.model)[0].build(last.architecture)

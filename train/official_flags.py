@@ -209,7 +209,8 @@ def as_typed(message: str, typed: Typed) -> str:
         key = FLAGS[name].key.rpartition(".")[2]
         if not key or name in ("--epochs", "--legacy"):
             continue
-        message, found = re.subn(rf"^(?:[a-z_]+\.)*{key}(?=[:\s])", name, message)
+        shown = f"{name} {typed.values[name]}, side of the latents" if name == "--resolution" else name
+        message, found = re.subn(rf"^(?:[a-z_]+\.)*{key}(?=[:\s])", shown, message)
         if found:
             break
         if message.startswith(f"unknown key '{FLAGS[name].key}'"):

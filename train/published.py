@@ -29,7 +29,7 @@ def wants_published(overrides: Mapping[str, Any], *, folder: bool) -> bool:
     folder: the data were named as a folder, whatever the name.
     """
     model, data = (str(overrides.get(key, "")) for key in ("model", "data"))
-    if model:
+    if model or "architecture.input_size" in overrides:
         return f"-{EMBEDDED}" not in model
     place = data.partition(":")[2] or data
     named = data.partition(":")[0] in DATA.names() and ":" not in data

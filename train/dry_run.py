@@ -75,7 +75,8 @@ def _by_width(teacher: RecordedTeacher) -> Teacher:
         import timm
 
         with torch.device("meta"):
-            return GivenFeatures(teacher.name, int(timm.create_model(network, num_classes=0).num_features))
+            hollow: Any = timm.create_model(network, num_classes=0)
+        return GivenFeatures(teacher.name, hollow.num_features)
     return teacher.load()
 
 

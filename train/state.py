@@ -80,7 +80,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def save_into(file: BinaryIO, state: dict[str, Any]) -> None:
     """Write a state as torch.save does into an open file; OSError where the disk refuses."""
-    target = _Target(file)
+    target: Any = _Target(file)
     try:
         torch.save(_plain(state, set()), target)
     except Exception as error:  # torch hides what the disk said in errors of its own

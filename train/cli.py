@@ -116,7 +116,7 @@ def _resolve(recipe_name: str | None, method_name: str | None, words: tuple[str,
         overrides["method"] = method
     if "--model" in typed.values:
         of_recipe = None if recipe_name is None else read_recipe(recipe_name).get("method")
-        overrides["model"] = model_of(str(method or of_recipe or "repa"), str(typed.values["--model"]))
+        overrides["model"] = model_of(method or of_recipe, str(typed.values["--model"]))
     chosen = recipe_name or recipe_for(method, overrides, folder="--data-dir" in typed.values)
     tree = read_recipe(chosen)
     if recipe_name is None and method is not None and METHODS.plugin_of(str(method)) is not None:

@@ -16,9 +16,9 @@ FOLDER = "imagenet/"
 NETWORKS = {"reg": "SiT-REG-", "erw": "SiT-ERW-", "urepa": "SiT-down-"}
 
 
-def model_of(method: str, model: str) -> str:
+def model_of(method: str | None, model: str) -> str:
     """Return our name of a network that a system's own trainer calls `model`, such as SiT-REG-B/2 for REG's SiT-B/2."""
-    prefix = NETWORKS.get(method, "SiT-")
+    prefix = NETWORKS.get(method or "", "SiT-")
     plain = model.startswith("SiT-") and not model.startswith(tuple(NETWORKS.values()))
     return prefix + model.removeprefix("SiT-") if plain and f"-{EMBEDDED}" not in model else model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import logging
 import math
@@ -343,13 +344,13 @@ def test_nobody_sees_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     target = tmp_path / "a.json"
     results.write_atomic(target, "old")
 
-    def fail(self: Path, data: bytes) -> None:
-        with open(self, "wb") as handle:
-            handle.write(data[:1])
-        raise OSError(28, "No space left on device")
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            super().write(data[:1])
+            raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", fail)
+        patch.setattr("repa_eval.runtime.files.open", Full, raising=False)
         with pytest.raises(OSError, match="No space"):
             results.write_atomic(target, "new")
     assert target.read_text() == "old"

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 TABLE = "results.jsonl"
 CURVES = "log.jsonl"
 PROTOCOLS = "protocols.json"
+SAMPLES, SAMPLES_HASH = "samples", "samples_hash"  # protocol entries: the name and content of samples of other programs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any
 from repa_eval import results
 from repa_eval.errors import Failure, UserError, first_line, valid_text
 from repa_eval.reports.numbers.arms import of_a_run
+from repa_eval.reports.numbers.sample_sets import along_training
 from repa_eval.results import Row
 from repa_eval.runtime.files import LARGEST_JSON
 from repa_eval.runtime.run_record import read_record, status_of
@@ -63,9 +64,8 @@ def collect(run_dirs: Sequence[str | Path]) -> Inputs:
         protocols |= results.read_protocols(folder)
         runs[name] = facts
         media |= {f"{name}/{file.name}": file.read_bytes() for file in _media(folder)}
-    return Inputs(
-        rows=results.merge([rows]), curves=results.merge([curves]), media=media, protocols=protocols, runs=runs
-    )
+    rows, protocols = along_training(results.merge([rows]), protocols)
+    return Inputs(rows=rows, curves=results.merge([curves]), media=media, protocols=protocols, runs=runs)
 
 
 def _owned(row: Row, run: str) -> Row:

@@ -4,68 +4,86 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from repa_eval.commands.shared.quality_options import QualityOptions, quality_options
+from repa_eval.commands.shared.judging import Judges, Judging
+from repa_eval.commands.shared.quality_options import (
+    QualityOptions,
+    ReferenceCacheOptions,
+    quality_options,
+    reference_cache_options,
+)
+from repa_eval.commands.shared.sample_sets import SampleSet, is_curve, sample_sets
 from repa_eval.console.app import Command, example
 from repa_eval.console.options import ComputeOptions, RowsOptions, compute_options, rows_options
 from repa_eval.console.tables import deliver, table
-from repa_eval.errors import UserError, one_line
-from repa_eval.results import Row, records_of
+from repa_eval.errors import Failure, UserError, first_line, one_line
+from repa_eval.results import SAMPLES, SAMPLES_HASH, Row, records_of
 from repa_eval.runtime.device import choose_device
 from repa_eval.runtime.files import write_atomic
-
-if TYPE_CHECKING:
-    from repa_eval.evaluation.evaluators import Evaluator
 
 
 @click.command(cls=Command, short_help="Score generated images (FID, IS, ...)")
 @quality_options
 @compute_options
+@reference_cache_options
 @rows_options
 @example("repa-eval fid --samples samples")
-def command(quality: QualityOptions, compute: ComputeOptions, output: RowsOptions) -> None:
+def command(
+    quality: QualityOptions, compute: ComputeOptions, cache: ReferenceCacheOptions, output: RowsOptions
+) -> None:
     """Measure Frechet distance, inception score, precision and recall of generated images.
 
     The metric name says which network judged the samples: fid, sfid, inception_score, precision, recall are
-    Inception's; fd_digits, is_digits, precision_digits, recall_digits are those of the extractor `digits`. Under
-    `accelerate launch` or torchrun every process takes its share of the images; the numbers are the same.
+    Inception's; fd_digits, is_digits, precision_digits, recall_digits are those of the extractor `digits`. A folder of
+    .npz files (0050000.npz, or as the official scripts name them) is one curve: it is measured file by file, and what
+    the table of --rows holds already is not measured again. Under `accelerate launch` or torchrun every process takes
+    its share of the images; the numbers are the same.
     """
-    from repa_eval.data.readers.image_files import open_images
-    from repa_eval.evaluation.evaluators import evaluate_all, load_evaluators, plan_metrics
-    from repa_eval.interfaces.recorded_names import recorded_extractor
     from repa_eval.runtime.distributed import join
-    from repa_eval.sampling.sample_record import check_complete, read_record
 
-    share = join(choose_device(compute.device))
-    record = read_record(quality.samples) or {}
-    default = quality.extractor or recorded_extractor(record.get("extractor"), quality.samples) or "inception"
-    fake = open_images(quality.samples, resize=quality.resize)
-    check_complete(quality.samples, record, len(fake))
-    reference = quality.open_reference(record)
-    plan = plan_metrics(quality.names(), extractor=quality.extractor, default=default)
-    evaluators = load_evaluators(quality.protocol, list(plan), weights=quality.weights(default), device=share.device)
-    rows = evaluate_all(
-        fake,
-        reference,
-        evaluators,
-        plan,
-        record=record,
-        resize=quality.resize,
-        held_out=quality.open_held_out(),
-        batch_size=compute.batch_size,
-        workers=share,
-        device=share.device,
-    )
-    if share.first:
-        if not rows:
-            raise UserError(f"extractor {default} gives none of the metrics {quality.metrics}")
-        deliver(rows, output, show=lambda shown: _show(shown, ", ".join(plan), reference, evaluators))
-    if quality.neighbours is not None:
-        extractor = next(iter(evaluators[0].extractors.values()))
-        _write_neighbours(quality.neighbours, fake, reference, extractor, compute.batch_size, share)
+    sets = sample_sets(quality)
+    judging = Judging(quality, compute, cache.open(), join(choose_device(compute.device)))
+    if is_curve(quality.samples):
+        _measure_curve(sets, judging, output)
+    else:
+        _measure_one(sets[0], judging, output)
+
+
+def _measure_one(samples: SampleSet, judging: Judging, output: RowsOptions) -> None:
+    judges = judging.judges(samples)
+    fake = judging.open(samples)
+    rows = judging.rows(fake, samples, judges)
+    if judging.share.first:
+        deliver(rows, output, show=lambda shown: _show(shown, judges))
+    picture = judging.quality.neighbours
+    if picture is not None:
+        extractor = next(iter(judges.evaluators[0].extractors.values()))
+        _write_neighbours(picture, fake, judges.reference, extractor, judging.compute.batch_size, judging.share)
+
+
+def _measure_curve(sets: Sequence[SampleSet], judging: Judging, output: RowsOptions) -> None:
+    """Measure the sets that the table lacks, one after another; Failure that names those that cannot be measured."""
+    judges = [judging.judges(samples) for samples in sets]  # all of them before anything is measured
+    rows: list[Row] = []
+    bad: dict[str, list[str]] = {}  # reason -> files
+    for samples, chosen in zip(sets, judges, strict=True):
+        try:
+            found = judging.missing_rows(samples, chosen, output.rows)
+        except UserError as error:
+            bad.setdefault(first_line(error), []).append(samples.path.name)
+            continue
+        rows += found
+    if not judging.share.first:
+        return
+    if rows:
+        deliver(rows, RowsOptions(as_json=output.as_json), show=lambda shown: _show_curve(shown, judges[0]))
+    if bad:
+        count = sum(map(len, bad.values()))
+        names = "; ".join(f"{', '.join(files)} ({reason})" for reason, files in bad.items())
+        raise Failure(f"{judging.quality.samples}: {count} of {len(sets)} files were not measured: {names}")
 
 
 def _write_neighbours(file: Path, fake: Any, reference: Any, extractor: Any, batch_size: int, share: Any) -> None:
@@ -80,13 +98,32 @@ def _write_neighbours(file: Path, fake: Any, reference: Any, extractor: Any, bat
         write_atomic(file, picture[0])
 
 
-def _show(rows: Sequence[Row], extractors: str, reference: Any, evaluators: Sequence[Evaluator]) -> str:
-    count = (
-        f"{len(reference)} images" if hasattr(reference, "__len__") else f"statistics of {reference.n or '?'} images"
-    )
-    title = f"n={rows[0].n}, extractor {extractors}, reference {reference.name} ({count})"
-    notes = sorted({f"note: {one_line(row.note)}" for row in rows if row.note})
-    return "\n".join([title, *(evaluator.describe() for evaluator in evaluators), _table(rows), *notes])
+def _show(rows: Sequence[Row], judges: Judges) -> str:
+    record = next(iter(records_of(rows).values()))
+    samples = f"samples {record[SAMPLES]} ({record[SAMPLES_HASH]}), " if SAMPLES_HASH in record else ""
+    return "\n".join([f"{samples}n={rows[0].n}, {judges.describe()}", *judges.rules(), _table(rows), *_notes(rows)])
+
+
+def _show_curve(rows: Sequence[Row], judges: Judges) -> str:
+    """Return the numbers of a curve: a line for every set of samples and protocol, a column for every metric."""
+    records = records_of(rows)
+    names = list(dict.fromkeys(row.metric for row in rows))
+    lines: dict[tuple[object, ...], dict[str, float | None]] = {}
+    for row in rows:
+        record = records[row.protocol or ""]
+        rules = record.get("rules", "-") if judges.several_rules else None
+        line = (row.step, record.get(SAMPLES, "-"), row.n, *filter(None, [rules]))
+        lines.setdefault(line, {})[row.metric] = row.value
+    header = ["step", "samples", "n", *(["rules"] if judges.several_rules else []), *names]
+    body = [
+        ["-" if line[0] is None else line[0], *line[1:], *(_number(values.get(name)) for name in names)]
+        for line, values in lines.items()
+    ]
+    return "\n".join([judges.describe(), *judges.rules(), table(header, body), *_notes(rows)])
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    return sorted({f"note: {one_line(row.note)}" for row in rows if row.note})
 
 
 def _table(rows: Sequence[Row]) -> str:

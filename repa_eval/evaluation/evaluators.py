@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from repa_eval.data.readers.statistics import Statistics
 from repa_eval.errors import UserError
 from repa_eval.evaluation.evaluator_rules import PROTOCOLS, Protocol, protocol_named
 from repa_eval.evaluation.reference import refuse_misfit
+from repa_eval.evaluation.reference_features import ReferenceCache
 from repa_eval.evaluation.sample_features import Workers
-from repa_eval.evaluation.sample_quality import Memo, evaluate, metric_called
+from repa_eval.evaluation.sample_quality import Memo, evaluate, metric_called, unmeasured
 from repa_eval.interfaces.extractor import EXTRACTORS, Extractor, load_extractor
 from repa_eval.interfaces.images import ImageSource
 from repa_eval.interfaces.metric import SAMPLE
-from repa_eval.results import Row
+from repa_eval.results import SAMPLES, SAMPLES_HASH, Row
+from repa_eval.sampling.sample_record import is_ours
 
 # what tells one checkpoint from another is in the columns: a protocol is the same along a whole training curve
 COLUMNS = ("run", "system", "method", "step", "weights", "train_seed")
@@ -84,23 +86,21 @@ def evaluate_all(
     batch_size: int = 256,
     workers: Workers | None = None,
     device: str = "cpu",
+    cache: ReferenceCache | None = None,
 ) -> list[Row]:
     """Return the rows of generated images under every evaluator, for the metrics of `plan` (of `plan_metrics`).
 
-    record: how the samples were made, as recorded beside them. resize: the side to which images were cropped. The other
-    arguments are those of `evaluate`; features are extracted once for all evaluators that read the same images.
+    record: how the samples were made, as recorded beside them. resize: the side to which images were cropped. cache:
+    where features of the reference are kept for later calls. The other arguments are those of `evaluate`; features are
+    extracted once for all evaluators that read the same images.
     """
-    made = record or {}
-    protocol = {key: value for key, value in made.items() if key not in NOT_IN_PROTOCOL}
-    if resize:
-        protocol["input_resize"] = f"centre-crop-{resize}"
     shared: dict[str, Any] = {
-        "protocol": protocol,
-        "columns": {**{key: made.get(key) for key in COLUMNS}, "seed": made.get("sampler_seed")},
+        **_description(fake, record or {}, resize),
         "batch_size": batch_size,
         "held_out": held_out,
         "workers": workers,
         "device": device,
+        "cache": cache,
     }
     memo: Memo = {}
     rows: list[Row] = []
@@ -111,6 +111,36 @@ def evaluate_all(
                 refuse_misfit(reference, extractor, fake.shape)
             rows += evaluate(fake, reference, extractor, metrics=metrics, rules=evaluator.rules, memo=memo, **shared)
     return rows
+
+
+def expected_rows(
+    fake: Any,
+    reference: ImageSource | Statistics,
+    evaluators: Sequence[Evaluator],
+    plan: Mapping[str, Sequence[str]],
+    *,
+    record: Mapping[str, Any] | None = None,
+    resize: int | None = None,
+) -> list[Row]:
+    """Return the rows that `evaluate_all` would make, without their values: what they are found by in a table."""
+    described = _description(fake, record or {}, resize)
+    rows: list[Row] = []
+    for evaluator in evaluators:
+        for name, metrics in plan.items():
+            extractor, rules = evaluator.extractors[name], evaluator.rules
+            rows += unmeasured(fake, reference, extractor, metrics=metrics, rules=rules, **described)
+    return rows
+
+
+def _description(fake: Any, record: Mapping[str, Any], resize: int | None) -> dict[str, Any]:
+    """Return the protocol entries and the columns of rows on samples: who made them, else their name and content."""
+    protocol = {key: value for key, value in record.items() if key not in NOT_IN_PROTOCOL}
+    if not is_ours(record):
+        protocol |= {SAMPLES: PurePath(fake.name).name, SAMPLES_HASH: fake.digest()}
+    if resize:
+        protocol["input_resize"] = f"centre-crop-{resize}"
+    columns = {**{key: record.get(key) for key in COLUMNS}, "seed": record.get("sampler_seed")}
+    return {"protocol": protocol, "columns": columns}
 
 
 def _split(name: str) -> tuple[str, str | None]:

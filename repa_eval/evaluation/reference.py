@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from repa_eval.data.readers.listing import is_hidden, list_folder
 from repa_eval.data.readers.statistics import Statistics
 from repa_eval.errors import UserError
+from repa_eval.evaluation.reference_features import ReferenceCache, record_for
 from repa_eval.evaluation.sample_features import Gathered, Workers, gather
 from repa_eval.interfaces.extractor import Extractor
 from repa_eval.interfaces.image_source import ImageSource
@@ -49,23 +51,57 @@ def reference_of(
     *,
     batch_size: int = 256,
     workers: Workers | None = None,
+    cache: ReferenceCache | None = None,
 ) -> Real | None:
     """Return what a judge sees in the reference; None in every process but the first.
 
-    wanted: `keep` and `stream` of `gather`. What was seen of images is kept for the next call.
+    wanted: `keep` and `stream` of `gather`. What was seen is kept in memory for the next call, features of images also
+    in the cache.
     """
-    if isinstance(reference, Statistics):
-        return _of_file(reference, judge, wanted, batch_size, workers)
     kinds = (*sorted(wanted["keep"]), "/", *sorted(wanted["stream"]))
     key = (reference.digest(), judge.digest, judge.resize, str(batch_size), *kinds)  # rounding depends on batches
     if key in _kept:
         return _kept[key]
-    seen = gather(reference, judge, **wanted, batch_size=batch_size, workers=workers)
-    real = None if seen is None else Real(seen)
+    see = functools.partial(_seen, judge=judge, batch_size=batch_size, workers=workers, cache=cache)
+    if isinstance(reference, Statistics):
+        real = _of_file(reference, wanted, see, first=workers is None or workers.rank == 0)
+    else:
+        seen = see(reference, wanted)
+        real = None if seen is None else Real(seen)
     if len(_kept) >= KEEP:
         _kept.clear()
     _kept[key] = real
     return real
+
+
+def _seen(
+    images: ImageSource,
+    wanted: Mapping[str, Collection[str]],
+    *,
+    judge: Extractor,
+    batch_size: int,
+    workers: Workers | None,
+    cache: ReferenceCache | None,
+) -> Gathered | None:
+    """Return what a judge sees in images: of the cache, else extracted by all processes; None but in the first one."""
+    first = workers is None or workers.rank == 0
+    cache = cache if _keeps(judge) else None
+    record = record_for(images.digest(), len(images), judge, batch_size, wanted) if cache is not None else {}
+    held = cache.read(record) if cache is not None and first else None
+    present = held is not None
+    if workers is not None and workers.count > 1:
+        present = workers.gather([present])[0]  # as the first process found it
+    if present:
+        return held
+    seen = gather(images, judge, **wanted, batch_size=batch_size, workers=workers)
+    if cache is not None and seen is not None:
+        cache.write(record, seen)
+    return seen
+
+
+def _keeps(judge: Extractor) -> bool:
+    """Return whether an extractor's digest says all of it: the code of a user's own may change without it."""
+    return type(judge).__module__.startswith("repa_eval.extractors.")
 
 
 def refuse_misfit(reference: Statistics, judge: Extractor, shape: tuple[int, ...]) -> None:
@@ -130,10 +166,10 @@ def _names_in(folder: Path) -> list[str]:
 
 def _of_file(
     reference: Statistics,
-    judge: Extractor,
     wanted: Mapping[str, Collection[str]],
-    batch_size: int,
-    workers: Workers | None,
+    see: Callable[[ImageSource, Mapping[str, Collection[str]]], Gathered | None],
+    *,
+    first: bool,
 ) -> Real | None:
     real = Real(Gathered(reference.n or 0))
     if reference.mu is not None and reference.sigma is not None:
@@ -147,6 +183,6 @@ def _of_file(
     elif reference.images is None:
         real.missing["rows"] = f"{reference.name} has no images (arr_0)"
     elif "features" in wanted["keep"]:
-        seen = gather(reference.images, judge, keep=("features",), batch_size=batch_size, workers=workers)
+        seen = see(reference.images, {"keep": ("features",), "stream": ()})
         real.seen.rows.update({} if seen is None else seen.rows)
-    return real if workers is None or workers.rank == 0 else None
+    return real if first else None

@@ -12,6 +12,7 @@ from repa_eval.data.readers.statistics import Statistics
 from repa_eval.errors import UserError, unknown
 from repa_eval.evaluation.evaluator_rules import PROTOCOLS, Protocol
 from repa_eval.evaluation.reference import Real, reference_of
+from repa_eval.evaluation.reference_features import ReferenceCache
 from repa_eval.evaluation.sample_features import Gathered, Workers, gather
 from repa_eval.interfaces.extractor import Extractor
 from repa_eval.interfaces.image_source import ImageSource
@@ -42,14 +43,15 @@ def evaluate(
     workers: Workers | None = None,
     device: str = "cpu",
     memo: Memo | None = None,
+    cache: ReferenceCache | None = None,
 ) -> list[Row]:
     """Return one row per number that the metrics give for generated images against the reference.
 
     Features are extracted once for all metrics. Metrics that need class logits or a spatial map are left out for a
     judge without them. protocol: how the samples were made; columns: further entries of every row; rules: those of an
     evaluator; held_out: real images outside the training set; device: where neighbours are searched; memo: keeps what
-    was seen for a call with other rules. With several workers every process must call this; the rows come to the
-    first, the others get none.
+    was seen for a call with other rules; cache: keeps features of the reference for later calls. With several workers
+    every process must call this; the rows come to the first, the others get none.
     """
     chosen = _usable(metrics, judge, rules)
     if any(metric.held_out for metric in chosen.values()) and held_out is None:
@@ -60,7 +62,8 @@ def evaluate(
         raise UserError(f"{fake.name}: 1 image; a distribution needs 2 or more, and 50,000 are the usual number")
     if not isinstance(reference, Statistics):
         judge.prepare(reference)
-    real = reference_of(reference, judge, _wanted(chosen, fake=False), batch_size=batch_size, workers=workers)
+    wanted = _wanted(chosen, fake=False)
+    real = reference_of(reference, judge, wanted, batch_size=batch_size, workers=workers, cache=cache)
     memo, key = {} if memo is None else memo, (id(fake), judge.digest, judge.resize)
     if key not in memo:
         memo[key] = gather(fake, judge, **_wanted(chosen, fake=True), batch_size=batch_size, workers=workers)
@@ -107,9 +110,28 @@ def record_of(
     }
 
 
-def names_of(metrics: Sequence[str], judge: Extractor) -> list[str]:
+def unmeasured(
+    fake: ImageSource,
+    reference: ImageSource | Statistics,
+    judge: Extractor,
+    *,
+    metrics: Sequence[str],
+    protocol: Mapping[str, Any],
+    columns: Mapping[str, Any],
+    rules: Protocol = ADM,
+) -> list[Row]:
+    """Return the rows that `evaluate` would make, without their values: what they are found by in a table."""
+    if not isinstance(reference, Statistics):
+        judge.prepare(reference)
+    n = len(fake)
+    record = record_of(judge, reference, n, protocol, rules)
+    names = names_of(metrics, judge, rules)
+    return [make_row(metric=name, value=None, n=n, protocol=record, **columns) for name in names]
+
+
+def names_of(metrics: Sequence[str], judge: Extractor, rules: Protocol = ADM) -> list[str]:
     """Return the metric names of the rows that `evaluate` would make."""
-    chosen = _usable(metrics, judge, ADM)
+    chosen = _usable(metrics, judge, rules)
     return [metric_name(suffix, judge.name) for metric in chosen.values() for suffix in metric.gives]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,15 +18,14 @@ import numpy as np
 
 from repa_eval.errors import Failure
 from repa_eval.results import protocol_hash
-from repa_eval.runtime.files import write_atomic
+from repa_eval.runtime.files import user_cache, write_atomic
 
 Array = np.ndarray[Any, Any]
 
 
 def default_folder() -> Path:
     """Return the user's cache: $XDG_CACHE_HOME/repa-eval/features, or ~/.cache/repa-eval/features."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "repa-eval" / "features"
+    return user_cache("features")
 
 
 class Entry:

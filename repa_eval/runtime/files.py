@@ -95,6 +95,12 @@ def is_leftover(file: Path) -> bool:
     return False
 
 
+def user_cache(kind: str) -> Path:
+    """Return the user's folder for what can be made again: $XDG_CACHE_HOME/repa-eval/KIND, or that of ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "repa-eval" / kind
+
+
 def read_json(path: str | Path) -> Any:
     """Return the content of a JSON file; Failure in one line if it is damaged or larger than any of ours.
 

@@ -25,6 +25,11 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return read_object(file) if file.is_file() else None
 
 
+def is_ours(record: Mapping[str, Any]) -> bool:
+    """Return whether a record says how samples were made, as only ours do; a user's own may name run and step alone."""
+    return "uint8" in record
+
+
 def record_text(record: Mapping[str, Any]) -> str:
     """Return the content of the file of a record."""
     return json.dumps(dict(record), indent=1) + "\n"

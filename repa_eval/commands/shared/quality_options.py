@@ -11,7 +11,7 @@ import click
 
 from repa_eval.commands.shared.named_images import check_name, open_named
 from repa_eval.console.file_types import PngFile
-from repa_eval.console.numbers import COUNT
+from repa_eval.console.numbers import COUNT, Whole
 from repa_eval.console.option_groups import flag, option_group
 from repa_eval.errors import UserError
 
@@ -23,7 +23,18 @@ class QualityOptions:
     """Samples, what they are compared with, and how."""
 
     samples: Path = flag(
-        "--samples", required=True, type=click.Path(path_type=Path), help="folder of images, .zip or .npz (arr_0)"
+        "--samples",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="folder of images, .zip or .npz (arr_0); a folder of .npz files is a curve over their steps",
+    )
+    run: str | None = flag(
+        "--run", metavar="NAME", help="name of the run in the rows; default: the one recorded beside the samples"
+    )
+    step: int | None = flag(
+        "--step",
+        type=Whole(),
+        help="training step in the rows; default: the recorded one, else that of the file's name",
     )
     reference: str | None = flag(
         "--reference",
@@ -104,7 +115,26 @@ class QualityOptions:
         return None if self.held_out is None else open_named(self.held_out, split="test", resize=self.resize)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReferenceCacheOptions:
+    """Where features of references are kept for later calls."""
+
+    folder: Path | None = flag(
+        "--cache",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="keep the reference's features in this folder for later calls; default: the user's cache",
+    )
+    no_cache: bool = flag("--no-cache", is_flag=True, help="keep the reference's features in memory only")
+
+    def open(self) -> Any:
+        """Return the cache, None for none."""
+        from repa_eval.evaluation.reference_features import cache_in
+
+        return None if self.no_cache else cache_in(self.folder)
+
+
 quality_options = option_group("quality", QualityOptions)
+reference_cache_options = option_group("cache", ReferenceCacheOptions)
 
 
 def _statistics(path: Path) -> Any:

@@ -10,6 +10,7 @@ import json
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,6 +60,10 @@ class Statistics:
 
     def digest(self) -> str:
         """Return the hash of the file."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         return digest_file(self.path)
 
 

@@ -652,7 +652,7 @@ def broken_files(folder: Path) -> None:
         (
             "--samples large --reference nothing",
             2,
-            "reference 'nothing' is not a folder, .zip, .npz or data set (digits, digits-captions, folder",
+            "reference 'nothing' is not a folder, .zip, .npz or data set (",
         ),
         (
             "--samples large --reference digits --extractor digits",

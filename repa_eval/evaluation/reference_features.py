@@ -59,8 +59,9 @@ class ReferenceCache:
             remove_leftovers(file)
             temporary = temporary_name(file)
             try:
+                named: dict[str, Any] = {"record": np.array(_text(record)), **arrays}
                 with open(temporary, "wb") as stream:
-                    np.savez(stream, record=np.array(_text(record)), **arrays)
+                    np.savez(stream, **named)
                 temporary.replace(file)
             finally:
                 temporary.unlink(missing_ok=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,13 @@ import numpy as np
 from repa_eval.errors import UserError
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import held_out_split, load_data
+from repa_eval.probes.drawing import THREE_PARTS, TWO_PARTS, balanced, contents, hashes, parts_of
+from repa_eval.runtime.distributed import is_first_process
 from repa_eval.runtime.seeding import permutation
 
 Array = np.ndarray[Any, Any]
+
+_log = logging.getLogger(__name__)
 
 
 class Splits:
@@ -21,7 +26,7 @@ class Splits:
 
     def __init__(self, train: ImageSource, val: ImageSource, test: ImageSource) -> None:
         self.train, self.val, self.test = train, val, test
-        self.drawn: dict[str, Any] = {}  # how train was drawn from more images
+        self.drawn: dict[str, Any] = {}  # how the parts were drawn from more images
         if min(map(len, (train, val, test))) < 1:
             raise UserError("a probe needs training, validation and test images")
 
@@ -49,7 +54,7 @@ class Splits:
             kept.append(own[permutation(len(own), seed, "shots", int(label))[:shots].numpy()])
         rows = np.sort(np.concatenate(kept))
         splits = Splits(self.train.take(rows), self.val, self.test)
-        splits.drawn = {"shots": shots, "shots_seed": seed}
+        splits.drawn = {**self.drawn, "shots": shots, "shots_seed": seed}
         return splits
 
     def mapped(self, change: Callable[[ImageSource], ImageSource]) -> Splits:
@@ -59,7 +64,15 @@ class Splits:
         return splits
 
     def check(self) -> None:
-        """Raise UserError unless there are two classes, and training images of every class that val or test have."""
+        """Raise UserError unless there are two classes, and training images of every class that val or test have.
+
+        Also where the test images are the training images.
+        """
+        if len(self.train) == len(self.test) and self.train.digest() == self.test.digest():
+            raise UserError(
+                f"training and test images are the same {len(self.test)} of {self.test.name}: a probe is scored on "
+                "others"
+            )
         for name, images in self.parts().items():
             labels = self.labels[name]
             wrong = labels[(labels < 0) | (labels >= images.num_classes)]
@@ -82,13 +95,78 @@ class Splits:
         hashes = {f"{name}_hash": images.digest() for name, images in parts.items()}
         return {"data": self.test.name, "split": self.test.split, **sizes, **hashes, **self.drawn}
 
+    def refuse_shared(self) -> None:
+        """UserError where the probe is fitted on all test images; a warning that counts them where it is on some."""
+        fitted, test = {*contents(self.train), *contents(self.val)}, contents(self.test)
+        shared = sum(sample in fitted for sample in test)
+        if shared == len(test):
+            raise UserError(
+                f"all {shared} test images of {self.test.name} are among the images of {self.train.name} that the "
+                "probe is fitted on: name others with --test-data"
+            )
+        if shared and is_first_process():
+            _log.warning("%d of %d test images are among the images that the probe is fitted on", shared, len(test))
+
+    def refuse_other_classes(self) -> None:
+        """UserError where a class has another name among the test images than among the training images."""
+        names, others = self.train.class_names, self.test.class_names
+        if not names or not others:
+            return
+        for label in np.unique(self.labels["test"]).tolist():
+            mine, theirs = (found[label] if label < len(found) else "missing" for found in (names, others))
+            if mine != theirs:
+                raise UserError(
+                    f"class {label} is {mine} in {self.train.name} and {theirs} in {self.test.name}: training and test "
+                    "data need the same folders, or a dataset.json that numbers their classes alike"
+                )
+
 
 PROBE_TRAIN, PROBE_TEST = 1500, 600
+PER_CLASS = {"train": 10, "val": 2, "test": 2}  # images, where the usual numbers are too few for many classes
 
 
-def probe_splits(data: str) -> Splits:
-    """Return the parts of a probe, as many images as there are up to the usual numbers."""
-    train, test = load_data(data, "train"), load_data(data, held_out_split(data))
-    return Splits(
-        train.head(min(PROBE_TRAIN, len(train))), load_data(data, "val"), test.head(min(PROBE_TEST, len(test)))
-    )
+def probe_splits(data: str, test_data: str | None = None, *, resolution: int | None = None, seed: int = 0) -> Splits:
+    """Return the parts of a probe, as many images as there are up to the usual numbers.
+
+    test_data: other data that the test images are of. Data without splits are divided by a hash of (seed, index): 70 %
+    train, 10 % val, 20 % test; with test_data, 90 % train, 10 % val. resolution: see `load_data`. UserError where test
+    images are training images.
+    """
+    test = load_data(test_data or data, held_out_split(test_data or data), resolution=resolution)
+    divided = test_data is None and not test.split_known
+    train = test if divided else load_data(data, "train", resolution=resolution)
+    drawn: dict[str, Any] = {}
+    if train.split_known:
+        parts = {"train": train, "val": load_data(data, "val", resolution=resolution)}
+    else:
+        parts, drawn = _divided(train, THREE_PARTS if divided else TWO_PARTS, seed)
+    if test_data is None and not divided:
+        train, test = train.head(min(PROBE_TRAIN, len(train))), test.head(min(PROBE_TEST, len(test)))
+        return Splits(train, parts["val"], test)
+    if test_data is not None:
+        parts["test"] = test
+        drawn["train_data"] = train.name
+    splits = Splits(**{name: _usual(name, images, seed) for name, images in parts.items()})
+    splits.drawn = drawn
+    splits.refuse_other_classes()
+    splits.refuse_shared()
+    return splits
+
+
+def _divided(
+    source: ImageSource, shares: Mapping[str, float], seed: int
+) -> tuple[dict[str, ImageSource], dict[str, Any]]:
+    """Return the parts of a set, and the protocol entries that say how they were drawn."""
+    said = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    rows = parts_of(hashes(len(source), seed), shares)
+    record = {"parts": f"{said}, by hash of (seed, index)", "parts_seed": seed}
+    return {name: source.take(own) for name, own in rows.items()}, record
+
+
+def _usual(part: str, images: ImageSource, seed: int) -> ImageSource:
+    """Return the usual number of images of a part, balanced over the classes."""
+    labels = images.all_labels()
+    most = max(PROBE_TRAIN if part == "train" else PROBE_TEST, PER_CLASS[part] * images.num_classes)
+    if len(images) <= most:
+        return images
+    return images.take(balanced(np.arange(len(images)), labels, hashes(len(images), seed), most))

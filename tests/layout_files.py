@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch.nn import functional
+
+from repa_eval.interfaces.images import load_data
 
 N = 7
 _random = np.random.default_rng(5)
@@ -151,4 +154,21 @@ def coco(path: Path, *, images: bool = True) -> Path:
         for caption in range(2):
             (folder / f"{index}_{caption}.npy").write_bytes(npy(TEXTS[index] + caption))
     (path / "empty_context.npy").write_bytes(npy(np.zeros((3, 6), dtype=np.float32)))
+    return path
+
+
+def of_digits(path: Path, *, count: int = 60, first: int = 0) -> Path:
+    """Embedded digits in REPA's layout, with latents 4x4x4: the quarters of every 2x2 square of an image."""
+    images = load_data("digits", "trainval").part(first, first + count).fetch(range(count))
+    means = functional.pixel_unshuffle(images.pixels / 255, 2)
+    moments = torch.cat([means, torch.full_like(means, 0.05)], dim=1).numpy()
+    for half, pattern in (("images", IMAGE), ("vae-sd", MOMENT)):
+        listing = []
+        for index, label in enumerate(images.labels.tolist()):
+            name = pattern.format(index // 20, index)
+            data = png(images.pixels[index, 0].numpy()) if half == "images" else npy(moments[index])
+            (path / half / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / half / name).write_bytes(data)
+            listing.append([name, label])
+        (path / half / "dataset.json").write_text(json.dumps({"labels": listing}), encoding="utf-8")
     return path

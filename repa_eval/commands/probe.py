@@ -51,6 +51,12 @@ class ProbeOptions:
     shots: int | None = flag(
         "--shots", type=COUNT, metavar="K", help="fit on K training images of each class, drawn with --seed"
     )
+    test_data: str | None = flag(
+        "--test-data",
+        metavar="NAME|KIND:PATH",
+        help="test images, where --data names training images alone; without it, data without splits are divided by "
+        "--seed",
+    )
     confusion: bool = flag(
         "--confusion", is_flag=True, help="show which class is taken for which, and keep it in the rows' notes"
     )
@@ -87,8 +93,8 @@ def command(
 ) -> None:
     """Probe hidden states for the class: linear and k-NN accuracy per layer and timestep.
 
-    Fitted on training images, its setting chosen on validation images, scored on test images that training never saw.
-    The teacher's own score is the reference level.
+    Fitted on training images, its setting chosen on validation images, scored on test images: those of the data's own
+    splits, of --test-data, or of a division by --seed. The teacher's own score is the reference level.
     """
     with session(SessionOptions("probe", checkpoint, grid, latents, cache, compute, probes)) as current:
         rows = _measure(current, grid, latents, probes)
@@ -101,7 +107,9 @@ def _measure(current: Session, grid: GridOptions, latents: LatentOptions, option
     from repa_eval.probes.splits import probe_splits
 
     opened = current.opened
-    splits = probe_splits(data_of(opened, grid.data_name))
+    splits = probe_splits(
+        data_of(opened, grid.data_name), options.test_data, resolution=latents.resolution, seed=current.capture.seed
+    )
     if options.shots is not None:
         splits = splits.few(options.shots, seed=current.capture.seed)
     where: dict[str, Any] = {"cache": current.capture.cache, "device": current.device}

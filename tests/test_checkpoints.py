@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 import zipfile
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from helpers import run, tiny
 from repa_eval import checkpoints
+from repa_eval.checkpoints import safetensors_folder
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.extractor import load_extractor
 from repa_eval.interfaces.teacher import load_teacher
@@ -210,6 +213,33 @@ def test_values_that_no_checkpoint_has_are_one_line(ours: Path, tmp_path: Path, 
         checkpoints.load(tmp_path / "a.pt", overrides=overrides).info()
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_fields_of_a_newer_version_are_named(ours: Path, tmp_path: Path, converted: bool) -> None:
+    if converted:
+        path, opened = tmp_path / "c", checkpoints.load(ours)
+        path.mkdir()
+        save_file({name: x.contiguous() for name, x in opened.network.state_dict().items()}, path / "model.safetensors")
+        record = safetensors_folder.describe(opened)
+        record["architecture"]["rotary_base"] = 10_000
+        (path / "config.json").write_text(json.dumps(record))
+    else:
+        path, saved = tmp_path / "a.pt", torch.load(ours, weights_only=True)
+        saved["recipe"]["architecture"]["rotary_base"] = 10_000
+        torch.save(saved, path)
+    said = r"its SiT has fields that repa-eval \S+ does not know \('rotary_base'\), as a newer version writes: open it"
+    with pytest.raises(Failure, match=said) as caught:
+        checkpoints.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_field_of_a_recorded_teacher_that_is_not_known_is_named(ours: Path, tmp_path: Path) -> None:
+    saved = torch.load(ours, weights_only=True)
+    saved["recipe"]["teachers"] = [{"name": "digits-vit", "weights": None, "layer": 3}]
+    torch.save(saved, tmp_path / "a.pt")
+    with pytest.raises(Failure, match=r"teachers: unknown field 'layer', as a newer version may write it"):
+        checkpoints.load(tmp_path / "a.pt")
 
 
 def test_arguments_of_odd_types_are_left_out(ours: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from helpers import batches_of, equal_trees, files_of, run, save_small_data, steps_of, tiny
 from repa_eval import checkpoints, results
 from repa_eval.cli import main
-from repa_eval.errors import UserError
+from repa_eval.errors import Failure, UserError
 from repa_eval.results import Row, make_row
 from repa_eval.train import loop, state
 from repa_eval.train.methods.erw import ERW, fading, published_start
@@ -195,6 +195,29 @@ def test_stopping_at_any_step_and_continuing_is_exact(
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
     last = run(recipe, tmp_path / "run", resume=True)
     assert last.read_bytes() == state.checkpoint_path(out, 8).read_bytes()
+
+
+@pytest.mark.parametrize("start", ["stage 1", "start_from"])
+def test_moments_that_the_second_stage_lacks_are_refused(
+    whole: tuple[Recipe, Path], data: str, tmp_path: Path, start: str
+) -> None:
+    """Its parameters began as those of the first stage, so that the weights of a fresh model say nothing of them."""
+    recipe, out, last = whole[0], tmp_path / "run", 6
+    if start == "stage 1":
+        shutil.copytree(whole[1], out)
+        state.checkpoint_path(out, 8).unlink()
+    else:
+        source = tmp_path / "stub.pt"
+        shutil.copy(state.checkpoint_path(whole[1], BORDER), source)
+        recipe = recipe_of(data, stage="full", start_from=str(source), max_steps=6)
+        run(recipe, out)
+    saved = at(out, last)
+    saved["opt"]["state"].popitem()
+    torch.save(saved, state.checkpoint_path(out, last))
+    record = json.loads((out / "run.json").read_text()) | {"status": "running"}
+    (out / "run.json").write_text(json.dumps(record))
+    with pytest.raises(Failure, match=r"0000006\.pt is damaged: opt lacks moments of parameters that were trained"):
+        run(recipe, out, resume=True)
 
 
 def test_a_run_with_another_border_is_refused(whole: tuple[Recipe, Path], data: str, tmp_path: Path) -> None:

@@ -79,6 +79,16 @@ def test_a_sweep_takes_what_the_run_has_the_needs_of(
     assert names(suites.all_monitors(evaluated(method, tmp_path, **more))) == expected
 
 
+def test_what_is_left_out_for_want_of_a_null_label_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = evaluated("repa", tmp_path)
+    assert "Probes" in names(suites.all_monitors(run))
+    assert not caplog.messages
+    run = dataclasses.replace(run, network=dataclasses.replace(run.network, has_null_label=False))
+    assert "Probes" not in names(suites.all_monitors(run))
+    said = f"{run.name}: probes left out, which need a null label; its model has none"
+    assert caplog.messages == [said]
+
+
 def test_the_trainer_takes_the_quick_ones(tmp_path: Path) -> None:
     assert names(monitors_of(tiny("repa", eval_every=2), tmp_path)) == ["SampleQuality", "Preview"]
     assert monitors_of(tiny("repa", eval_every=0), tmp_path) == []

@@ -7,6 +7,7 @@ processes, and a resumed run equals one that never stopped.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -116,14 +117,15 @@ def train(
             _, objective = build(stage.recipe, images, teachers)
             optimizer = settings.optim.build(stage.recipe.method.parameter_groups(objective.model, objective.extras))
             resumed = position.resumes(stage)
+            begin = functools.partial(stages.begin, stage, run, objective.model, images, teachers)
             if not resumed:
-                stages.begin(stage, run, objective.model, images, teachers)
+                begin()
             reads = batches.reads_of(images, objective.model)
             if accelerator.num_processes * settings.gradient_accumulation > 1:
                 _refuse_coupled_terms(objective, stage, step, images, reads, teachers, accelerator.device)
             ema = state.average_of(objective.model)
             if resumed:
-                position.restore(objective, ema, optimizer, accelerator.scaler)
+                position.restore(objective, ema, optimizer, accelerator.scaler, begin=begin)
             ema.to(accelerator.device)
             wrapped, optimizer = accelerator.prepare(objective, optimizer)
             if writer and stage is position.remaining[0]:

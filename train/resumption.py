@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,19 @@ class Position:
         """Return whether a stage continues from the checkpoint; the others begin afresh."""
         return self.saved is not None and stage is self.remaining[0]
 
-    def restore(self, objective: Any, ema: nn.Module, optimizer: Any, scaler: Any = None) -> None:
+    def restore(
+        self, objective: Any, ema: nn.Module, optimizer: Any, scaler: Any = None, *, begin: Callable[[], None]
+    ) -> None:
         """Put the checkpoint's state into fresh objects, and free it. objective: has `model` and `extras`.
+
+        begin: gives the fresh model the weights that its stage began with.
 
         UserError where shapes or names differ, or where moments of the optimiser are missing.
         """
         assert self.saved is not None
         try:
             without = load_moments(optimizer, self.saved["opt"])
+            known = not without or self._began_afresh or _began(begin)
             fresh = [parameter.detach().clone() for parameter in without]
             objective.model.load_state_dict(self.saved["model"])
             ema.load_state_dict(self.saved["ema"])
@@ -67,7 +72,7 @@ class Position:
                 scaler.load_state_dict(self.saved["rng"]["scaler"])
         except Exception as error:  # whatever torch makes of foreign content
             raise UserError(f"{self.checkpoint} belongs to other settings: {_reason(error)}") from error
-        if self._began_afresh and not all(map(torch.equal, fresh, without)):
+        if known and not all(map(torch.equal, fresh, without)):
             raise Failure(f"{self.checkpoint} is damaged: opt lacks moments of parameters that were trained")
         self.saved = None
 
@@ -75,6 +80,15 @@ class Position:
     def _began_afresh(self) -> bool:
         """Whether the stage's first weights were those of a fresh model, rather than of a file."""
         return not self.remaining[0].first and self.remaining[0].recipe.method.starts_from() is None
+
+
+def _began(begin: Callable[[], None]) -> bool:
+    """Return whether the weights that a stage began with are still there."""
+    try:
+        begin()
+    except UserError:
+        return False
+    return True
 
 
 def open_run(run: Path, recipe: Recipe, *, resume: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from repa_eval.checkpoints.shared import networks
 from repa_eval.checkpoints.shared.records import refuse_overrides
-from repa_eval.config import from_dict, to_dict
+from repa_eval.config import to_dict
 from repa_eval.diffusion.conventions import VELOCITY, converted, native_of
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.architecture import MODELS
@@ -56,7 +56,7 @@ def read(path: Path, content: Any, request: Request) -> Checkpoint | None:
     with naming_plugins(record.get("recipe")):
         if "class" in record:
             architecture = MODELS.get(record["class"])
-            config = from_dict(architecture.defaults, record["architecture"], where="architecture")
+            config = networks.recorded_config(architecture, architecture.defaults, record["architecture"])
         else:
             architecture, config = networks.preset_of(record["model"], record["architecture"])
     natives = record.get("conventions") or [VELOCITY]

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from repa_eval import __version__
 from repa_eval.config import from_dict, to_dict
-from repa_eval.errors import Failure, UserError, first_line
+from repa_eval.errors import Failure, UserError, first_line, short_repr
 from repa_eval.interfaces.architecture import MODELS, Architecture, Shapes, find_preset
 from repa_eval.models.shared.encoder import Encoder
 
@@ -343,4 +344,16 @@ def _pattern(name: str) -> str:
 def preset_of(size: str, fields: Any) -> tuple[Architecture, Any]:
     """Return (architecture, config) of a size with the recorded fields laid over it."""
     architecture, preset = find_preset(size)
-    return architecture, from_dict(preset, fields, where="architecture")
+    return architecture, recorded_config(architecture, preset, fields)
+
+
+def recorded_config(architecture: Architecture, base: Any, fields: Any) -> Any:
+    """Return `base` with the fields that a file records laid over it; Failure for those of another version."""
+    newer = set(fields) - {field.name for field in dataclass_fields(base)} if isinstance(fields, Mapping) else ()
+    if newer:
+        named = ", ".join(short_repr(name) for name in sorted(newer, key=str)[:3])
+        raise Failure(
+            f"its {architecture.name} has fields that repa-eval {__version__} does not know ({named}), as a newer "
+            "version writes: open it with that version"
+        )
+    return from_dict(base, fields, where="architecture")

@@ -53,6 +53,8 @@ def _fault(recipe: Any) -> str | None:
             return f"{name}: {_shown(value)}"
     for name, fields in ENTRIES.items():
         for entry in recipe.get(name) or ():
+            if isinstance(entry, dict) and (newer := sorted(set(map(str, entry)) - set(fields))):
+                return f"{name}: unknown field {_shown(newer[0])}, as a newer version may write it"
             if not _is_entry(entry, fields):
                 return f"{name}: {_shown(entry)}"
     return _unplain(recipe)

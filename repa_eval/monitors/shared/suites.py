@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 from repa_eval.interfaces.monitor import MONITORS, AtSteps, Monitor, RegisteredMonitor
 from repa_eval.monitors.shared.run import EvaluatedRun
 
+_log = logging.getLogger(__name__)
+SAID = frozenset({"null label"})  # needs that a run may lack without anybody expecting it
+
 
 def all_monitors(run: EvaluatedRun) -> list[Monitor]:
-    """Return every monitor that the run has the needs of, in their order."""
+    """Return every monitor that the run has the needs of, in their order; say which are left out for want of SAID."""
+    lacking = [name for name, entry in sorted(MONITORS.items()) if entry.needs - _offers(run) == SAID]
+    if lacking and run.processes.first:
+        _log.warning("%s: %s left out, which need a null label; its model has none", run.name, ", ".join(lacking))
     return [entry.build(run) for entry in _applicable(run)]
 
 

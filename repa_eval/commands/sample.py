@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repa_eval.commands.shared.checkpoint import open_checkpoint, run_columns
+from repa_eval.commands.shared.generate_flags import GenerateFlags, generate_flags
 from repa_eval.commands.shared.sample_options import (
     SamplerFlags,
     SamplerOptions,
@@ -41,9 +43,11 @@ class OutputOptions:
     """How many images, and where they go."""
 
     num: int = flag("--num", "--num-fid-samples", type=COUNT, default=50_000, help="number of images")
-    out: Path = flag("--out", required=True, type=click.Path(path_type=Path), help="folder of PNG files, or FILE.npz")
+    out: Path | None = flag("--out", type=click.Path(path_type=Path), help="folder of PNG files, or FILE.npz; needed")
     flat: bool = flag("--flat", is_flag=True, help="all PNG files in one folder; default: a folder per thousand")
-    vae: str | None = flag("--vae", help="decoder of latents: folder or hub name of an AutoencoderKL")
+    vae: str | None = flag(
+        "--vae", help="decoder of latents: ema or mse (stabilityai/sd-vae-ft-*), a folder or a hub name"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,7 @@ class BankOptions:
 @option_group("memory", BankOptions)
 @token_options
 @compute_options
+@generate_flags
 @json_option
 @example("repa-eval sample --ckpt runs/digits-repa/checkpoints/0001500.pt --num 2000 --out samples")
 def command(
@@ -82,13 +87,14 @@ def command(
     memory: BankOptions,
     soft_tokens: TokenOptions,
     compute: ComputeOptions,
+    official: GenerateFlags,
     as_json: bool,
 ) -> None:
     """Generate images; what an interrupted call left in --out is kept and continued.
 
     An image depends on the seed and its index alone, not on how many are made at once. Under `accelerate launch` or
     torchrun every process makes its share, and the files are the same bytes. (torchrun takes --num for an option of its
-    own: say --num-fid-samples there.)
+    own: say --num-fid-samples there.) The flags of the official generate.py and sample_ddp.py are accepted as typed.
     """
     import torch
 
@@ -99,6 +105,7 @@ def command(
     from repa_eval.sampling.sample_record import NUM
     from repa_eval.sampling.vae import decoder_for
 
+    out, compute = official.destination(output.out), official.computing(compute)
     opened = open_checkpoint(checkpoint.ckpt, checkpoint)
     model = with_tokens(opened, soft_tokens.tokens)
     if not isinstance(model, DiffusionModel):
@@ -107,12 +114,16 @@ def command(
     snippets = bank_for(model, open_bank(memory.bank))
     share = join(choose_device(compute.device))
     decoder = decoder_for(model, output.vae, share.device)
+    official.check(opened, model, factor=_factor(model, decoder))
+    if (idle := official.without_effect(opened, model)) and share.first and not compute.quiet:
+        click.echo(f"note: {', '.join(idle)}: no effect on what this file generates", err=True)
     record = {
         **_origin(opened),
         **settings.record(),
         **_of_tokens(model, soft_tokens),
         "dtype": checkpoint.dtype,
         "batch_size": compute.batch_size,
+        **official.precision(share.device),
         **({} if decoder is None else decoder.record()),
         **({} if snippets is None else _bank_record(memory.bank)),
     }
@@ -120,14 +131,23 @@ def command(
     model = model.to(device=share.device, dtype=getattr(torch, checkpoint.dtype))
     if rows is not None:
         if share.first:
-            made = write_between(model, snippets, rows, output.out, settings, memory.interpolation, decoder, record)
-            click.echo(json.dumps(made) if as_json else str(output.out))
+            made = write_between(model, snippets, rows, out, settings, memory.interpolation, decoder, record)
+            click.echo(json.dumps(made) if as_json else str(out))
         return
     sources = {"snippets": snippets, "decode": decoder, "batch_size": compute.batch_size}
-    _make(share, model, output, settings, sources, record, compute.quiet)
+    _make(share, model, dataclasses.replace(output, out=out), settings, sources, record, compute.quiet)
     if share.first:
-        made = {"samples": str(output.out), "num": output.num, "record": {**record, NUM: output.num}}
-        click.echo(json.dumps(made) if as_json else str(output.out))
+        made = {"samples": str(out), "num": output.num, "record": {**record, NUM: output.num}}
+        click.echo(json.dumps(made) if as_json else str(out))
+
+
+def _factor(model: DiffusionModel, decoder: Any) -> int | None:
+    """Return the side of an image by that of what a model makes; None where a model or decoder does not say it."""
+    if decoder is not None:
+        return decoder.vae.factor  # type: ignore[no-any-return]
+    if model.decodes:
+        return None
+    return 1
 
 
 def _of_tokens(model: Any, options: TokenOptions) -> dict[str, Any]:
@@ -180,6 +200,7 @@ def _make(
     from repa_eval.sampling.generate import chosen_of, generate
     from repa_eval.sampling.sample_files import open_samples
 
+    assert output.out is not None
     # the first process begins the record; the others find it there
     target = open_samples(output.out, record, flat=output.flat) if share.first else None
     missing = share.agree(None if target is None else target.missing(output.num))

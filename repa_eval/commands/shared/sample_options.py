@@ -23,7 +23,7 @@ class SamplerFlags:
     mode: str = flag(
         "--mode", type=click.Choice(["ode", "sde"]), default="ode", help="ode: deterministic; sde: noise at every step"
     )
-    heun: bool = flag("--heun", is_flag=True, help="Heun instead of Euler steps")
+    heun: bool = flag("--heun/--no-heun", default=False, help="Heun instead of Euler steps")
     cls_cfg_scale: float = flag(
         "--cls-cfg-scale", type=Real(0), default=0.0, help="REG: guidance of the class token; 0 = it stays conditional"
     )
@@ -71,6 +71,7 @@ class SamplerOptions:
     )
     num_steps: int = flag(
         "--num-steps",
+        "--num-sampling-steps",
         type=COUNT,
         default=50,
         help="steps from noise to data; transport counts time points, as published",

@@ -1,0 +1,128 @@
+"""Flags of the official scripts generate.py and sample_ddp.py (REPA, REG, HASTE, ERW, SiT, DiT), accepted as typed.
+
+Some mean an option of ours. Those that say what the file says are checked against it. The others change nothing here,
+and one line says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from repa_eval.console.numbers import COUNT, SEED, Whole
+from repa_eval.console.option_groups import flag, given, option_group
+from repa_eval.console.options import ComputeOptions
+from repa_eval.errors import UserError
+
+if TYPE_CHECKING:
+    from repa_eval.diffusion.model import DiffusionModel
+
+SIZES = ("depth", "hidden_size", "num_heads", "patch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateFlags:
+    """Flags of the official scripts that no option of ours has the name of."""
+
+    sample_dir: Path | None = flag("--sample-dir", type=click.Path(path_type=Path), help="the same as --out")
+    global_seed: int | None = flag("--global-seed", type=SEED, help="the same as --seed")
+    per_proc_batch_size: int | None = flag("--per-proc-batch-size", type=COUNT, help="the same as --batch-size")
+    tf32: bool | None = flag("--tf32/--no-tf32", default=None, help="TensorFloat-32 in matrix products on CUDA")
+    model: str | None = flag("--model", help="must be the size that the file holds")
+    resolution: int | None = flag("--resolution", "--image-size", type=COUNT, help="must be the model's, in pixels")
+    num_classes: int | None = flag("--num-classes", type=COUNT, help="must be the model's")
+    encoder_depth: int | None = flag("--encoder-depth", type=Whole(1), help="must be the aligned block, if recorded")
+    projector_embed_dims: str | None = flag(
+        "--projector-embed-dims", metavar="N[,N]", help="must be the widths of the model's projectors, if it has any"
+    )
+    qk_norm: bool | None = flag("--qk-norm/--no-qk-norm", default=None, help="must be as the file says")
+    fused_attn: bool | None = flag("--fused-attn/--no-fused-attn", default=None, help="accepted, without effect")
+    legacy: bool | None = flag("--legacy/--no-legacy", default=None, help="accepted: older names are recognised")
+
+    def destination(self, out: Path | None) -> Path:
+        """Return where the samples go; UserError unless exactly one of --out and --sample-dir is given."""
+        if out is not None and self.sample_dir is not None:
+            raise UserError("--sample-dir: --out says the same; leave one of them out")
+        if out is None and self.sample_dir is None:
+            raise UserError("name where the images go: --out DIR or --out FILE.npz")
+        return out or self.sample_dir  # type: ignore[return-value]
+
+    def computing(self, compute: ComputeOptions) -> ComputeOptions:
+        """Return how to compute, with seed and batch size by their official names; UserError for two values of one."""
+        for own, official in (("seed", "global_seed"), ("batch_size", "per_proc_batch_size")):
+            value = getattr(self, official)
+            if value is None:
+                continue
+            if given(own) and getattr(compute, own) != value:
+                raise UserError(f"{_spelled(official)} {value}: {_spelled(own)} says {getattr(compute, own)}")
+            compute = dataclasses.replace(compute, **{own: value})
+        return compute
+
+    def check(self, opened: Any, model: DiffusionModel, *, factor: int | None) -> None:
+        """UserError for a flag that contradicts the file. factor: side of an image by that of what the model makes."""
+        from repa_eval.diffusion.conventions import unwrap
+
+        config = unwrap(model).config
+        if self.model is not None and not _is_size(self.model, opened, config):
+            raise UserError(f"--model {self.model}: {opened.path} holds {opened.model_name}; leave --model out")
+        recorded: dict[str, Any] = {
+            "resolution": None if factor is None else model.image_shape[-1] * factor,
+            "num_classes": model.num_classes,
+            "encoder_depth": opened.aligned_layer,
+            "qk_norm": getattr(config, "qk_norm", None),
+        }
+        if self.projector_embed_dims is not None and (dims := getattr(config, "z_dims", ())):
+            recorded["projector_embed_dims"] = ",".join(map(str, dims))
+        for name, value in recorded.items():
+            asked = getattr(self, name)
+            if asked is not None and value is not None and asked != value:
+                raise UserError(f"{_spelled(name)} {asked}: {opened.path} says {value}; leave {_spelled(name)} out")
+
+    def without_effect(self, opened: Any, model: DiffusionModel) -> list[str]:
+        """Return the flags that were given and change nothing, because the file does not say what they are about."""
+        from repa_eval.diffusion.conventions import unwrap
+
+        config = unwrap(model).config
+        untold = {
+            "encoder_depth": opened.aligned_layer is None,
+            "projector_embed_dims": not getattr(config, "z_dims", ()),
+            "qk_norm": not hasattr(config, "qk_norm"),
+        }
+        idle = [name for name, nothing in untold.items() if nothing]
+        return [_spelled(name) for name in (*idle, "fused_attn", "legacy") if getattr(self, name) is not None]
+
+    def precision(self, device: str) -> dict[str, Any]:
+        """Switch TensorFloat-32 on or off where it is asked for on CUDA; return the entry of the record."""
+        if self.tf32 is None or not device.startswith("cuda"):
+            return {}
+        import torch
+
+        torch.backends.cuda.matmul.allow_tf32 = self.tf32
+        return {"tf32": self.tf32}
+
+
+generate_flags = option_group("official", GenerateFlags)
+
+
+def _is_size(name: str, opened: Any, config: Any) -> bool:
+    """Return whether a network is of the size that the official scripts call so: REG's and ERW's are called SiT too."""
+    from repa_eval.interfaces.architecture import find_preset
+
+    if name == opened.model_name:
+        return True
+    _, preset = find_preset(name)
+    return list(_sizes(preset)) == list(_sizes(config))
+
+
+def _sizes(config: Any) -> Iterator[Any]:
+    for name in SIZES:
+        yield getattr(config, name, None)
+
+
+def _spelled(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -5,7 +5,7 @@ Parameter names, initialisation and arithmetic are those of LINs-lab/GMem. Time 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,47 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from repa_eval.config import option
-from repa_eval.diffusion.conventions import REVERSED
-from repa_eval.diffusion.model import DiffusionModel, check_taps
 from repa_eval.errors import UserError
 from repa_eval.interfaces.architecture import Shapes, model
-from repa_eval.models.shared.blocks import (
-    Block,
-    FinalLayer,
-    SwiGLU,
-    gelu_mlp,
-    initialise_open,
-    plain_norm,
-    run_blocks,
-    teacher_heads,
-    unpatchify,
-)
-from repa_eval.models.shared.layers import Attention, PatchEmbed, TimestepEmbedder, sincos_table
-from repa_eval.models.shared.rotary import FastRope
-from repa_eval.models.shared.state_dict_shapes import mlp_ratio, projector_widths, transformer_fields
+from repa_eval.models.shared.lightning import LightningBackbone, LightningConfig, backbone_fields
 
 
 @dataclass(frozen=True, kw_only=True)
-class LightningDiTConfig:
-    """Arguments of LightningDiT; input_size, in_channels and z_dims follow from data and teachers in training."""
+class LightningDiTConfig(LightningConfig):
+    """Arguments of LightningDiT with a memory bank."""
 
-    input_size: int = option(16, help="side of the latent")
-    patch_size: int = option(1, help="side of a patch", least=1)
-    in_channels: int = option(32, help="channels of the latent")
-    hidden_size: int = option(1152, help="width of the tokens", least=1)
-    depth: int = option(28, help="number of blocks", least=1)
-    num_heads: int = option(16, help="attention heads", least=1)
-    mlp_ratio: float = option(4.0, help="width of the MLP over width of the tokens, before SwiGLU's two thirds")
     condition_size: int = option(768, help="width of a snippet", least=1)
     condition_dropout: float = option(0.4, help="share of a snippet's entries that training sets to 0")
-    z_dims: tuple[int, ...] = option((), help="widths of the teachers' features, one projector each")
-    projector_dim: int = option(2048, help="hidden width of the projectors", least=1)
-    use_qknorm: bool = option(False, help="norm of queries and keys")
-    use_swiglu: bool = option(True, help="SwiGLU, else an MLP with tanh GELU")
-    use_rope: bool = option(True, help="rotary positions in addition to the fixed ones")
-    use_rmsnorm: bool = option(True, help="RMSNorm with weights, else LayerNorm without (with, in use_qknorm)")
-    wo_shift: bool = option(False, help="blocks are scaled and gated by the condition, but not shifted")
-    fused_attn: bool = option(True, help="torch's fused attention")
     bank_size: int = option(0, help="snippets of the memory bank that lies in the checkpoint; 0 = none does", least=0)
     bank_dim: int = option(0, help="directions of that bank's SVD form; 0 = it is whole", least=0)
 
@@ -66,29 +36,15 @@ PRESETS = {
 
 
 def read_lightning_dit(shapes: Shapes) -> dict[str, Any] | None:
-    """Return the config fields that a state dict's shapes tell, None if it is no LightningDiT.
+    """Return the config fields that a state dict's shapes tell, None if it is no LightningDiT with a memory bank.
 
     Not told: condition_dropout; num_heads where there are neither rotary tables nor norms of queries.
     """
-    fields, condition = transformer_fields(shapes), shapes.get("condition_projection.linear.weight")
-    if fields is None or condition is None:
+    condition = shapes.get("condition_projection.linear.weight")
+    fields = None if condition is None else backbone_fields(shapes)
+    if condition is None or fields is None:
         return None
-    width, table = fields["hidden_size"], shapes.get("feat_rope.freqs_cos")
-    if table is not None:
-        fields["num_heads"] = width // table[1]
-    gated = shapes.get("blocks.0.mlp.w3.weight")
-    return {
-        **fields,
-        **({"mlp_ratio": _ratio_of(width, gated[1])} if gated else mlp_ratio(shapes)),
-        **projector_widths(shapes, "projector"),
-        "condition_size": condition[1],
-        "use_qknorm": "blocks.0.attn.q_norm.weight" in shapes,
-        "use_swiglu": gated is not None,
-        "use_rope": table is not None,
-        "use_rmsnorm": "final_layer.norm_final.weight" in shapes,
-        "wo_shift": shapes["blocks.0.adaLN_modulation.1.weight"][0] == 4 * width,
-        **_bank_fields(shapes),
-    }
+    return {**fields, "condition_size": condition[1], **_bank_fields(shapes)}
 
 
 def _bank_fields(shapes: Shapes) -> dict[str, Any]:
@@ -131,37 +87,21 @@ class SnippetProjection(nn.Module):
 
 
 @model("LightningDiT", defaults=LightningDiTConfig(), presets=PRESETS, read=read_lightning_dit)
-class LightningDiT(DiffusionModel):
-    """Transformer with RMSNorm, SwiGLU and rotary positions. Unlike SiT, a fresh one does NOT output 0."""
+class LightningDiT(LightningBackbone):
+    """The backbone with the projection of a snippet in the place of a label table."""
 
-    native = REVERSED
     conditioning = "snippet"
 
     def __init__(self, config: LightningDiTConfig) -> None:
-        super().__init__()
-        self.config = config
-        width = config.hidden_size
-        if config.input_size % config.patch_size:
-            raise UserError(f"patch_size {config.patch_size} does not divide the latent's side {config.input_size}")
-        side = config.input_size // config.patch_size
-        self.x_embedder = PatchEmbed(config.input_size, config.patch_size, config.in_channels, width)
-        self.t_embedder = TimestepEmbedder(width)
-        self.condition_projection = SnippetProjection(config.condition_size, width)
-        self.pos_embed = nn.Parameter(sincos_table(width, side)[None], requires_grad=False)
-        self.blocks = nn.ModuleList(_block(config) for _ in range(config.depth))
-        self.feat_rope = FastRope(width // config.num_heads, side) if config.use_rope else None
-        self.projector = nn.ModuleList()  # the published name, without s
-        self.final_layer = FinalLayer(width, config.patch_size**2 * config.in_channels, norm=_norm(config))
-        initialise_open(self, (self.t_embedder.mlp[0], self.t_embedder.mlp[2]))
-        self.projector.extend(teacher_heads(config))
+        super().__init__(config)
         self.memory = (
             SnippetMemory(config.bank_size, config.condition_size, config.bank_dim) if config.bank_size else None
         )
 
-    @property
-    def projectors(self) -> nn.ModuleList:  # type: ignore[override]
-        """The heads to teacher features, by the name that all models share."""
-        return self.projector
+    def embed_condition(self, config: LightningDiTConfig) -> Sequence[nn.Module]:
+        """Make the projection of a snippet, which starts as every linear layer."""
+        self.condition_projection = SnippetProjection(config.condition_size, config.hidden_size)
+        return ()
 
     @property
     def num_classes(self) -> int:
@@ -205,42 +145,7 @@ class LightningDiT(DiffusionModel):
         t: 0 = noise, 1 = data. y: L2-normalised by the caller. keep: 1 or 0 for every entry of y (B, 768), in
         training: what is kept is divided by 1 - condition_dropout. taps and attention as in SiT.
         """
-        check_taps((*taps, *attention), self.depth)
-        hidden: dict[Any, Tensor] = {}
         if keep is not None:
             y = y * keep / (1 - self.config.condition_dropout)
-        x = self.x_embedder(x) + self.pos_embed  # (B, N, D)
         c = self.t_embedder(t) + self.condition_projection(y)  # (B, D)
-        x = run_blocks(self.blocks, x, c, hidden, taps=taps, attention=attention, rotate=self.feat_rope)
-        return unpatchify(self.final_layer(x, c), self.config.patch_size), hidden
-
-
-def rms_norm(width: int) -> nn.RMSNorm:
-    """Return the RMSNorm of LightningDiT: with weights, eps 1e-6."""
-    return nn.RMSNorm(width, eps=1e-6)
-
-
-def _norm(config: LightningDiTConfig) -> Callable[[int], nn.Module]:
-    return rms_norm if config.use_rmsnorm else plain_norm
-
-
-def _block(config: LightningDiTConfig) -> Block:
-    width = config.hidden_size
-    head_norm = rms_norm if config.use_rmsnorm else nn.LayerNorm  # eps 1e-5 and weights, unlike the blocks' norms
-    attn = Attention(width, config.num_heads, qk_norm=config.use_qknorm, norm=head_norm, fused_attn=config.fused_attn)
-    if config.use_swiglu:
-        mlp: nn.Module = SwiGLU(width, _gated_width(width, config.mlp_ratio))
-    else:
-        mlp = gelu_mlp(width, config.mlp_ratio)
-    return Block(width, attn=attn, mlp=mlp, norm=_norm(config), shift=not config.wo_shift)
-
-
-def _gated_width(width: int, ratio: float) -> int:
-    # SwiGLU has three matrices: two thirds of the width keep the parameters of an MLP
-    return int(2 / 3 * int(width * ratio))
-
-
-def _ratio_of(width: int, hidden: int) -> float:
-    """Return a ratio whose SwiGLU is `hidden` wide; of the many, a whole one where there is one."""
-    whole = float(round(1.5 * hidden / width))
-    return whole if _gated_width(width, whole) == hidden else (1.5 * hidden + 1.25) / width
+        return self.conditioned(x, c, taps=taps, attention=attention)

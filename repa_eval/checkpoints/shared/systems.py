@@ -29,7 +29,7 @@ class Reading:
 
     def published(self, size: str) -> str:
         """Return the name that the system's own trainer gives a size: REG and ERW call their networks SiT too."""
-        return size.replace("SiT-REG", "SiT").replace("SiT-ERW", "SiT")
+        return size.replace("SiT-REG", "SiT").replace("SiT-ERW", "SiT").replace("LightningDiT-class", "LightningDiT")
 
 
 def _sigma(config: Any) -> bool:
@@ -65,6 +65,7 @@ READINGS = (
     Reading("REG", "SiT-REG"),
     Reading("ERW", "SiT-ERW"),
     Reading("GMem", "LightningDiT", REVERSED),
+    Reading("LightningDiT", "LightningDiT-class", REVERSED),
     Reading("U-REPA", "SiT-down"),
     Reading("U-DiT", "U-DiT", EPSILON),
     Reading("REPA", "MMDiT", told=_repa),

@@ -7,7 +7,7 @@ and one line says so.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,16 +67,16 @@ class GenerateFlags:
         """UserError for a flag that contradicts the file. factor: side of an image by that of what the model makes."""
         from repa_eval.diffusion.conventions import unwrap
 
-        config = unwrap(model).config
+        config = vars(unwrap(model).config)
         if self.model is not None and not _is_size(self.model, opened, config):
             raise UserError(f"--model {self.model}: {opened.path} holds {opened.model_name}; leave --model out")
         recorded: dict[str, Any] = {
             "resolution": None if factor is None else model.image_shape[-1] * factor,
             "num_classes": model.num_classes,
             "encoder_depth": opened.aligned_layer,
-            "qk_norm": getattr(config, "qk_norm", None),
+            "qk_norm": config.get("qk_norm"),
         }
-        if self.projector_embed_dims is not None and (dims := getattr(config, "z_dims", ())):
+        if self.projector_embed_dims is not None and (dims := config.get("z_dims")):
             recorded["projector_embed_dims"] = ",".join(map(str, dims))
         for name, value in recorded.items():
             asked = getattr(self, name)
@@ -87,11 +87,11 @@ class GenerateFlags:
         """Return the flags that were given and change nothing, because the file does not say what they are about."""
         from repa_eval.diffusion.conventions import unwrap
 
-        config = unwrap(model).config
+        config = vars(unwrap(model).config)
         untold = {
             "encoder_depth": opened.aligned_layer is None,
-            "projector_embed_dims": not getattr(config, "z_dims", ()),
-            "qk_norm": not hasattr(config, "qk_norm"),
+            "projector_embed_dims": not config.get("z_dims"),
+            "qk_norm": "qk_norm" not in config,
         }
         idle = [name for name, nothing in untold.items() if nothing]
         return [_spelled(name) for name in (*idle, "fused_attn", "legacy") if getattr(self, name) is not None]
@@ -109,19 +109,14 @@ class GenerateFlags:
 generate_flags = option_group("official", GenerateFlags)
 
 
-def _is_size(name: str, opened: Any, config: Any) -> bool:
+def _is_size(name: str, opened: Any, config: Mapping[str, Any]) -> bool:
     """Return whether a network is of the size that the official scripts call so: REG's and ERW's are called SiT too."""
     from repa_eval.interfaces.architecture import find_preset
 
     if name == opened.model_name:
         return True
-    _, preset = find_preset(name)
-    return list(_sizes(preset)) == list(_sizes(config))
-
-
-def _sizes(config: Any) -> Iterator[Any]:
-    for name in SIZES:
-        yield getattr(config, name, None)
+    preset = vars(find_preset(name)[1])
+    return all(preset.get(size) == config.get(size) for size in SIZES)
 
 
 def _spelled(name: str) -> str:

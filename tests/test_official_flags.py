@@ -129,6 +129,7 @@ MEANINGS: dict[str, tuple[str, str, Any]] = {
     "--cfg-prob": ("--cfg-prob 0.2", "cfg_prob", 0.2),
     "--legacy": ("--legacy --cfg-prob 0.2", "cfg_prob", pytest.approx(0.36)),  # 1 - 0.8 x 0.8
     "--enc-type": ("--enc-type mocov3-vit-b", "enc_type", "mocov3-vit-b"),
+    "--teacher-weights": ("--teacher-weights vit.pth", "teacher_weights", "vit.pth"),
     "--proj-coeff": ("--proj-coeff 0.25", "proj_coeff", 0.25),
     "--attn-coeff": ("--attn-coeff 1", "attn_coeff", 1.0),
     "--early-stop-point": ("--early-stop-point 9", "early_stop_point", 9),

@@ -62,6 +62,7 @@ FLAGS: dict[str, Flag] = {
     "--cfg-prob": Flag("cfg_prob"),
     "--legacy": Flag("cfg_prob", switch=True, help="labels are dropped twice, as in REPA's first experiments"),
     "--enc-type": Flag("enc_type"),
+    "--teacher-weights": Flag("teacher_weights", help="file that replaces the weights of the first teacher"),
     "--proj-coeff": Flag("proj_coeff"),
     "--attn-coeff": Flag("attn_coeff"),
     "--early-stop-point": Flag("early_stop_point"),

@@ -14,8 +14,8 @@ from PIL import Image
 
 from helpers import digits
 from repa_eval.data import digits as embedded
-from repa_eval.data import hf
 from repa_eval.data.readers import image_files as files
+from repa_eval.data.readers.dataset_rows import open_rows
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.images import Images, in_memory, load_data, to_signed
 
@@ -136,18 +136,18 @@ def test_any_dataset_with_images() -> None:
         {"img": [Image.fromarray(pixels) for pixels in COLOUR], "labels": [0, 1, 2, 0, 1, 2]},
         features=datasets.Features({"img": datasets.Image(), "labels": datasets.ClassLabel(names=["a", "b", "c"])}),
     )
-    images = hf.read(named, name="hf:mine", split="train")
+    images = open_rows(named, name="hf:mine", split="train")
     assert np.array_equal(in_memory(images).images, COLOUR.transpose(0, 3, 1, 2))
     assert (images.num_classes, images.class_names, images.labels.tolist()) == (3, ("a", "b", "c"), [0, 1, 2, 0, 1, 2])
     bare = datasets.Dataset.from_dict({"image": [Image.fromarray(pixels) for pixels in GREY]})
-    images = hf.read(bare.cast_column("image", datasets.Image()), name="hf:mine", split="train")
+    images = open_rows(bare.cast_column("image", datasets.Image()), name="hf:mine", split="train")
     assert np.array_equal(in_memory(images).images, GREY[:, None])
     assert images.num_classes == 1
 
 
 def test_a_dataset_without_images() -> None:
     with pytest.raises(UserError, match=r"data hf:mine: no column 'image' \(columns: label, text\)"):
-        hf.read(datasets.Dataset.from_dict({"text": ["a"], "label": [0]}), name="hf:mine", split="train")
+        open_rows(datasets.Dataset.from_dict({"text": ["a"], "label": [0]}), name="hf:mine", split="train")
 
 
 def test_hf_without_a_name_and_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,9 +158,7 @@ def test_hf_without_a_name_and_without_a_network(monkeypatch: pytest.MonkeyPatch
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(
-        Failure, match=r"cannot load data hf:nobody/nothing \(validation\): no route; without a network"
-    ):
+    with pytest.raises(Failure, match=r"cannot load data hf:nobody/nothing: no route; without a network"):
         load_data("hf:nobody/nothing", "val")
 
 
@@ -168,7 +166,7 @@ def test_hf_with_a_script_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hfset").mkdir()
     (tmp_path / "hfset" / "hfset.py").write_text("open('ran', 'w').close()")
-    with pytest.raises(Failure, match=r"^cannot load data hf:hfset \(train\): ") as caught:
+    with pytest.raises(Failure, match=r"^cannot load data hf:hfset: ") as caught:
         load_data("hf:hfset", "train")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()

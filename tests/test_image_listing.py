@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from repa_eval.cli import main as repa_eval
-from repa_eval.data.readers import image_files, listing
+from repa_eval.data.readers import image_files, listing, pictures
 from repa_eval.data.readers.image_files import open_images
 from repa_eval.data.readers.listing import list_folder, printable
 from repa_eval.errors import Failure, UserError
@@ -330,16 +330,16 @@ def test_few_images_are_decoded_at_once_if_they_are_large(tmp_path: Path, monkey
     assert isinstance(source, image_files.ImageFiles)
     counts = []
 
-    class Pool(image_files.ThreadPoolExecutor):
+    class Pool(pictures.ThreadPoolExecutor):
         def __init__(self, count: int) -> None:
             counts.append(count)
             super().__init__(count)
 
-    monkeypatch.setattr(image_files, "THREADS", 8)
-    monkeypatch.setattr(image_files, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(pictures, "THREADS", 8)
+    monkeypatch.setattr(pictures, "ThreadPoolExecutor", Pool)
     one = source._bytes_of_one
     for limit, expected in ((100 * one, 8), (3 * one, 3), (one, None), (1, None)):
-        monkeypatch.setattr(image_files, "AT_ONCE", limit)
+        monkeypatch.setattr(pictures, "AT_ONCE", limit)
         counts.clear()
         assert np.array_equal(source.pixels([3])[0, 0], np.asarray(image(3)))
         source.pixels(range(40))

@@ -17,7 +17,8 @@ from PIL import Image
 from helpers import batches_of, digits, run, steps_of, tiny
 from repa_eval import checkpoints
 from repa_eval.commands.shared.named_images import open_named
-from repa_eval.data import hf
+from repa_eval.data.readers import decode
+from repa_eval.data.readers.dataset_rows import open_rows
 from repa_eval.data.readers.image_files import ImageFiles, open_images
 from repa_eval.errors import UserError
 from repa_eval.evaluation.alignment import align
@@ -240,16 +241,16 @@ def test_a_dataset_is_decoded_when_it_is_fetched(monkeypatch: pytest.MonkeyPatch
     same = [Image.fromarray(image.squeeze()) for image in PIXELS]
     odd = [*same[:5], Image.fromarray(np.zeros((4, 8), np.uint8))]
     decoded: list[int] = []
-    channels_first = hf._channels_first
-    monkeypatch.setattr(hf, "_channels_first", lambda image: (decoded.append(1), channels_first(image))[1])
+    pixels = decode.pixels
+    monkeypatch.setattr(decode, "pixels", lambda *words, **more: (decoded.append(1), pixels(*words, **more))[1])
     for images, labels in ((same, LABELS), (odd, LABELS[:6])):
         dataset = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
         decoded.clear()
-        source = hf.read(dataset, name="hf:mine", split="train")
+        source = open_rows(dataset, name="hf:mine", split="train")
         assert source.all_labels().tolist() == labels.tolist()
-        assert len(decoded) == 1, "the whole split was decoded"
+        assert not decoded
     assert torch.equal(source.pixels([1, 4]), torch.from_numpy(PIXELS[[1, 4]].transpose(0, 3, 1, 2)))
-    with pytest.raises(UserError, match=r"data hf:mine: image 5 is 1x4x8 .*, the first 1x8x8"):
+    with pytest.raises(UserError, match=r"hf:mine: .* image 5 is not like the first \(8x4, not 8x8; 1 of 2 "):
         source.pixels([4, 5])
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from repa_eval import align_module
-from repa_eval.data.readers import decode, image_files
+from repa_eval.data.readers import decode, pictures
 from repa_eval.data.readers.image_files import ImageFiles
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.image_source import ImageSource
@@ -223,9 +223,9 @@ def test_a_header_is_read_from_the_beginning_of_a_file(tmp_path: Path, monkeypat
     )
     assert source.shape == (3, 90, 80)
     source.survey(range(len(files)))
-    again = {row for row, most in whole if most > image_files.HEAD}
+    again = {row for row, most in whole if most > pictures.HEAD}
     assert again == {row for row, (_, enough) in enumerate(files.values()) if not enough}
-    assert max(len(data) for data, enough in files.values() if enough) > image_files.HEAD
+    assert max(len(data) for data, enough in files.values() if enough) > pictures.HEAD
 
 
 def test_what_is_damaged_beyond_the_used_images_does_not_matter(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from repa_eval.checkpoints.repa_train import KEYS
 from repa_eval.diffusion import conventions
+from repa_eval.errors import UserError
 from repa_eval.features.model_input import ModelInput
 from repa_eval.interfaces.architecture import find_preset
 from repa_eval.interfaces.image_source import ImageSource
@@ -93,9 +94,7 @@ def train(
     with contextlib.ExitStack() as opened:
         if accelerator.is_main_process:
             opened.enter_context(RunLock(run))
-        images = load_data(settings.data, settings.split)
-        stages.refuse_images_for_latents(recipe, images)  # before images are looked at and a teacher is loaded
-        images.survey(range(len(images)))
+        images = _images_of(recipe)
         teachers = load_teachers(recipe, images, accelerator.device)
         resolved = stages.resolve_stages(recipe, images, teachers)
         recipe = resolved[-1].recipe
@@ -257,6 +256,17 @@ def _refuse_coupled_terms(
     }
     parts = stage.recipe.settings.gradient_accumulation
     whole_batch.refuse_coupled_terms(objective.model, objective.extras, objective.method, looked_at, num_parts=parts)
+
+
+def _images_of(recipe: Recipe) -> ImageSource:
+    """Return the data of a training; UserError, before a teacher is loaded, for what cannot be used."""
+    settings = recipe.settings
+    images = load_data(settings.data, settings.split)
+    if images.sequential:
+        raise UserError(f"data {settings.data} is read in order, and training shuffles it; use hf:NAME instead")
+    stages.refuse_images_for_latents(recipe, images)
+    images.survey(range(len(images)))
+    return images
 
 
 def _accelerator(settings: Settings, device: str, run: Path) -> Accelerator:

@@ -39,9 +39,9 @@ def load(rest: str, split: str) -> Images:
 
 @functools.cache
 def _load(split: str) -> Images:
-    from repa_eval.data.hf import read
+    from repa_eval.data.readers.dataset_rows import open_rows
 
-    return in_memory(read(as_dataset(split), name="digits", split=split))
+    return in_memory(open_rows(as_dataset(split), name="digits", split=split))
 
 
 @functools.cache

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from repa_eval.data.readers.image_files import PREPARE, open_images
+from repa_eval.data.readers.image_files import open_images
 from repa_eval.data.readers.listing import printable
 from repa_eval.data.readers.npz import StreamedImages
+from repa_eval.data.readers.pictures import PREPARE
 from repa_eval.interfaces.image_source import ImageSource, Subset
 from repa_eval.interfaces.images import data
 

@@ -1,94 +1,107 @@
-"""Any `datasets.Dataset` with an image column and, if it has classes, a label column; `hf:NAME` by the hub's name."""
+"""Data sets of the library `datasets`: of the hub by name, of folders, saved to disk, and tars of WebDataset."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
+from repa_eval.data.readers.dataset_rows import open_rows
+from repa_eval.data.readers.listing import SUFFIXES, printable
 from repa_eval.errors import Failure, UserError, first_line
-from repa_eval.interfaces.image_source import DEFAULT_KINDS, Array, ImageSource, Samples
+from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import data
 
+SAVED, SAVED_SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"  # what save_to_disk writes
+# the names that data sets give to the splits that the commands ask for
+ALIASES = {"reference": ("reference", "train"), "val": ("val", "validation", "valid", "dev")}
 
-@data("hf")
-def load(name: str, split: str) -> ImageSource:
-    """Return a split of the hub's data set `name` (or of a local folder that `datasets` reads)."""
+
+def is_saved(path: Path) -> bool:
+    """Return whether a data set that was saved to disk, or tars of WebDataset, lie at a path."""
+    return _is_saved(path) or bool(_tars(path))
+
+
+@data("hf", recognises=is_saved, resizes=True)
+def load(rest: str, split: str, *, resolution: int | None = None) -> ImageSource:
+    """Return a split of the hub's data set hf:NAME or hf:NAME:CONFIG, or of a folder that `datasets` reads."""
+    dataset, known = _opened(rest, split, streaming=False)
+    name = f"hf:{printable(rest)}"
+    return open_rows(dataset, name=name, split=split if known else "all", resize=resolution, split_known=known)
+
+
+@data("hf-stream", resizes=True)
+def stream(rest: str, split: str, *, resolution: int | None = None) -> ImageSource:
+    """Return a split as hf:NAME does, read on the way: nothing is downloaded before, and nothing kept on disk."""
+    from repa_eval.data.readers.dataset_stream import DatasetStream
+
+    dataset, known = _opened(rest, split, streaming=True)
+    splits = getattr(dataset.info, "splits", None) or {}
+    count = getattr(splits.get(str(dataset.split)), "num_examples", None) or None
+    name = f"hf-stream:{printable(rest)}"
+    source = DatasetStream(
+        dataset, name=name, split=split if known else "all", resize=resolution, count=count if known else None
+    )
+    source.split_known = known
+    return source
+
+
+def _opened(rest: str, split: str, *, streaming: bool) -> tuple[Any, bool]:
+    """Return a split of a data set, and whether it is known to be that split; no code of a data set is run."""
     import datasets
 
-    if not name:
-        raise UserError("data 'hf' needs a name: hf:NAME")
-    wanted = {"reference": "train", "val": "validation"}.get(split, split)
+    kind = "hf-stream" if streaming else "hf"
+    if not rest:
+        raise UserError(f"data {kind!r} needs a name: {kind}:NAME")
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    path, called = Path(rest), f"{kind}:{printable(rest)}"
+    if os.path.exists(rest) and (tars := _tars(path)):
+        more: dict[str, Any] = {"data_files": {"train": [str(tar) for tar in tars]}, "split": "train"}
+        return _loaded(called, lambda: datasets.load_dataset("webdataset", streaming=streaming, **more)), False
+    if os.path.exists(rest) and _is_saved(path):
+        found = _loaded(called, lambda: datasets.load_from_disk(rest))
+        known = isinstance(found, dict) or found.split is not None
+        if known and not isinstance(found, dict):
+            found = {str(found.split): found}
+        dataset = _split_of(called, found, split) if known else found
+        return (dataset.to_iterable_dataset() if streaming else dataset), known
+    name, _, config = (rest, "", "") if os.path.exists(rest) else rest.partition(":")
+    found = _loaded(called, lambda: datasets.load_dataset(name, config or None, streaming=streaming))
+    return _split_of(called, found, split), True
+
+
+def _loaded(called: str, load: Callable[[], Any]) -> Any:
+    """Return what `datasets` loads; Failure for whatever it raises: it has errors of its own for files and networks."""
     try:
-        dataset = datasets.load_dataset(name, split=wanted)
-    except Exception as error:  # of a library that has errors of its own for scripts, files and the network
+        return load()
+    except Exception as error:
         text = first_line(error)
-        raise Failure(
-            f"cannot load data hf:{name} ({wanted}): {text}; without a network it must be in the cache"
-        ) from error
-    return read(dataset, name=f"hf:{name}", split=split)
+        raise Failure(f"cannot load data {called}: {text}; without a network it must be in the cache") from error
 
 
-def read(dataset: Any, *, name: str, split: str) -> DatasetImages:
-    """Return the images of a `datasets.Dataset`; columns "image" (or "img") and "label" (or "labels", optional)."""
-    return DatasetImages(dataset, name=name, split=split)
+def _split_of(called: str, splits: dict[str, Any], split: str) -> Any:
+    there = {str(name): dataset for name, dataset in splits.items()}
+    for name in ALIASES.get(split, (split,)):
+        if name in there:
+            return there[name]
+    raise UserError(f"data {called} has no split {split!r}; choose one of {', '.join(there)}")
 
 
-class DatasetImages(ImageSource):
-    """The rows of a `datasets.Dataset` that has an image column and, if it has classes, a label column.
-
-    Images are decoded when they are fetched. All must have the size of the first.
-    """
-
-    def __init__(self, dataset: Any, *, name: str, split: str) -> None:
-        self.name, self.split, self._dataset = name, split, dataset
-        columns = set(dataset.column_names)
-        column = next((c for c in ("image", "img") if c in columns), None)
-        if column is None:
-            raise UserError(f"data {name}: no column 'image' (columns: {', '.join(sorted(columns))})")
-        if not len(dataset):
-            raise UserError(f"data {name}: no images in split {split!r}")
-        self._column = column
-        # an Array2D or Array3D column says its type; formatting hands it out as int64 all the same
-        self._dtype = np.uint8 if getattr(dataset.features[column], "dtype", None) == "uint8" else None
-        label_column = next((c for c in ("label", "labels") if c in columns), None)
-        if label_column is None:
-            self.labels, self.num_classes = np.zeros(len(dataset), dtype=np.int64), 1
-        else:
-            self.labels = np.asarray(dataset[label_column], dtype=np.int64)
-            self.class_names = tuple(getattr(dataset.features[label_column], "names", None) or ())
-            self.num_classes = len(self.class_names) or int(self.labels.max()) + 1
-        channels, height, width = self._arrays([0])[0].shape
-        self.image_shape = (channels, height, width)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def fetch(self, indices: Sequence[int], kinds: Collection[str] = DEFAULT_KINDS) -> Samples:
-        """Return images and labels at `indices`."""
-        rows = [int(index) for index in indices]
-        labels = torch.from_numpy(self.labels[rows])
-        if "images" not in kinds:
-            return Samples(labels=labels)
-        arrays = self._arrays(rows)
-        for row, array in zip(rows, arrays, strict=True):
-            if array.shape != self.image_shape:
-                size, first = ("x".join(map(str, shape)) for shape in (array.shape, self.shape))
-                raise UserError(
-                    f"data {self.name}: image {row} is {size} (channels x height x width), the first {first}; images "
-                    "of one size and one kind are needed"
-                )
-        return Samples(images=torch.from_numpy(np.stack(arrays)), labels=labels)
-
-    def _arrays(self, rows: list[int]) -> list[Array]:
-        images = self._dataset[rows][self._column]
-        return [_channels_first(np.asarray(image, dtype=self._dtype)) for image in images]
+def _is_saved(path: Path) -> bool:
+    return (path / SAVED_SPLITS).is_file() or all((path / name).is_file() for name in SAVED)
 
 
-def _channels_first(image: Array) -> Array:
-    """Return uint8 (C, H, W) from (H, W) grey or (H, W, C) pixels."""
-    if image.dtype != np.uint8:
-        raise UserError(f"image of type {image.dtype}: expected 8-bit pixels")
-    return image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0)
+def _tars(path: Path) -> Sequence[Path]:
+    """Return the tars that lie at a path: a file, or those of a folder that holds no images and no other folders."""
+    if path.suffix.lower() == ".tar" and path.is_file():
+        return [path]
+    if not path.is_dir():
+        return []
+    entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+    suffixes = {Path(entry.name).suffix.lower() for entry in entries}
+    if ".tar" not in suffixes or suffixes & SUFFIXES or any(entry.is_dir() for entry in entries):
+        return []
+    return sorted(Path(entry.path) for entry in entries if entry.name.lower().endswith(".tar"))

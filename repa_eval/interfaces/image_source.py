@@ -94,13 +94,15 @@ class ImageSource(ABC):
     images or where their sizes differ. latent_shape: (c, h, w) of a latent, not of its moments. latent_scale: how a
     model reads the latents. latent_record: what protocols say of where the latents are from, such as their VAE.
     mirrored: the same samples, everything in them made from the mirrored image, where the data hold both.
-    feature_width: D of the features and class tokens.
+    feature_width: D of the features and class tokens. sequential: samples are read in order, and an earlier one costs a
+    pass from the beginning, so that nothing should ask for them in random order.
     """
 
     name: str
     split: str
     num_classes: int
     split_known: bool = True
+    sequential: bool = False
     gives: frozenset[str] = frozenset(DEFAULT_KINDS)
     class_names: tuple[str, ...] = ()
     image_shape: Shape | None = None
@@ -185,13 +187,18 @@ class Subset(ImageSource):
         self.source, self.rows = source, rows
         self.name = source.name if name is None else name
         self.split = source.split if split is None else split
-        self.split_known = source.split_known
-        self.num_classes, self.class_names, self.gives = source.num_classes, source.class_names, source.gives
+        self.split_known, self.sequential = source.split_known, source.sequential
+        self.class_names, self.gives = source.class_names, source.gives
         self.latent_shape = source.latent_shape
         self.latent_scale, self.feature_width = source.latent_scale, source.feature_width
         self.latent_record = dict(source.latent_record)  # a view of a dict cannot be pickled for workers
         self.mirrored = None if source.mirrored is None else Subset(source.mirrored, rows, name=name, split=split)
         self._digest = ""
+
+    @cached_property
+    def num_classes(self) -> int:  # type: ignore[override]
+        """Of the source, which may have to read all labels to know it."""
+        return self.source.num_classes
 
     @cached_property
     def image_shape(self) -> Shape | None:  # type: ignore[override]

@@ -100,6 +100,12 @@ def centre_crop(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
+def cropped(pixels: Array, side: int) -> Array:
+    """Return uint8 (side, side, C) of (H, W, C), C being 1 or 3; see `centre_crop`."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return np.atleast_3d(np.asarray(centre_crop(image, side)))
+
+
 def _opened(data: bytes, encoded: int) -> Image.Image:
     """Return the image in `data`, which has `encoded` bytes or is the beginning of so many; no pixels are decoded."""
     if not data:

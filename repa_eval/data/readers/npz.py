@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from repa_eval.data.readers.arrays import Member, array_names
-from repa_eval.data.readers.decode import centre_crop
+from repa_eval.data.readers.decode import cropped
 from repa_eval.data.readers.listing import printable
 from repa_eval.errors import UserError
 from repa_eval.interfaces.image_source import (
@@ -69,7 +68,7 @@ class StreamedImages(ImageSource):
 
     def _images(self, rows: Array) -> Tensor:
         if self.resize is not None:
-            pixels = np.stack([_resized(self._image(row), self.resize) for row in rows])
+            pixels = np.stack([cropped(self._image(row), self.resize) for row in rows])
         elif len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
             pixels = self._held.rows(int(rows[0]), int(rows[-1]) + 1)
         else:
@@ -111,8 +110,3 @@ def _instead(held: Member | None, names: Sequence[str]) -> str:
         some = held.rows(0, min(len(held), 16))
         text += f" in {some.min():.3g}..{some.max():.3g}: convert it by your sampler's own rule (floor or round)"
     return text
-
-
-def _resized(image: Array, side: int) -> Array:
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    return np.atleast_3d(np.asarray(centre_crop(picture, side)))

@@ -18,9 +18,9 @@ from repa_eval.errors import UserError
 from repa_eval.features.model_input import ModelInput, model_input
 from repa_eval.interfaces.image_source import KINDS, ImageSource, Samples
 from repa_eval.interfaces.method import Batch, Method, same
-from repa_eval.interfaces.teacher import Teacher
+from repa_eval.interfaces.teacher import Teacher, Tokens
 from repa_eval.runtime import seeding
-from repa_eval.train.given_features import GivenFeatures, brings_tokens, put_tokens
+from repa_eval.train.given_features import GivenFeatures, given_tokens, kinds_for
 from repa_eval.train.recipe import Recipe
 from repa_eval.train.stopping import ignore_signals
 from repa_eval.train.whole_batch import gather_of, gather_rows
@@ -96,10 +96,14 @@ def kinds_of(images: ImageSource, recipe: Recipe, reads: ModelInput) -> set[str]
 
     These are images, or tokens where the data bring them instead.
     """
-    of_teachers = {"images"} if recipe.method.teachers() or "images" in recipe.method.needs else set()
-    if recipe.method.teachers() and brings_tokens(images):
-        of_teachers = {"features", *({"class_tokens"} & images.gives)}
-    return {reads.kind, *of_teachers, *({"labels"} & images.gives)}
+    of_teachers = kinds_for(images) if recipe.method.teachers() else {"images"} & recipe.method.needs
+    condition = {"text"} if reads_text(images, recipe.method) else {"labels"} & images.gives
+    return {reads.kind, *of_teachers, *condition}
+
+
+def reads_text(images: ImageSource, method: Method) -> bool:
+    """Return whether a method that is given captions is given features of them, which the data bring in their place."""
+    return "captions" in method.needs and "text" in images.gives and "captions" not in images.gives
 
 
 def loader(
@@ -133,7 +137,8 @@ def parts(
     count, seed = recipe.settings.gradient_accumulation, recipe.settings.seed
     size, stream = len(share) // count, f"train step {step}"
     shares = "whole batch" in recipe.method.needs
-    labels = torch.zeros(len(share), dtype=torch.int64) if fetched.labels is None else fetched.labels
+    condition = fetched.labels if fetched.text is None else fetched.text
+    labels = torch.zeros(len(share), dtype=torch.int64) if condition is None else condition
     whole = gather_rows(labels.to(device)) if shares else torch.empty(0, dtype=torch.int64)
     for first in range(0, len(share), size):
         positions, rows = share[first : first + size], slice(first, first + size)
@@ -188,7 +193,7 @@ def _move(
         wanted = itertools.chain(method.attention_layers(), itertools.repeat(()))
         for teacher, layers in zip(teachers, wanted, strict=False):
             if isinstance(teacher, GivenFeatures):
-                put_tokens(samples, batch, teacher, layers)
+                _put(given_tokens(samples), teacher, layers, batch)
             else:
                 ask(teacher, layers, batch)
     return batch
@@ -201,6 +206,15 @@ def ask(teacher: Teacher, layers: Collection[int], batch: Batch) -> None:
     batch.teachers.append(tokens.patches)
     batch.class_tokens.append(tokens.cls)
     batch.attention.append(logits)
+
+
+def _put(tokens: Tokens, teacher: Teacher, layers: Collection[int], batch: Batch) -> None:
+    """Append the tokens that the data bring to a batch; UserError where attention is wanted too."""
+    if layers:
+        raise UserError(f"the data bring features of {teacher.name} and no images: its attention cannot be distilled")
+    batch.teachers.append(tokens.patches.to(batch.x.device))
+    batch.class_tokens.append(None if tokens.cls is None else tokens.cls.to(batch.x.device))
+    batch.attention.append({})
 
 
 def _interleaved(parts: Sequence[Samples], rows: Sequence[Sequence[int]]) -> Samples:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from repa_eval.errors import UserError
 from repa_eval.interfaces.image_source import ImageSource, Samples
-from repa_eval.interfaces.method import Batch
-from repa_eval.interfaces.teacher import RecordedTeacher, Teacher
+from repa_eval.interfaces.teacher import RecordedTeacher, Teacher, Tokens
 from repa_eval.train.recipe import Recipe
-
-log = logging.getLogger(__name__)
 
 
 class GivenFeatures(Teacher):
@@ -53,11 +49,27 @@ def given_teachers(teachers: Sequence[RecordedTeacher], images: ImageSource) -> 
     return [GivenFeatures(teachers[0].name, images.feature_width)]
 
 
-def put_tokens(samples: Samples, batch: Batch, teacher: Teacher, layers: object) -> None:
-    """Append what the data bring of a teacher to a batch; UserError where attention is wanted too."""
-    if layers:
-        raise UserError(f"the data bring features of {teacher.name} and no images: its attention cannot be distilled")
+def kinds_for(images: ImageSource) -> set[str]:
+    """Return the kinds of data that teachers read: images, or the tokens that the data bring instead."""
+    return {"features", *({"class_tokens"} & images.gives)} if brings_tokens(images) else {"images"}
+
+
+def given_tokens(samples: Samples) -> Tokens:
+    """Return the tokens that data bring, float32."""
     assert samples.features is not None
-    batch.teachers.append(samples.features.float().to(batch.x.device))
-    batch.class_tokens.append(None if samples.class_tokens is None else samples.class_tokens.float().to(batch.x.device))
-    batch.attention.append({})
+    cls = samples.class_tokens
+    return Tokens(patches=samples.features.float(), cls=None if cls is None else cls.float())
+
+
+def tokens_of(images: ImageSource, rows: Sequence[int], teacher: Teacher) -> Tokens:
+    """Return what a teacher says of samples, by their images or as the data bring it."""
+    if isinstance(teacher, GivenFeatures):
+        return given_tokens(images.fetch(rows, kinds_for(images)))
+    tokens: Tokens = teacher(images.pixels(rows).to(next(teacher.parameters()).device))
+    return tokens
+
+
+def check_captions(config: Any, images: Any) -> None:
+    """UserError for data that have neither captions nor features of them."""
+    if not config.captions and "text" not in images.gives:
+        raise UserError("these data have no captions; digits-captions has")

@@ -16,6 +16,7 @@ from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.method import Method
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.train import state
+from repa_eval.train.batches import reads_text
 from repa_eval.train.recipe import OF_DATA, Recipe
 
 IMAGE_CHANNELS = (1, 3)  # of images; whatever has others is a latent
@@ -74,6 +75,8 @@ def fitted(recipe: Recipe, images: ImageSource, teachers: Sequence[Teacher]) -> 
         "captions": images.class_names,
         "bank_size": len(images),  # a memory bank holds one snippet per image, unless the method says otherwise
     }
+    if reads_text(images, recipe.method):
+        of_data |= {"num_classes": 0, **_text_sizes(images)}
     config = dataclasses.replace(recipe.architecture, **{k: v for k, v in of_data.items() if k in names})
     config = recipe.method.fitted(config, images, teachers)
     for key, value in sorted(stated.items()):
@@ -81,6 +84,13 @@ def fitted(recipe: Recipe, images: ImageSource, teachers: Sequence[Teacher]) -> 
             given = f"architecture.{key}: {short_repr(value)} was given"
             raise UserError(f"{given}, but the data {images.name} have {short_repr(actual)}; leave it out")
     return dataclasses.replace(recipe, architecture=config, fitted=True)
+
+
+def _text_sizes(images: ImageSource) -> dict[str, int]:
+    """Return the number of text tokens of a caption and their width, those of the first sample."""
+    text = images.fetch([0], ("text",)).text
+    assert text is not None
+    return {"num_words": text.shape[1], "context_size": text.shape[2]}
 
 
 def refuse_images_for_latents(recipe: Recipe, images: ImageSource) -> None:

@@ -31,7 +31,8 @@ def same(rows: Tensor) -> Tensor:
 class Batch:
     """What a method gets to compute its losses from.
 
-    x: clean latents (B, C, H, W), float32, with gradients where the model encodes images itself. y: labels (B,), int64.
+    x: clean latents (B, C, H, W), float32, with gradients where the model encodes images itself. y: labels (B,), int64;
+    or text features (B, L, D), float32, where the data bring them in place of captions.
     images: uint8 (B, C, H, W).
     teachers: patch tokens (B, T, D) of every teacher; class_tokens: its class token (B, D), None if it has none;
     attention: {layer: logits (B, heads, T, T)} of the layers that `attention_layers()` names. All three are empty where
@@ -39,7 +40,7 @@ class Batch:
     architecture: the network's config, which some draws' shapes depend on.
     draws: every random tensor of the step, made by `draws()`.
     lead: the draws (1, ...) of the first image of the whole batch, which lies over all processes and parts: what all of
-    them share. whole: the labels of that batch (N,), where `needs` names "whole batch"; first: the place of x[0] in it.
+    them share. whole: the y of that batch (N, ...), where `needs` names "whole batch"; first: the place of x[0] in it.
     modules: the trainable extras made by `modules()`.   ema: the averaged model, for methods that learn from it.
     gather: from rows of these images (B, ...) to those of the whole batch (N, ...), in its order over all processes and
     with gradients; the identity where one process computes the batch at once. A term that compares images reads the

@@ -25,6 +25,7 @@ from repa_eval.memory_bank.bank import Bank, FullBank, compressed
 from repa_eval.runtime.seeding import normal, uniform
 from repa_eval.train.alignment import check_layer, named_teachers, project
 from repa_eval.train.alignment_schedule import AlignmentSchedule
+from repa_eval.train.given_features import tokens_of
 from repa_eval.train.losses import cosine_alignment
 
 AT_ONCE = 256  # images that a teacher sees at once while the bank is built
@@ -96,10 +97,9 @@ class GMem(Method):
         """Put the memory bank of the training images into the model, for sampling: the losses do not read it."""
         if model.memory is None:
             return
-        device = next(teachers[0].parameters()).device
         found = []
         for rows in chunks(len(images), AT_ONCE):
-            tokens = teachers[0](images.pixels(rows).to(device))
+            tokens = tokens_of(images, rows, teachers[0])
             found.append(self._snippets(tokens.cls, tokens.patches).float().cpu())
         bank: Bank = FullBank(torch.cat(found))
         bank = compressed(bank, self.latent_dim) if self.bank_form == "svd" else bank

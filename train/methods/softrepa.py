@@ -21,6 +21,7 @@ from repa_eval.interfaces.method import Batch, Method, method
 from repa_eval.models.text_to_image import TextToImage
 from repa_eval.runtime.seeding import normal, uniform
 from repa_eval.train.contrastive_loss import TRAIN_STEPS, contrastive_losses, flow_pair, pair_errors
+from repa_eval.train.given_features import check_captions
 
 EMBEDDED = "digits-captions-base"  # the base that ships with the package
 OF_IMAGE = ("input_size", "input_shape", "in_channels")
@@ -64,14 +65,17 @@ class SoftREPA(Method):
         """Return the base."""
         return self.base_file()
 
+    def fitted(self, config: Any, images: Any, teachers: Sequence[Any]) -> Any:
+        """Return the config for these data; UserError if they have no captions."""
+        check_captions(config, images)
+        return self.architecture(config, [])
+
     def architecture(self, config: Any, widths: Sequence[int]) -> Any:
         """Return the base's config with soft tokens and the data's captions; UserError if base and data do not fit."""
         if self.temp <= 0 or self.scale <= 0:
             raise UserError(f"temp {self.temp}, scale {self.scale}: both must be above 0")
-        if not config.captions:
-            raise UserError("these data have no captions; digits-captions has")
         own = self._base_config(config)
-        for name in OF_IMAGE:
+        for name in OF_IMAGE if config.captions else (*OF_IMAGE, "context_size"):
             if getattr(own, name) != getattr(config, name):
                 raise UserError(
                     f"base {self.base}: its {name} is {getattr(own, name)}, that of the data is {getattr(config, name)}"
@@ -79,7 +83,8 @@ class SoftREPA(Method):
         if not (self.layers == -1 or 1 <= self.layers <= own.depth):
             raise UserError(f"layers {self.layers}: the base has blocks 1..{own.depth}; -1 means all")
         tokens = {"num_tokens": self.tokens, "token_layers": self.layers, "time_offsets": self.use_dc_t}
-        return dataclasses.replace(own, captions=config.captions, num_classes=config.num_classes, **tokens)
+        text = {name: getattr(config, name) for name in ("captions", "num_classes", "num_words")}
+        return dataclasses.replace(own, **text, **tokens)
 
     def _base_config(self, config: Any) -> Any:
         """Return the config of the base; UserError for a base of another kind than the recipe's, or with tokens."""
@@ -117,7 +122,7 @@ class SoftREPA(Method):
             return {"denoising_loss": (velocity.float() - target).square().flatten(1).mean(1)}
         errors = self.errors(model, batch)  # (R, C)
         own = batch.first + torch.arange(len(batch.x), device=errors.device)
-        same = batch.y[:, None] == batch.whole[None] if self.mask_equal_captions else None
+        same = equal_captions(batch.y, batch.whole) if self.mask_equal_captions else None
         terms = {"contrastive_loss": contrastive_losses(errors, own, temp=self.temp, scale=self.scale, same=same)}
         if self.dweight:
             terms["denoising_loss"] = self.dweight * errors.gather(1, own[:, None])[:, 0]
@@ -139,3 +144,9 @@ class SoftREPA(Method):
         """Return t, and noisy images and targets (R, C, H, W) by the one noise and step of the whole batch."""
         step = int(batch.lead["time"].flatten()[0] * TRAIN_STEPS)
         return step / TRAIN_STEPS, flow_pair(batch.x, batch.lead["noise"], step)
+
+
+def equal_captions(own: Tensor, whole: Tensor) -> Tensor:
+    """Return (R, N): whether the captions of R images are those of N, as labels (R,), (N,) or text (R, L, D)."""
+    equal = own[:, None] == whole[None]
+    return equal if equal.ndim == 2 else equal.flatten(2).all(2)

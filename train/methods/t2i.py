@@ -14,6 +14,7 @@ from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.errors import UserError
 from repa_eval.interfaces.method import Batch, Method, method
 from repa_eval.runtime.seeding import uniform
+from repa_eval.train.given_features import check_captions
 from repa_eval.train.losses import denoising_draws, drop_labels
 
 
@@ -33,10 +34,13 @@ class TextToImageTraining(Method):
     interpolant: Interpolant = Interpolant()
     cfg_prob: float = option(0.1, help="probability of the empty caption in training", least=0, most=1)
 
+    def fitted(self, config: Any, images: Any, teachers: Sequence[Any]) -> Any:
+        """Return the config for these data; UserError if they have no captions."""
+        check_captions(config, images)
+        return self.architecture(config, [])
+
     def architecture(self, config: Any, widths: Sequence[int]) -> Any:
-        """Return the config; UserError if the data have no captions, or if it has soft tokens."""
-        if not config.captions:
-            raise UserError("these data have no captions; digits-captions has")
+        """Return the config; UserError if it has soft tokens."""
         if config.num_tokens:
             raise UserError("num_tokens: this method trains the plain network, of which soft tokens are no part")
         return config
@@ -59,6 +63,8 @@ class TextToImageTraining(Method):
 
     def text(self, model: Any, batch: Batch) -> Tensor:
         """Return the text tokens (B, L, D) of the batch's captions, words replaced and captions dropped."""
+        if batch.y.is_floating_point():
+            return self._features(model, batch)
         own = batch.y[:, None].expand_as(batch.draws["other"])
         other = (batch.draws["other"] * model.config.num_classes).long()  # (B, L) labels
         labels = torch.where(batch.draws["replace"] < self.word_noise, other, own)
@@ -66,3 +72,12 @@ class TextToImageTraining(Method):
         places = torch.arange(labels.shape[1], device=labels.device)
         text: Tensor = model.context[labels, places]  # (B, L, D): word l of the caption chosen for it
         return text
+
+    def _features(self, model: Any, batch: Batch) -> Tensor:
+        """Return the text features of the data, those of the empty caption (B, L, D) where the caption is dropped."""
+        if self.word_noise:
+            raise UserError(
+                f"word_noise {self.word_noise}: the data bring features of whole captions; set word_noise=0"
+            )
+        empty = model.context[model.null_label].to(batch.y)
+        return torch.where((batch.draws["drop"] < self.cfg_prob)[:, None, None], empty, batch.y)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from teacher_examples import CLOSE, DEPTH, HEADS, WIDTH, State, image, saved, shrink, vit
 from torch import Tensor
 
+from helpers import ROOT
 from repa_eval.errors import Failure
 from repa_eval.interfaces.teacher import Teacher, load_teacher
 from repa_eval.teachers import official
@@ -63,6 +64,24 @@ def test_each_encoder_reads_pixels_of_its_own_scale_and_size(name: str) -> None:
     with torch.device("meta"):
         network = official.network_of(family, letter, {})
     assert (network.num_features, tuple(network.patch_embed.patch_size)) == (width, (patch, patch))
+
+
+def test_the_docs_table_is_what_is_built() -> None:
+    table = (ROOT / "docs" / "teachers.md").read_text(encoding="utf-8")
+    shown = {}
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `"):
+            shown |= {name: (int(cells[2]), int(cells[3]), cells[4], cells[5]) for name in re.findall("`(.*?)`", line)}
+    scales = {IMAGENET: "ImageNet's", HALF: "0.5, 0.5", OPENAI: "CLIP's"}
+    built_as = {}
+    for prefix, every in official.FAMILIES.items():
+        for letter in every.letters:
+            family = every.of(letter)
+            scale = scales[family.pixels.mean, family.pixels.std]
+            norm = "after" if family.last_norm else "before"
+            built_as[f"{prefix}-vit-{letter}"] = (family.patch, family.pixels.side or 256, scale, norm)
+    assert shown == built_as
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repa_eval.api.encoding import Encoding, ScaleLike, VaeLike
 from repa_eval.api.opening import (
     ImagesLike,
     Model,
@@ -56,6 +57,10 @@ def align(
     columns: Mapping[str, Any] | None = None,
     num_images: int | None = None,
     split: str | None = None,
+    resolution: int | None = None,
+    vae: VaeLike | None = None,
+    posterior: str = "sample",
+    latent_scale: ScaleLike | None = None,
     device: str | None = None,
 ) -> LayerMap:
     """Measure the alignment of a diffusion model's hidden states with one or several teachers.
@@ -66,16 +71,23 @@ def align(
     what the checkpoint was trained on. layers: block numbers, 1-based: 3, [3, 4], "3,4", "1-6" or "all". timesteps: in
     [0, 1], 1 = noise. metrics: of `repa-eval list metrics`.
 
-    num_images: the first so many; None for all, and for at most 600 of a named data set, whose split is one that
-    training never saw. confidence: add standard errors and permutation baselines. columns: further entries of every
-    row. capture, preparation: how hidden states are taken, and what is done to them before a metric sees them.
+    num_images: the first so many; None for all, and for at most 10,000 of a named data set (digits: 600), whose split
+    is one that training never saw. resolution: the side in pixels to which image files are cropped and resized.
+    vae: encodes the images for a model that reads latents: a name, a folder, or an autoencoder of diffusers. posterior:
+    "sample", a latent is drawn by seed and index, or "mean". latent_scale: a number, (scale, shift) or a LatentScale;
+    None for what the checkpoint, the data or the VAE's config say, in this order.
+    confidence: add standard errors and permutation baselines. columns: further entries of every row. capture,
+    preparation: how hidden states are taken, and what is done to them before a metric sees them.
     """
     opened = open_model(model, device)
     numbers = layer_numbers(layers, opened.model.depth, aligned=opened.aligned_layer, names=opened.model.layer_names)
-    source = open_images(images, opened.data, split=split, num_images=num_images)
+    source = open_images(images, opened.data, split=split, num_images=num_images, resolution=resolution)
     teachers = open_teachers(teacher, opened, opened.device or device_of(opened.model))
+    encoding = Encoding(vae=vae, posterior=posterior, latent_scale=latent_scale)
+    how = encoding.capture(opened, capture or capture_of(opened, teacher))
     rows: list[Row] = []
-    with lent(opened.model, *teachers, device=opened.device):
+    with lent(opened.model, *teachers, *encoding.networks, device=opened.device):
+        source = encoding.images(source, opened, how)
         for one in teachers:
             rows += alignment.align(
                 opened.model,
@@ -85,7 +97,7 @@ def align(
                 timesteps=times_of(timesteps),
                 metrics=_names(metrics),
                 preparation=preparation,
-                capture=capture or capture_of(opened, teacher),
+                capture=how,
                 confidence=confidence,
                 columns={**opened.columns, **(columns or {})},
             )

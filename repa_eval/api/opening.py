@@ -22,7 +22,7 @@ from repa_eval.errors import UserError
 from repa_eval.features.model_state import preserved, unwrapped
 from repa_eval.interfaces.checkpoint_layout import Checkpoint
 from repa_eval.interfaces.image_source import ImageSource
-from repa_eval.interfaces.images import DATA, held_out_split, load_data
+from repa_eval.interfaces.images import DATA, held_out_split, load_data, measured_head
 from repa_eval.interfaces.recorded_names import recorded_data
 from repa_eval.interfaces.teacher import RecordedTeacher, Teacher, TeacherClassTokens, load_teacher, split_names
 from repa_eval.runtime.device import choose_device
@@ -30,7 +30,6 @@ from repa_eval.runtime.device import choose_device
 Model = Checkpoint | nn.Module | str | Path
 Teachers = Teacher | str | Path | Sequence[Teacher | str | Path]
 ImagesLike = ImageSource | NDArray[Any] | Tensor | str | Path
-NUM_IMAGES = 600  # of a named data set, where nobody says how many
 
 
 @dataclass(frozen=True)
@@ -133,22 +132,30 @@ def open_teachers(given: Teachers | None, opened: OpenedModel | None, device: to
 
 
 def open_images(
-    given: ImagesLike | None, data: str | None, *, split: str | None, num_images: int | None
+    given: ImagesLike | None,
+    data: str | None,
+    *,
+    split: str | None,
+    num_images: int | None,
+    resolution: int | None = None,
 ) -> ImageSource:
     """Return the images meant by a data set's name, a path, an array or tensor of uint8, or a source.
 
     data: the name to use where nothing is given. split: of a named data set; None for images that training never saw.
-    num_images: the first so many; None for all, and for up to NUM_IMAGES of a named data set.
+    num_images: the first so many; None for all, and for up to 10,000 of a named data set (digits: 600). resolution: the
+    side in pixels to which the images of a name or path are cropped and resized.
     """
     given = recorded_data(data, "the checkpoint", "images=") if given is None else given
     if given is None:
         raise UserError("the model does not say what it was trained on: name the images, such as images='digits'")
     if isinstance(given, str | Path):
         name = f"folder:{given}" if isinstance(given, Path) and str(given) in DATA.names() else str(given)
-        found = load_data(name, split or held_out_split(name))
-        return found.head(min(NUM_IMAGES, len(found)) if num_images is None else num_images)
+        found = load_data(name, split or held_out_split(name), resolution=resolution)
+        return measured_head(name, found, num_images)
     if split is not None:
         raise UserError(f"split {split!r}: only the name of a data set has splits; leave it out")
+    if resolution is not None:
+        raise UserError(f"resolution {resolution}: only images of a name or path are resized; leave it out")
     source = images_of(given) if isinstance(given, np.ndarray | Tensor) else given
     return source if num_images is None else source.head(num_images)
 
@@ -156,9 +163,14 @@ def open_images(
 def class_tokens_of(opened: OpenedModel, teachers: Teachers | None) -> Callable[[Tensor], Tensor] | None:
     """Return what gives a model with a class token the clean one of an image, None for other models.
 
-    It is that of the teacher the checkpoint was trained with; where none is recorded, of the first of `teachers`.
+    It is that of the teacher the checkpoint was trained with, which is a Teacher of its name among `teachers` where
+    there is one; where none is recorded, of the first of `teachers`.
     """
     if not opened.model.has_class_token:
         return None
+    several = [] if teachers is None else [teachers] if isinstance(teachers, nn.Module | str | Path) else list(teachers)
+    for one in several:
+        if opened.teachers and isinstance(one, Teacher) and one.name == opened.teachers[0].name:
+            return TeacherClassTokens(one)
     given = None if opened.teachers else teachers
     return TeacherClassTokens(open_teachers(given, opened, opened.device or device_of(opened.model))[0])

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from repa_eval.api.alignment import capture_of, times_of
+from repa_eval.api.encoding import Encoding, ScaleLike, VaeLike
 from repa_eval.api.opening import Model, Teachers, device_of, lent, open_model, open_teachers
 from repa_eval.api.results import LayerMap
 from repa_eval.diffusion.layers import Layers, layer_numbers
@@ -30,19 +31,24 @@ def probe(
     shots: int | None = None,
     capture: Capture | None = None,
     columns: Mapping[str, Any] | None = None,
+    vae: VaeLike | None = None,
+    posterior: str = "sample",
+    latent_scale: ScaleLike | None = None,
     device: str | None = None,
 ) -> LayerMap:
     """Measure how well probes read the class out of a diffusion model's hidden states.
 
-    model, layers, timesteps: as for `align`. images: the name of a data set, or its three labelled parts as
-    repa_eval.probes.splits.Splits(train, val, test); None for what the checkpoint was trained on. teacher: whose own
-    accuracy is added as METRIC_teacher, a reference level without a layer; None for none. kinds: of linear (ridge),
-    knn, linear-bn (the REPA paper's; training: how) and logistic. shots: fit on so many images of each class.
+    model, layers, timesteps, vae, posterior, latent_scale: as for `align`. images: the name of a data set, or its three
+    labelled parts as repa_eval.probes.splits.Splits(train, val, test); None for what the checkpoint was trained on.
+    teacher: whose own accuracy is added as METRIC_teacher, a reference level without a layer; None for none. kinds: of
+    linear (ridge), knn, linear-bn (the REPA paper's; training: how) and logistic. shots: fit on so many images of each
+    class.
     """
     opened = open_model(model, device)
     numbers = layer_numbers(layers, opened.model.depth, aligned=opened.aligned_layer, names=opened.model.layer_names)
     splits = _splits(images, opened.data)
-    how = capture or capture_of(opened, teacher)
+    encoding = Encoding(vae=vae, posterior=posterior, latent_scale=latent_scale)
+    how = encoding.capture(opened, capture or capture_of(opened, teacher))
     splits = splits if shots is None else splits.few(shots, seed=how.seed)
     where = opened.device or str(device_of(opened.model))
     fit: dict[str, Any] = {
@@ -52,7 +58,8 @@ def probe(
     }
     teachers = [] if teacher is None else open_teachers(teacher, opened, where)
     own = {**opened.columns, **(columns or {})}
-    with lent(opened.model, *teachers, device=opened.device):
+    with lent(opened.model, *teachers, *encoding.networks, device=opened.device):
+        splits = splits.mapped(lambda part: encoding.images(part, opened, how))
         rows = grid.probe(opened.model, splits, layers=numbers, timesteps=times_of(timesteps), columns=own, **fit)
         for one in teachers:
             level_columns = {"run": own["run"]} if "run" in own else {}

@@ -161,16 +161,16 @@ def decoder_for(model: DiffusionModel, name: str | None, device: str) -> VaeDeco
 
 
 def open_vae(given: Any, device: str) -> Vae:
-    """Return the VAE meant by a folder, a name on the Hugging Face hub, or an autoencoder of diffusers; on `device`.
+    """Return the VAE meant by a folder, a name on the Hugging Face hub (on `device`), or an autoencoder of diffusers.
 
-    UserError or Failure in one line.
+    An autoencoder stays as it is, and where it is. UserError or Failure in one line.
     """
     if isinstance(given, Vae):
         return given
     if isinstance(given, nn.Module):
         if type(given).__name__ not in CLASSES:
             raise UserError(f"a {type(given).__name__} is no VAE that can be used: give one of {', '.join(CLASSES)}")
-        return Vae(type(given).__name__, given.eval().requires_grad_(False).to(device))
+        return Vae(type(given).__name__, given)
     name = str(given)
     return Vae(name, _load(name).eval().requires_grad_(False).to(device))
 

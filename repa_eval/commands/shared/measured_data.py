@@ -33,12 +33,11 @@ def encoded(
     """
     if options.vae is None:
         return images
-    from repa_eval.features.encoded import encode_images
-    from repa_eval.sampling.vae import VaeEncoder
+    from repa_eval.api import encoding
 
-    if images.latent_shape is None and images.image_shape == model.image_shape:
-        raise UserError(f"--vae {options.vae}: this model reads the images themselves; leave --vae out")
-    return encode_images(images, VaeEncoder(options.vae, device), cache=cache, check_scale=options.latent_scale is None)
+    return encoding.encoded(
+        images, options.vae, model, cache=cache, device=device, check_scale=options.latent_scale is None
+    )
 
 
 def reading_of(opened: Any, options: LatentOptions) -> LatentReading:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from repa_eval.runtime.distributed import Share
 
 Array = np.ndarray[Any, Any]
 ClassTokens = Callable[[Tensor], Tensor]  # uint8 images (B, C, H, W) -> clean class tokens (B, z)
+IN_MEMORY = 1 << 28  # bytes of features; more lie on the disk, also without a cache
 POOLINGS = {"mean": "token mean", "cls": "class token", "none": "no pooling"}
 
 
@@ -79,18 +81,55 @@ def collect(
 ) -> dict[str, Array]:
     """Return the features of every name, batch by batch; what a cache holds already is not computed again.
 
-    kinds: the kinds of data that `forward` reads.
+    What is many lies on the disk and is mapped, so that memory holds what a reader reads of it. kinds: the kinds of
+    data that `forward` reads.
     """
     images.require(*kinds)
-    if capture.cache is None:
-        parts: dict[str, list[Array]] = {name: [] for name in names}
-        for _, indices in _batches(len(images), capture.batch_size):
-            for name, values in forward(images.fetch(indices, kinds), indices, list(names)).items():
-                parts[name].append(values.numpy())
-            if capture.progress:
-                capture.progress()
-        return {name: np.concatenate(values) for name, values in parts.items()}
-    entry = Entry(capture.cache, entry_record(images, record, capture), len(images))
+    if capture.cache is not None:
+        entry = Entry(capture.cache, entry_record(images, record, capture), len(images))
+        return _kept(images, names, forward, entry, capture, kinds)
+    parts: dict[str, Array] = {}
+    for number, indices in _batches(len(images), capture.batch_size):
+        found = {
+            name: values.numpy() for name, values in forward(images.fetch(indices, kinds), indices, list(names)).items()
+        }
+        if not number:
+            each = sum(values[:1].nbytes for values in found.values())
+            if each * len(images) > IN_MEMORY:
+                return _on_disk(images, names, forward, found, capture, kinds)
+            parts = {name: np.empty((len(images), *values.shape[1:]), values.dtype) for name, values in found.items()}
+        for name, values in found.items():
+            parts[name][indices.start : indices.stop] = values
+        if capture.progress:
+            capture.progress()
+    return parts
+
+
+def _on_disk(
+    images: ImageSource,
+    names: Mapping[str, object],
+    forward: Forward,
+    found: Mapping[str, Array],
+    capture: Capture,
+    kinds: Collection[str],
+) -> dict[str, Array]:
+    """Return the features mapped from files that are gone with them; `found`: those of the first batch."""
+    with tempfile.TemporaryDirectory(prefix="repa-eval-features-") as folder:
+        entry = Entry(Path(folder), {}, len(images))
+        for name, values in found.items():
+            entry.write(name, range(len(values)), values)
+        return _kept(images, names, forward, entry, capture, kinds)
+
+
+def _kept(
+    images: ImageSource,
+    names: Mapping[str, object],
+    forward: Forward,
+    entry: Entry,
+    capture: Capture,
+    kinds: Collection[str],
+) -> dict[str, Array]:
+    """Return the features of every name from an entry, once this and the other processes have filled it."""
     for number, indices in _batches(len(images), capture.batch_size):
         lacking = entry.lacking(list(names), indices)
         if lacking and number % capture.share.count == capture.share.rank:

@@ -1,16 +1,19 @@
 """Features on disk, found again by what they are: an interrupted measurement goes on where it stopped.
 
 DIR/<hash of the record>/ holds record.json and, for each layer, NAME.npy (N, ...) float32 and NAME.done (N,), a byte
-per image. Both are memory-mapped: two processes can fill one entry, each its own images, and readers see whole rows.
+per image. Two processes can fill one entry, each its own images, and readers see whole rows.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import numpy as np
 
 from repa_eval.errors import Failure
 from repa_eval.results import protocol_hash
-from repa_eval.runtime.files import user_cache, write_atomic
+from repa_eval.runtime.files import disk_space, user_cache, write_atomic
 
 Array = np.ndarray[Any, Any]
 
@@ -28,13 +31,35 @@ def default_folder() -> Path:
     return user_cache("features")
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """The rows, each of `shape`, that begin at byte `offset` of a file of float32."""
+
+    file: Path
+    shape: tuple[int, ...]
+    offset: int
+
+    def write(self, indices: Sequence[int], values: Array) -> None:
+        """Put rows in their place; by the file, since a full disk ends a process that writes into mapped memory."""
+        size = math.prod(self.shape) * 4
+        with open(self.file, "r+b") as handle:
+            for index, row in zip(indices, np.ascontiguousarray(values, dtype=np.float32), strict=True):
+                handle.seek(self.offset + int(index) * size)
+                handle.write(row.tobytes())
+            handle.flush()
+            os.fsync(handle.fileno())
+
+
 class Entry:
-    """The features of `count` images under one record; names are those of layers."""
+    """The features of `count` images under one record; names are those of layers.
+
+    No array stays in memory: what is written goes to the file, what is read is mapped when it is asked for.
+    """
 
     def __init__(self, folder: Path, record: Mapping[str, Any], count: int) -> None:
         self.folder = folder / protocol_hash(dict(record))
         self.count = count
-        self._arrays: dict[str, Array] = {}
+        self._rows: dict[str, _Rows] = {}
         self._done: dict[str, Array] = {}
         file = self.folder / "record.json"
         if not file.is_file():
@@ -46,38 +71,45 @@ class Entry:
 
     def write(self, name: str, indices: Sequence[int], values: Array) -> None:
         """Put values (len(indices), ...) in their place, then mark them as done."""
-        if not self._open(name):
-            self._create(name, values.shape[1:])
-        rows = list(indices)
-        if self._arrays[name].shape[1:] != values.shape[1:]:
-            raise Failure(f"{self.folder}: {name} has rows of another shape; delete the folder")
-        self._arrays[name][rows] = values
-        self._arrays[name].flush()  # type: ignore[attr-defined]
-        self._done[name][rows] = 1
+        with disk_space(self.folder):
+            if not self._open(name):
+                self._create(name, values.shape[1:])
+            if self._rows[name].shape != values.shape[1:]:
+                raise Failure(f"{self.folder}: {name} has rows of another shape; delete the folder")
+            self._rows[name].write(indices, values)
+        self._done[name][list(indices)] = 1
         self._done[name].flush()  # type: ignore[attr-defined]
 
     def read(self, name: str) -> Array:
         """Return all features of a name (N, ...), memory-mapped; Failure if some are missing."""
         if not self._open(name) or not self._done[name].all():
             raise Failure(f"{self.folder}: features of {name} are missing")
-        return self._arrays[name]
+        return self._mapped(name)
 
     def rows(self, name: str, indices: Sequence[int]) -> Array:
         """Return the features (len(indices), ...) of some images that are there, in memory."""
         if self.lacking([name], indices):
             raise Failure(f"{self.folder}: features of {name} are missing")
-        return np.array(self._arrays[name][list(indices)])
+        return np.array(self._mapped(name)[list(indices)])
+
+    def _mapped(self, name: str) -> Array:
+        file = self.folder / f"{name}.npy"
+        try:
+            mapped: Array = np.lib.format.open_memmap(file, mode="r")
+        except (OSError, ValueError) as error:
+            raise Failure(f"{file} is damaged; delete {self.folder}") from error
+        if mapped.dtype != np.float32 or len(mapped) != self.count or not mapped.flags.c_contiguous:
+            raise Failure(f"{file} is damaged; delete {self.folder}")
+        return mapped
 
     def _open(self, name: str) -> bool:
         if name not in self._done:
-            files = (self.folder / f"{name}.npy", self.folder / f"{name}.done")
-            if not files[1].is_file() or files[1].stat().st_size != self.count:
+            done = self.folder / f"{name}.done"
+            if not done.is_file() or done.stat().st_size != self.count:
                 return False
-            try:
-                self._arrays[name] = np.lib.format.open_memmap(files[0], mode="r+")
-            except (OSError, ValueError) as error:
-                raise Failure(f"{files[0]} is damaged; delete {self.folder}") from error
-            self._done[name] = np.memmap(files[1], dtype=np.uint8, mode="r+", shape=(self.count,))
+            mapped: Any = self._mapped(name)
+            self._rows[name] = _Rows(self.folder / f"{name}.npy", mapped.shape[1:], mapped.offset)
+            self._done[name] = np.memmap(done, dtype=np.uint8, mode="r+", shape=(self.count,))
         return True
 
     def _create(self, name: str, shape: tuple[int, ...]) -> None:

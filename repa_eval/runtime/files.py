@@ -174,5 +174,5 @@ def disk_space(path: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise Failure(
-            f"{path}: no space left on the disk; the samples made so far are kept, the same command continues"
+            f"{path}: no space left on the disk; what was made so far is kept, the same command continues"
         ) from error

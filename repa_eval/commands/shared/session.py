@@ -46,7 +46,9 @@ class CacheOptions:
         help="keep features in this folder for later calls; default: the user's cache, until the command has finished",
     )
     no_cache: bool = flag(
-        "--no-cache", is_flag=True, help="keep features in memory only: an interrupted call starts from the beginning"
+        "--no-cache",
+        is_flag=True,
+        help="keep features in memory, or in temporary files where they are many: an interrupted call starts anew",
     )
 
 

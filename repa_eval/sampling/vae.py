@@ -195,6 +195,8 @@ def _load(name: str) -> Any:
             network, info = kind.from_pretrained(
                 place, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
+    except NameError as error:  # diffusers builds AutoencoderRAE's encoder with transformers
+        raise UserError(f"--vae {name} needs transformers: pip install transformers") from error
     except (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
         if isinstance(error, UserError | Failure):
             raise

@@ -84,6 +84,11 @@ class Converted(DiffusionModel):
         """What the network is where it generates nothing."""
         return self.network.stub
 
+    @property
+    def reads_captions(self) -> bool:
+        """Whether the network must be given features of captions."""
+        return self.network.reads_captions
+
     def class_token(self, tokens: Tensor) -> Tensor:
         """Return what the network is given of a teacher's class tokens (B, S)."""
         return self.network.class_token(tokens)

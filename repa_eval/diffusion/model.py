@@ -77,6 +77,11 @@ class DiffusionModel(nn.Module):
         return self.num_classes
 
     @property
+    def reads_captions(self) -> bool:
+        """Whether it must be given features of each image's caption, since its null condition is not known."""
+        return False
+
+    @property
     def condition_width(self) -> int:
         """Width of a snippet where `conditioning` is "snippet", else 0."""
         return 0

@@ -82,9 +82,9 @@ def hidden_features(
 def kinds_for(model: DiffusionModel, reads: ModelInput) -> tuple[str, ...]:
     """Return the kinds of data that `noised` needs.
 
-    Images too, where a teacher gives the model its class token; labels, where the model has no null label.
+    Images too, where a teacher gives the model its class token; labels or text, where it has no null condition.
     """
-    further = {"images": model.has_class_token, "labels": not model.has_null_label}
+    further = {"images": model.has_class_token, "labels": not model.has_null_label, "text": model.reads_captions}
     return (reads.kind, *(kind for kind, needed in further.items() if needed))
 
 
@@ -123,10 +123,17 @@ def noised(
 
 
 def condition(model: DiffusionModel, samples: Samples, count: int) -> Tensor:
-    """Return y of B = `count` samples: the null condition, or their own labels (B,) for a model that has no null label.
+    """Return y of B = `count` samples: the null condition, or what a model without one is given of the samples.
 
-    UserError for a label that the model does not have.
+    That is their labels (B,), or the features of their captions (B, L, D). UserError for a label that the model does
+    not have, and for features of another width.
     """
+    if model.reads_captions:
+        assert samples.text is not None, "the samples were fetched without text"
+        width = model.config.context_size
+        if samples.text.shape[-1] != width:
+            raise UserError(f"the captions' features are {samples.text.shape[-1]} wide; this model reads {width}")
+        return samples.text.to(next(model.parameters()))
     if model.has_null_label:
         return model.null_condition(count)
     assert samples.labels is not None, "the samples were fetched without labels"
@@ -151,6 +158,8 @@ def model_record(model: DiffusionModel | type[DiffusionModel]) -> dict[str, Any]
         record["native_convention"] = model.native
     if isinstance(model, DiffusionModel) and not model.has_null_label:
         record |= label_record(model.config)
+    if isinstance(model, DiffusionModel) and model.reads_captions:
+        record["label"] = "the caption's features"
     if model.noising != DiffusionModel.noising:
         record["noising"] = model.noising
     if model.has_class_token:

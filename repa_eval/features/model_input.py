@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from repa_eval.errors import UserError
+from repa_eval.features.encoded import EncodedImages
 from repa_eval.interfaces.image_source import ImageSource, LatentScale, Samples, Shape
 from repa_eval.interfaces.images import to_signed
 from repa_eval.runtime.seeding import normal
@@ -122,7 +123,7 @@ def wrong_latents(source: ImageSource, shape: Shape) -> UserError:
     way_out = _other_form(source, shape)
     if source.latent_shape[0] != shape[0]:
         way_out = way_out or ": another VAE is needed, the one that it was trained with"
-    elif "vae" in source.latent_record and source.image_shape is not None:
+    elif isinstance(source, EncodedImages) and source.image_shape is not None:
         way_out = f": add --resolution {shape[1] * source.image_shape[1] // source.latent_shape[1]}"
     given, wanted = shown(source.latent_shape), shown(shape)
     return UserError(f"the latents are {given} (channels x height x width); this model reads {wanted}{way_out}")

@@ -32,6 +32,11 @@ def checked_input(model: DiffusionModel, images: ImageSource, capture: Capture) 
     a label that the model lacks.
     """
     reads = model_input(images, model.image_shape, capture.latents)
+    if model.reads_captions and "text" not in images.gives:
+        raise UserError(
+            f"this model reads features of captions, which data {images.name} lacks: name data that hold them "
+            "(docs/data.md), or give the model those of the empty prompt (null_context)"
+        )
     images.require(*kinds_for(model, reads))
     if reads.kind == "images":
         pixels = images.pixels([0])

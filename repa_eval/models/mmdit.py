@@ -179,6 +179,11 @@ class MMDiT(DiffusionModel):
         self.projectors = nn.ModuleList(projector(width, config.projector_dim, z) for z in config.z_dims)
 
     @property
+    def reads_captions(self) -> bool:
+        """Whether the features of the empty prompt are not known."""
+        return self.null_context is None
+
+    @property
     def num_classes(self) -> int:
         """0: there are no labels."""
         return 0

@@ -81,12 +81,12 @@ class Vae:
         """
         if self.kind == "AutoencoderRAE":
             return LatentScale()
-        config = self.network.config
-        factor = float(config.scaling_factor)
-        means, deviations = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+        vae_config = self.network.config
+        factor = float(vae_config.scaling_factor)
+        means, deviations = (getattr(vae_config, name, None) for name in ("latents_mean", "latents_std"))
         if means and deviations:
             return LatentScale(tuple(factor / float(each) for each in deviations), tuple(map(float, means)))
-        return LatentScale((factor,), (float(getattr(config, "shift_factor", None) or 0.0),))
+        return LatentScale((factor,), (float(getattr(vae_config, "shift_factor", None) or 0.0),))
 
     @cached_property
     def digest(self) -> str:

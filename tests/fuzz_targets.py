@@ -29,6 +29,7 @@ from repa_eval.commands.shared.verification import faults_of
 from repa_eval.data.readers.image_files import open_images
 from repa_eval.data.readers.statistics import open_statistics
 from repa_eval.diffusion.conventions import VELOCITY
+from repa_eval.interfaces.images import load_data
 from repa_eval.interfaces.recorded_names import recorded_data, recorded_extractor
 from repa_eval.memory_bank.files import load_bank
 from repa_eval.models.sit import SiT, SiTConfig
@@ -218,6 +219,7 @@ def targets(folder: Path) -> dict[str, Target]:
     return {
         **run_targets(a_run(folder)),
         **image_targets(),
+        **layout_targets(),
         **checkpoint_targets(a_run(folder)),
         **weight_targets(),
     }
@@ -311,6 +313,49 @@ def image_targets() -> dict[str, Target]:
     }  # fmt: skip
 
 
+def layout_targets() -> dict[str, Target]:
+    """Files of the layouts of latents: labels, moments, shards and their statistics, features of captions."""
+    moments = np.ones((4, 2, 2), dtype=np.float32)
+    names = [f"00000/img-mean-std-0000000{index}.npy" for index in range(2)]
+    arrays = {f"vae-sd/{name}": npy(moments) for name in names}
+    labels = {"labels": [[name, index] for index, name in enumerate(names)]}
+    listed = {**arrays, "vae-sd/dataset.json": as_json(labels)}
+    shard = {"latents": torch.ones(3, 2, 2, 2), "latents_flip": torch.ones(3, 2, 2, 2), "labels": torch.arange(3)}
+    statistics = {"mean": torch.zeros(1, 2, 1, 1), "std": torch.ones(1, 2, 1, 1)}
+    shards = {"s/latents_rank00_shard000.safetensors": safetensors_of(shard), "s/latents_stats.pt": pickled(statistics)}
+    captions = {"c/0.npy": npy(moments), "c/0_0.npy": npy(np.ones((3, 4), dtype=np.float32))}
+
+    def of(layout: str, levels: int, path: Path) -> None:
+        source = load_data(f"{layout}:{path.parents[levels]}", "train")
+        source.fetch([0], source.gives)
+
+    def part(file: str, files: Mapping[str, bytes], changed: Callable[[Random], bytes], layout: str) -> Target:
+        levels = 0 if layout != "repa" else file.count("/")
+        return Target(file, files[file], changed, functools.partial(of, layout, levels), files)
+
+    held = {"tensors": shard, "metadata": {}}
+    spoilt = functools.partial(forms.as_npy, moments)
+    with_prepared = {**listed, "prepare.json": as_json({"class_names": ["a", "b"], "vae": "v", "vae_hash": "0"})}
+    return {
+        "dataset.json": json_target("vae-sd/dataset.json", labels, functools.partial(of, "repa", 1), with_prepared),
+        "prepare.json of latents": json_target(
+            "prepare.json", json.loads(with_prepared["prepare.json"]), functools.partial(of, "repa", 0), listed
+        ),
+        "moments": part(f"vae-sd/{names[0]}", listed, spoilt, "repa"),
+        "features of captions": part("c/0_0.npy", captions, spoilt, "coco"),
+        "shard of latents": part(next(iter(shards)), shards, functools.partial(forms.as_safetensors, held), "shards"),
+        "statistics of latents": part(
+            "s/latents_stats.pt", shards, functools.partial(forms.as_torch, statistics), "shards"
+        ),
+    }
+
+
+def npy(array: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
 def diffusers_files() -> tuple[dict[str, Any], bytes]:
     """The config and the weights of a small network of diffusers."""
     from diffusers import DiTTransformer2DModel
@@ -367,8 +412,6 @@ def weight_targets() -> dict[str, Target]:
         "base": "T2I", "base_hash": "0" * 12, "step": 3, "recipe": {"name": "t2i", "seed": 0},
     }  # fmt: skip
     array = np.ones((6, 4), dtype=np.float32)
-    buffer = io.BytesIO()
-    np.save(buffer, array)
     held = {"tensors": dict(state), "metadata": {}}
     return {
         "safetensors": Target("a.safetensors", safetensors_of(state), functools.partial(forms.as_safetensors, held),
@@ -377,6 +420,6 @@ def weight_targets() -> dict[str, Target]:
                                     functools.partial(forms.as_safetensors, bank), load_bank),
         "bank .pth": torch_target("a.pth", torch.ones(6, 4), load_bank),
         "bank of parts": torch_target("a.pth", parts, load_bank),
-        "bank .npy": Target("a.npy", buffer.getvalue(), functools.partial(forms.as_npy, array), load_bank),
+        "bank .npy": Target("a.npy", npy(array), functools.partial(forms.as_npy, array), load_bank),
         "soft tokens": torch_target("a.pt", tokens, read_tokens),
     }  # fmt: skip

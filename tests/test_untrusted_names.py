@@ -28,6 +28,7 @@ from repa_eval.data.readers.image_files import open_images
 from repa_eval.errors import Failure, UserError
 from repa_eval.evaluation.reference import refuse_misfit
 from repa_eval.interfaces.extractor import load_extractor
+from repa_eval.interfaces.images import load_data
 from repa_eval.train import state
 from repa_eval.train.recipe import resolve
 
@@ -253,6 +254,17 @@ def test_an_encoder_is_not_calibrated_on_data_that_nobody_named(trap: Trap, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_a_script_beside_data_is_not_run(tmp_path: Path) -> None:
+    import datasets
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "data.py").write_text(CODE)
+    with pytest.raises(Failure, match="cannot load data hf:"):
+        load_data(f"hf:{tmp_path / 'data'}", "train")
+    assert not (tmp_path / "data" / "imported").exists()
+    assert datasets.config.HF_DATASETS_TRUST_REMOTE_CODE is False
+
+
 # --- teachers, weights and banks that a record names
 
 
@@ -445,3 +457,22 @@ def test_words_of_a_run_are_text_in_its_report(made: Path, tmp_path: Path) -> No
     assert "<script>alert" not in page
     assert "<img src=x" not in page
     assert "alert(1)" in page
+
+
+def test_a_saved_data_set_names_files_beside_it(trap: Trap, tmp_path: Path) -> None:
+    import datasets
+
+    saved = tmp_path / "saved"
+    columns = {"image": [np.zeros((8, 8), dtype=np.uint8)] * 4, "label": [0, 1, 0, 1]}
+    features = datasets.Features({"image": datasets.Array2D((8, 8), "uint8"), "label": datasets.Value("int64")})
+    plain = datasets.Dataset.from_dict(columns, features=features)
+    plain.save_to_disk(saved)
+    record = json.loads((saved / "state.json").read_text())
+    for name in (str(trap.folder / "images.npz"), os.path.relpath(trap.folder / "images.npz", saved), None, 5):
+        (saved / "state.json").write_text(json.dumps({**record, "_data_files": [{"filename": name}]}))
+        with trap.unsprung(), pytest.raises(Failure, match="does not lie beside it"):
+            load_data(f"hf:{saved}", "train")
+    (tmp_path / "several").mkdir()
+    (tmp_path / "several" / "dataset_dict.json").write_text(json.dumps({"splits": ["../saved", "train"]}))
+    with trap.unsprung(), pytest.raises(Failure, match="does not lie beside it"):
+        load_data(f"hf:{tmp_path / 'several'}", "train")

@@ -10,9 +10,10 @@ from typing import Any
 
 from repa_eval.data.readers.dataset_rows import open_rows
 from repa_eval.data.readers.listing import SUFFIXES, printable
-from repa_eval.errors import Failure, UserError, first_line
+from repa_eval.errors import Failure, UserError, first_line, short_repr
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import data
+from repa_eval.runtime.files import lies_beside, read_object
 
 SAVED, SAVED_SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"  # what save_to_disk writes
 # the names that data sets give to the splits that the commands ask for
@@ -57,11 +58,13 @@ def _opened(rest: str, split: str, *, streaming: bool) -> tuple[Any, bool]:
         raise UserError(f"data {kind!r} needs a name: {kind}:NAME")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # versions before 4 could run a script of the data set
     path, called = Path(rest), f"{kind}:{printable(rest)}"
     if os.path.exists(rest) and (tars := _tars(path)):
         more: dict[str, Any] = {"data_files": {"train": [str(tar) for tar in tars]}, "split": "train"}
         return _loaded(called, lambda: datasets.load_dataset("webdataset", streaming=streaming, **more)), False
     if os.path.exists(rest) and _is_saved(path):
+        _check_saved(path)
         found = _loaded(called, lambda: datasets.load_from_disk(rest))
         known = isinstance(found, dict) or found.split is not None
         if known and not isinstance(found, dict):
@@ -92,6 +95,22 @@ def _split_of(called: str, splits: dict[str, Any], split: str) -> Any:
 
 def _is_saved(path: Path) -> bool:
     return (path / SAVED_SPLITS).is_file() or all((path / name).is_file() for name in SAVED)
+
+
+def _check_saved(path: Path) -> None:
+    """Failure where the records of a saved data set name what lies elsewhere: `datasets` would open it."""
+    for record in (path / SAVED[0], *sorted(path.glob(f"*/{SAVED[0]}"))):
+        files = read_object(record).get("_data_files") if record.is_file() else []
+        files = files if isinstance(files, list) else [files]
+        _refuse_elsewhere(record, [file.get("filename") if isinstance(file, dict) else file for file in files])
+    record = path / SAVED_SPLITS
+    _refuse_elsewhere(record, (read_object(record).get("splits") if record.is_file() else None) or [])
+
+
+def _refuse_elsewhere(record: Path, names: Any) -> None:
+    for name in names if isinstance(names, list) else [names]:
+        if not lies_beside(name):
+            raise Failure(f"{printable(record)} names {short_repr(name)}, which does not lie beside it")
 
 
 def _tars(path: Path) -> Sequence[Path]:

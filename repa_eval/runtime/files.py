@@ -120,6 +120,11 @@ def read_object(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def lies_beside(name: object) -> bool:
+    """Return whether a name out of a file is one of a file or folder beside it, and no path that leads elsewhere."""
+    return isinstance(name, str) and Path(name).name == name not in ("", "..") and not {"\\", "\0"} & set(name)
+
+
 def parse_json(data: bytes | str, refusal: str) -> Any:
     """Return the content of JSON; Failure "REFUSAL: ..." in one line for what a program cannot work on.
 

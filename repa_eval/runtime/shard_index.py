@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from repa_eval.errors import Failure, UserError, short_repr
-from repa_eval.runtime.files import read_json
+from repa_eval.runtime.files import lies_beside, read_json
 
 INDEX = ".index.json"
 MOST_SHARDS = 10_000
@@ -25,7 +25,7 @@ def read_index(index: Path) -> dict[str, str]:
     if len(names) > MOST_SHARDS:
         raise Failure(f"{index} names {len(names)} files; at most {MOST_SHARDS} are read")
     for name in names:
-        if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
+        if not lies_beside(name):
             raise Failure(f"{index} names {name!r}, which is no file beside it")
         if not (index.parent / name).is_file():
             raise Failure(f"{index} names {name}, which is not there; download it again")

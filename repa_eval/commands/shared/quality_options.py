@@ -39,7 +39,7 @@ class QualityOptions:
     reference: str | None = flag(
         "--reference",
         metavar="PATH|NAME",
-        help="images, a file of statistics or data by name; default: the data recorded beside the samples",
+        help="images, a file of statistics or data by name; default: the registered data recorded beside the samples",
     )
     extractor_name: str = flag(
         "--extractor",

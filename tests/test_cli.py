@@ -812,7 +812,7 @@ def test_what_a_file_says_moves_no_cursor_and_forges_no_line(work: Path, here: P
     assert len(shown.stdout.splitlines()) == len(INSPECTED)
     assert all(line.isprintable() for line in shown.stdout.splitlines())
     assert "\\x1b]52;c;ZXZpbA==\\x07digits error: forged" in shown.stdout
-    fails(repa_eval("align", "--ckpt", "forged.pt", "--teacher", "digits-vit"), 2, "unknown data")
+    fails(repa_eval("align", "--ckpt", "forged.pt", "--teacher", "digits-vit"), 2, "its record names the data")
     Path("s").mkdir()
     (Path("s") / "a\nerror: forged \x1b[31m.png").write_bytes(b"x")
     failed = repa_eval("fid", "--samples", "s", "--reference", "digits")

@@ -45,6 +45,6 @@ def recorded_extractor(name: object, where: str | Path) -> str | None:
 
 def _added(option: str, name: object) -> str:
     """Return the option with the recorded name behind it."""
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name.isprintable():
         return option
     return f"{option}{name!r}" if option.endswith("=") else f"{option} {shlex.quote(name)}"

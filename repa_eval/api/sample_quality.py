@@ -49,8 +49,8 @@ def fid(
     samples, reference, held_out: a folder, .zip or .npz of images, an array or tensor (see `images`; range is that of
     floats), or a source; a reference may also be a file of statistics or the name of a data set, and is by default the
     registered data that is recorded beside the samples. extractor: a name of `repa-eval list extractors`, or a network
-    from uint8 images (B, C, H, W) to features (B, D); None for the recorded one, else inception. metrics that an
-    extractor cannot give (it has no logits or no spatial map) are left out. protocol: adm, torch-fidelity, clean or
+    that turns uint8 images (B, C, H, W) into features (B, D); None for the recorded one, else inception. metrics that
+    an extractor cannot give (it has no logits or no spatial map) are left out. protocol: adm, torch-fidelity, clean or
     all: whose rules. resize: the side to which files are cropped and resized. held_out: real images outside the
     training set, for the metrics of memorisation.
     """

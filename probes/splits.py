@@ -135,6 +135,8 @@ def probe_splits(data: str, test_data: str | None = None, *, resolution: int | N
     test = load_data(test_data or data, held_out_split(test_data or data), resolution=resolution)
     divided = test_data is None and not test.split_known
     train = test if divided else load_data(data, "train", resolution=resolution)
+    for source in (train, test):
+        source.require("labels")
     drawn: dict[str, Any] = {}
     if train.split_known:
         parts = {"train": train, "val": load_data(data, "val", resolution=resolution)}
@@ -159,6 +161,11 @@ def _divided(
     """Return the parts of a set, and the protocol entries that say how they were drawn."""
     said = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
     rows = parts_of(hashes(len(source), seed), shares)
+    if min(map(len, rows.values())) < 1:
+        counts = ", ".join(f"{name} {len(own)}" for name, own in rows.items())
+        raise UserError(
+            f"{source.name} has {len(source)} images, too few to divide ({counts}): name more, or --test-data"
+        )
     record = {"parts": f"{said}, by hash of (seed, index)", "parts_seed": seed}
     return {name: source.take(own) for name, own in rows.items()}, record
 

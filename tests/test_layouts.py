@@ -1,10 +1,14 @@
-"""Official latents in every layout: the same samples in the same order, and one line for what cannot be used."""
+"""Official latents in every layout: the same samples in the same order, and one line for what cannot be used.
+
+`WRITE_DOCS=1 python -m pytest tests/test_layouts.py` appends the lines to docs/data.md.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import re
 import shutil
@@ -28,6 +32,7 @@ from repa_eval.interfaces.image_source import ImageSource, LatentScale
 from repa_eval.interfaces.images import DATA, find_layout, load_data
 from repa_eval.runtime.seeding import generators
 
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "data.md"
 IMAGES = PIXELS.transpose(0, 3, 1, 2)
 WHOLE = {"images": IMAGES, "moments": MOMENTS, "labels": LABELS}
 STATISTICS = LatentScale(scale=(1 / 2, 1 / 3, 1 / 4, 1 / 5), shift=(0.0, 0.5, 1.0, 1.5))
@@ -172,6 +177,11 @@ def test_a_folder_called_as_a_layout(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert load_data("shards", "train").name == "repa:shards"
     with pytest.raises(UserError, match=r"shards: no \.safetensors files"):
         load_data("shards:shards", "train")
+
+
+def test_a_pair_says_once_that_it_has_no_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    opened("pair", tmp_path, "test")
+    assert [message.partition(":")[0] for message in caplog.messages] == ["pair"]
 
 
 def test_names_of_classes(tmp_path: Path) -> None:
@@ -357,12 +367,20 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "another list": ("repa", spoil(LIST, '{"name": "cats"}'), 'has no "labels": expected {"labels": [['),
     "a list that is cut": ("repa", cut(LIST, 40), "dataset.json is damaged"),
     "a latent without deviations": ("repa", spoil(VAE.format(0), made.npy(MEANS[0, :3])), "is 3x2x2; expected"),
-    "an unlike latent": ("repa", spoil(VAE.format(1), made.npy(MOMENTS[1, :, :1])), "is 8x1x2, the first 8x2x2"),
+    "an unlike latent": (
+        "repa",
+        spoil(VAE.format(1), made.npy(MOMENTS[1, :, :1])),
+        "(sample 1) is 8x1x2, the first 8x2x2",
+    ),
     "a log-variance": ("repa", spoil(VAE.format(1), log_variances(1)), "deviations below 0; the file may hold log-var"),
-    "NaN": ("repa", spoil(VAE.format(2), made.npy(holes(MOMENTS[2]))), "00000002.npy holds NaN or infinite numbers"),
+    "NaN": (
+        "repa",
+        spoil(VAE.format(2), made.npy(holes(MOMENTS[2]))),
+        "00000002.npy (sample 2) holds NaN or infinite num",
+    ),
     "whole numbers": ("repa", spoil(VAE.format(0), made.npy(MOMENTS[0].astype(int))), "holds int64; floats are exp"),
     "objects": ("repa", spoil(VAE.format(0), made.npy(np.array([{}]))), "holds Python objects, which are never unpick"),
-    "a latent that is cut": ("repa", cut(VAE.format(1), 200), "00000001.npy is not a readable .npy file: its "),
+    "a latent that is cut": ("repa", cut(VAE.format(1), 200), "(sample 1) is not a readable .npy file: its "),
     "an image that is none": ("repa", spoil(PNG.format(1), "x"), "img00000001.png is not a readable image"),
     "an image of another size": (
         "repa",
@@ -385,7 +403,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda path: (path / "vae-sd.zip").write_bytes(_flipped((path / "vae-sd.zip").read_bytes(), MOMENTS[3])),
         "img-mean-std-00000003.npy cannot be read: its checksum is wrong; make or copy the archive again",
     ),
-    "a shard that is cut": ("lightning", cut(B, 300), "is not a readable safetensors file (download or save it again)"),
+    "a shard that is cut": ("lightning", cut(B, 300), "safetensors file: it is damaged or ends early; download"),
     "shards of two shapes": (
         "lightning",
         reshard(latents=torch.zeros(3, 4, 2, 1), latents_flip=torch.zeros(3, 4, 2, 2)),
@@ -456,9 +474,10 @@ def _flipped(data: bytes, values: Any) -> bytes:
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_bad_files_are_one_line(what: str, tmp_path: Path) -> None:
+def test_bad_files_are_one_line(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     form, change, text = BAD[what]
-    path = tmp_path / "it"
+    monkeypatch.chdir(tmp_path)
+    path = Path("it")
     if form == "shards in a zip":
         spec = str(made.in_one_zip(path, made.lightning))
     elif form in FORMS:
@@ -467,11 +486,15 @@ def test_bad_files_are_one_line(what: str, tmp_path: Path) -> None:
     else:
         spec = "pair:one"
     change(path)
-    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     with pytest.raises(UserError, match=re.escape(text)) as caught:
         _all(spec)
     assert "\n" not in str(caught.value)
-    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    assert {file: file.read_bytes() for file in Path().rglob("*") if file.is_file()} == before
+    row = f"| {what} | `{str(caught.value).replace('|', '/')}` |\n"
+    if os.environ.get("WRITE_DOCS"):
+        DOCS.write_text(DOCS.read_text(encoding="utf-8") + row, encoding="utf-8")
+    assert row in DOCS.read_text(encoding="utf-8"), "cut the table and write it anew: WRITE_DOCS=1"
 
 
 def _all(spec: str) -> Any:

@@ -132,6 +132,14 @@ def test_classes_of_other_numbers_are_refused(tmp_path: Path) -> None:
         probe_splits(str(train), str(test))
 
 
+def test_too_few_to_divide(tmp_path: Path) -> None:
+    path = made.lightning(tmp_path / "it")
+    with pytest.raises(
+        UserError, match=r"has 7 images, too few to divide \(test \d, val \d, train \d\): name more, or"
+    ):
+        probe_splits(str(path), seed=1)
+
+
 def test_data_without_labels_cannot_be_probed(tmp_path: Path) -> None:
     path = made.repa(tmp_path / "it", labels=None)
     with pytest.raises(UserError, match="has no labels; it gives images, moments"):

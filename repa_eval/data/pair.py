@@ -6,7 +6,7 @@ from repa_eval.data.readers.joined import Joined, refuse_other_classes
 from repa_eval.data.readers.shards import Shards
 from repa_eval.errors import UserError
 from repa_eval.interfaces.image_source import ImageSource
-from repa_eval.interfaces.images import data, load_data
+from repa_eval.interfaces.images import data, find_layout
 
 
 @data("pair")
@@ -15,7 +15,8 @@ def load(rest: str, split: str) -> ImageSource:
     before, plus, after = rest.partition("+")
     if not (before and plus and after) or "+" in after:
         raise UserError(f"pair:{rest}: expected pair:IMAGES+LATENTS, two data sets joined by a +")
-    images, latents = load_data(before, split), load_data(after, split)
+    # not by load_data, which would say of both, and of the pair, that they have no splits
+    images, latents = (layout.build(part, split) for layout, part in map(find_layout, (before, after)))
     images.require("images")
     if latents.latent_shape is None:
         raise UserError(f"pair:{rest}: data {latents.name} has no latents; write pair:IMAGES+LATENTS, in this order")

@@ -72,8 +72,10 @@ def read_safetensors(file: Path, *, owner: str = "") -> tuple[dict[str, Tensor],
 def open_safetensors(file: Path) -> safe_open:
     """Return an opened safetensors file, whose tensors can be read by rows (`get_slice`); errors as `read_file`."""
     _start_of(file, str(file), "safetensors file")
-    with parsing(f"{file} is not a readable safetensors file ({AGAIN})"):
+    try:
         return safe_open(file, framework="pt")
+    except Exception as error:  # of a library that has one for every field of a header
+        raise Failure(f"{file} is not a readable safetensors file: it is damaged or ends early; {AGAIN}") from error
 
 
 def _start_of(file: Path, where: str, kind: str) -> bytes:

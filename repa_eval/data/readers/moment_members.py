@@ -35,7 +35,7 @@ class MomentMembers(ImageSource):
         self._members, self._labels = members, labels
         self.gives = frozenset({"moments"} if labels.values is None else {"moments", "labels"})
         self.num_classes, self.class_names = labels.count, labels.names
-        first = self._read(files[0])
+        first = self._read(files[0], members.where(files[0]))
         if first.ndim != 3 or len(first) % 2:
             raise UserError(
                 f"{members.where(files[0])} is {_times(first)}; expected the means and deviations of a latent, 8x32x32 "
@@ -53,7 +53,7 @@ class MomentMembers(ImageSource):
         labels = None if values is None or "labels" not in kinds else torch.from_numpy(values[rows])
         if "moments" not in kinds:
             return Samples(labels=labels)
-        moments = [self._moments(self.files[row]) for row in rows]
+        moments = [self._moments(row) for row in rows.tolist()]
         empty = torch.empty((0, *self._shape))
         return Samples(moments=torch.stack(moments) if moments else empty, labels=labels)
 
@@ -65,9 +65,10 @@ class MomentMembers(ImageSource):
     def _digest(self) -> str:
         return content_digest(self)
 
-    def _moments(self, file: str) -> Tensor:
+    def _moments(self, row: int) -> Tensor:
         """Return means and standard deviations (2c, h, w)."""
-        values, where = self._read(file), self._members.where(file)
+        where = f"{self._members.where(self.files[row])} (sample {row})"
+        values = self._read(self.files[row], where)
         if values.shape != self._shape:
             first = "x".join(map(str, self._shape))
             raise UserError(f"{where} is {_times(values)}, the first {first}: latents of one shape are needed")
@@ -81,8 +82,8 @@ class MomentMembers(ImageSource):
             )
         return values
 
-    def _read(self, file: str) -> Tensor:
-        values = floats_of(self._members.read(file, MAX_BYTES), self._members.where(file))
+    def _read(self, file: str, where: str) -> Tensor:
+        values = floats_of(self._members.read(file, MAX_BYTES), where)
         return values[0] if values.ndim == 4 and len(values) == 1 else values  # some tools keep the batch dimension
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import timm
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from torch import Tensor
 
 from repa_eval import checkpoints
@@ -282,6 +284,38 @@ def test_labels_of_a_network_without_a_null_label_and_the_inputs_of_xl(tmp_path:
     noise = network(x, steps, encoder_hidden_states=text, added_cond_kwargs=more).sample
     torch.testing.assert_close(model(x, t, model.null_condition(2))[0], model._time.velocity(x, noise, t))
     assert "pooled zeros (5)" in model.record()["text"]
+
+
+def test_a_pipeline_of_latents_is_measured_on_plain_images_by_its_own_vae(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    diffusers.UNet2DConditionModel(
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=12, **{**UNET, "in_channels": 4, "out_channels": 4},
+    ).save_pretrained(tmp_path / "pipe" / "unet")  # fmt: skip
+    diffusers.AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4,
+    ).save_pretrained(tmp_path / "pipe" / "vae")  # fmt: skip
+    diffusers.PNDMScheduler(beta_schedule="scaled_linear").save_pretrained(tmp_path / "pipe" / "scheduler")
+    (tmp_path / "pipe" / "model_index.json").write_text("{}")
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
+    ran = align(
+        "--ckpt", str(tmp_path / "pipe"), "--vae", str(tmp_path / "pipe" / "vae"), "--resolution", "16", "--teacher",
+        "timm:test_vit", "--teacher-weights", str(tmp_path / "vit.pth"), "--data", f"folder:{tmp_path / 'images'}",
+        "--num-images", "6", "--layer", "mid_block", "--timesteps", "0.3", "--metrics", "cka,lds", "--json",
+        "--no-cache", "--quiet",
+    )  # fmt: skip
+    assert ran.exit_code == 0, ran.output
+    answer = json.loads(ran.stdout)
+    [cka] = [row for row in answer["rows"] if row["metric"] == "cka"]
+    record = answer["protocols"][cka["protocol"]]
+    assert (cka["layer"], cka["system"], record["model_input"]) == (3, None, "latents")
+    assert "steps 0..999" in record["native_convention"]
+    assert "assumed" not in record["native_convention"]
 
 
 PLUGIN = '''

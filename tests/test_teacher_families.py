@@ -12,11 +12,11 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from teacher_examples import CLOSE, DEPTH, HEADS, WIDTH, State, image, saved, shrink, vit
+from teacher_examples import CLOSE, DEPTH, HEADS, WIDTH, OpenClip, State, image, saved, shrink, vit
 from torch import Tensor
 
 from helpers import ROOT
-from repa_eval.errors import Failure
+from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.teacher import Teacher, load_teacher
 from repa_eval.teachers import official
 
@@ -324,6 +324,39 @@ def test_the_names_of_other_libraries_are_the_same_teacher(
         save_file(content, tmp_path / "model.safetensors")
         assert load_teacher(name, tmp_path / "model.safetensors").digest == wanted.digest
     assert load_teacher(name, saved(content, tmp_path / "other.pth")).digest == wanted.digest
+
+
+@pytest.mark.usefixtures("small")
+def test_clip_by_transformers_in_a_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tower = OpenClip().state_dict()
+    wanted = load_teacher("clip-vit-L", saved({f"visual.{name}": t for name, t in tower.items()}, tmp_path / "a.pt"))
+    names = {
+        r"^class_embedding": "embeddings.class_embedding",
+        r"^positional_embedding": "embeddings.position_embedding.weight",
+        r"^conv1": "embeddings.patch_embedding",
+        r"^ln_pre": "pre_layrnorm",
+        r"^ln_post": "post_layernorm",
+        r"^transformer\.resblocks": "encoder.layers",
+        r"\.ln_(\d)": r".layer_norm\1",
+        r"attn\.out_proj": "self_attn.out_proj",
+        r"mlp\.c_fc": "mlp.fc1",
+        r"mlp\.c_proj": "mlp.fc2",
+    }
+    own: State = {}
+    for name, tensor in fields({name: t for name, t in tower.items() if name != "proj"}, names).items():
+        if joined := re.fullmatch(r"(.*)\.attn\.in_proj_(weight|bias)", name):
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                own[f"{joined[1]}.self_attn.{letter}_proj.{joined[2]}"] = part.contiguous()
+        else:
+            own[name] = tensor
+    content = {f"vision_model.{name}": tensor for name, tensor in own.items()}
+    content |= {"text_model.final_layer_norm.weight": torch.ones(3), "logit_scale": torch.ones(())}
+    (tmp_path / "clip").mkdir()
+    with pytest.raises(UserError, match=r"is a folder without model\.safetensors or pytorch_model\.bin"):
+        load_teacher("clip-vit-L", tmp_path / "clip")
+    save_file(content, tmp_path / "clip" / "model.safetensors")
+    assert load_teacher("clip-vit-L", tmp_path / "clip").digest == wanted.digest
 
 
 @pytest.mark.usefixtures("small")

@@ -119,7 +119,8 @@ class Checkpoint:
         """Return the columns of a row that say which checkpoint it is of; `step_from`, see `make_row`."""
         return {
             "run": self.run,
-            "system": self.systems[0] if self.systems else None,
+            # a network of diffusers is of no system, although soft tokens could be trained for it
+            "system": self.systems[0] if self.systems and self.layout != "diffusers" else None,
             "method": self.recipe.get("method"),
             "step": self.step,
             "weights": self.weights,

@@ -63,6 +63,7 @@ class Teacher(nn.Module, ABC):
 
 Builder = Callable[[str, Path | None], Teacher]
 FILES = {".pt", ".pth", ".safetensors"}  # a name with such an ending is a file
+IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 OF_FILES = "repavit"  # the teacher that opens a file named as teacher
 TEACHERS: Registry[Builder] = Registry("teacher", "repa_eval.teachers", group="repa_eval.teachers")
 
@@ -73,14 +74,24 @@ def teacher(name: str) -> Callable[[Builder], Builder]:
 
 
 def load_teacher(name: str, weights: str | Path | None = None) -> Teacher:
-    """Return the frozen teacher called `name`; `weights` is a file that replaces its own."""
-    path = None if weights is None else Path(weights)
-    if path is not None and not path.is_file():
-        raise UserError(f"teacher weights {str(weights)!r} do not exist; name the file of {name}, or another teacher")
+    """Return the frozen teacher called `name`; `weights` is a file, or its folder, that replaces its own."""
+    path = None if weights is None else _weights_file(Path(weights), name)
     if Path(name).suffix in FILES or (Path(name).is_file() and name not in TEACHERS.names()):
         return _from_file(name, path).freeze()
     teacher: Teacher = TEACHERS.build(registered_name(name), name, path)
     return teacher.freeze()
+
+
+def _weights_file(path: Path, name: str) -> Path:
+    """Return the file of weights: the path, or in a folder the file that transformers and timm save there."""
+    if path.is_dir():
+        found = next((path / each for each in IN_FOLDERS if (path / each).is_file()), None)
+        if found is None:
+            raise UserError(f"{path} is a folder without {' or '.join(IN_FOLDERS)}: name the file of {name}")
+        return found
+    if not path.is_file():
+        raise UserError(f"teacher weights {str(path)!r} do not exist; name the file of {name}, or another teacher")
+    return path
 
 
 def registered_name(name: str) -> str:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import linregress
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
@@ -85,6 +86,16 @@ def test_fd_of_features() -> None:
     assert fid.fd(x, x + 2.0)["fd"] == pytest.approx(6 * 4.0)
     assert fid.fd(x, 3.0 * x)["fd"] == pytest.approx(4.0 * np.cov(x.T).trace() + 4.0 * np.square(x.mean(0)).sum())
     assert fid.fd(x[:4], normal(5, 6, seed=1))["fd"] > 0.0  # fewer samples than features
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e5m2, torch.float8_e4m3fn, torch.bfloat16])
+def test_a_covariance_may_be_rounded(kind: torch.dtype) -> None:
+    x = normal(16, 64)  # of rank 15: rounding makes its eigenvalues negative
+    mean, cov = x.mean(axis=0), np.cov(x.T)
+    rounded = torch.from_numpy(cov).float().to(kind).double().numpy()
+    assert np.linalg.eigvalsh(rounded).min() < -1e-3
+    assert fid.frechet_distance(mean, cov, mean, rounded) < 0.2 * np.trace(cov)
+    assert fid.frechet_distance(mean, rounded, mean, cov) < 0.2 * np.trace(cov)
 
 
 def test_singular_covariances_are_covariances() -> None:

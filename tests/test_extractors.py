@@ -378,3 +378,44 @@ def test_several_processes_gather_what_one_does(count: int) -> None:
     assert merged is not None
     assert np.array_equal(merged.rows["features"], alone.rows["features"])
     assert np.array_equal(merged.moments["features"].m2, alone.moments["features"].m2)
+
+
+class Odd(Extractor):
+    """Whatever it is made with, whatever the images are."""
+
+    name, digest, has_logits = "odd", "o", False
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+
+    def __call__(self, images: torch.Tensor) -> Features:
+        return self.found  # type: ignore[no-any-return]
+
+
+ROWS = np.arange(12.0).reshape(4, 3)
+ODD: dict[str, Any] = {
+    "three axes": Features(ROWS[:, :, None]),
+    "too few rows": Features(ROWS[:2]),
+    "no columns": Features(ROWS[:, :0]),
+    "text": Features(np.array([["a"]] * 4)),
+    "objects": Features(np.array([[object()]] * 4)),
+    "complex": Features(ROWS.astype(complex)),
+    "logits of too few rows": Features(ROWS, logits=ROWS[:1]),
+    "nothing": None,
+    "a number": 3,
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_features_is_one_line(kind: str) -> None:
+    with pytest.raises(UserError, match=r"extractor odd gives .*; needed are floats \(B, D\)"):
+        gather(source_of(np.zeros((4, 1, 2, 2), np.uint8)), Odd(ODD[kind]))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int32])
+def test_tensors_are_features(kind: torch.dtype) -> None:
+    given = torch.from_numpy(ROWS).to(kind)
+    for features in (given, given.requires_grad_(kind.is_floating_point)):
+        found = gather(source_of(np.zeros((4, 1, 2, 2), np.uint8)), Odd(Features(features)))  # type: ignore[arg-type]
+        assert found is not None
+        np.testing.assert_array_equal(found.rows["features"], ROWS)

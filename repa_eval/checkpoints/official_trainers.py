@@ -56,7 +56,8 @@ def holds_sets(content: Any) -> bool:
 
 def _chosen(content: Mapping[str, Any], request: Request, path: Path) -> state_dicts.State:
     """Return the wanted weights, as they are in the file; averages may lie under another name (`model_ema`)."""
-    if request.weights == "ema" and not content.get("ema"):
+    ema = content.get("ema")
+    if request.weights == "ema" and (ema is None or (isinstance(ema, Mapping | list | tuple) and not ema)):
         averages = {key: value for key, value in content.items() if state_dicts.AVERAGED.search(str(key))}
         if found := flat(averages):
             return found

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from repa_eval.errors import UserError
-from repa_eval.interfaces.extractor import Array, Extractor, Features
+from repa_eval.interfaces.extractor import Array, Extractor, Features, features_of
 from repa_eval.interfaces.image_source import ImageSource, rows_at_once
 from repa_eval.metrics.shared.moments import Moments
 from repa_eval.metrics.shared.moments import moments as moments_of
@@ -71,7 +71,7 @@ def gather(
     part = _Part(len(source), len(mine), keep, stream)
     ahead = AHEAD if rows_at_once(source.image_shape, AHEAD * batch_size) == AHEAD * batch_size else 1
     for indices, images in _read_ahead(source, _batches(mine, batch_size), ahead):
-        part.add(indices, judge(images))
+        part.add(indices, features_of(judge, images))
     if workers is None or alone:
         part.refuse_nan(source.name, judge.name)
         return Gathered(len(source), part.rows, part.moments)

@@ -137,11 +137,34 @@ def _digest_source(kind: type) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def features_of(extractor: Extractor, images: Tensor) -> Features:
+    """Return the Features of uint8 images (B, C, H, W), B rows of numbers each; UserError where they are none."""
+    found = _as_features(extractor(images), extractor.name)
+    given = {"features": found.features, "logits": found.logits, "spatial": found.spatial}
+    arrays = {kind: _array_of(value) for kind, value in given.items() if value is not None}
+    for kind, array in arrays.items():
+        if array.ndim != 2 or array.dtype.kind not in "fiu" or len(array) != len(images) or not array.shape[1]:
+            shown = f"{kind} of {array.dtype} {array.shape}"
+            raise UserError(
+                f"extractor {extractor.name} gives {shown} for {len(images)} images; needed are floats (B, D)"
+            )
+    return Features(**arrays)
+
+
+def _array_of(value: Any) -> Array:
+    array: Array = value.detach().float().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    return (
+        array
+        if (array.dtype.kind == "f" and array.itemsize > 2) or array.dtype.kind not in "fiu"
+        else array.astype("f4")
+    )
+
+
 def _as_features(found: Any, name: str) -> Features:
     """Return Features from what a user's extractor gives: Features, or an array or tensor (B, D)."""
     if isinstance(found, Features):
         return found
-    array = found.detach().float().cpu().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
+    array = _array_of(found)
     if array.ndim != 2 or array.dtype.kind != "f":
         raise UserError(f"extractor {name} gives {array.dtype} {array.shape}; needed are floats (B, D)")
     return Features(array.astype(np.float32))

@@ -29,6 +29,7 @@ RAISED_BY: dict[str, str] = {
     "commands.shared.soft_tokens": "captions sample",
     "commands.shared.quality_options": "fid",
     "console.options": "align captions fid probe reparam",
+    "data": "align prepare probe",
     "data.readers.statistics": "stats",
     "data.repa": "align prepare probe",
     "evaluation": "fid",

@@ -16,7 +16,8 @@ from repa_eval.train.cli import main as train
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*[a-z0-9]")
 COMMAND = re.compile(r"repa-eval ([a-z]+)|(repa-train)")
 LOADING = "align captions convert inspect probe reparam sample"  # what opens a checkpoint that the user names
-# room or module -> the commands that reach its errors; a longer name wins. Modules of commands are their own command
+# room or module -> the commands that reach its errors; a longer name wins. Modules of commands are their own command,
+# and a module that is not listed may name what any command has
 RAISED_BY: dict[str, str] = {
     "checkpoints": LOADING,
     "interfaces.checkpoint_layout": LOADING,
@@ -89,7 +90,7 @@ def commands_of(module: str) -> list[str]:
 def test_an_error_names_options_that_its_command_has(module: str) -> None:
     for line, option, named in hints(MODULES[module].read_text(encoding="utf-8")):
         commands = [named] if named in KNOWN else commands_of(module)
-        assert commands, f"{module}:{line} names {option}: say in RAISED_BY which commands reach it"
+        assert any(option in known for known in KNOWN.values()), f"{module}:{line} names {option}, which nothing has"
         lacking = [command for command in commands if option not in KNOWN[command]]
         assert not lacking, f"{module}:{line} names {option}, which {', '.join(lacking)} lacks"
 

@@ -276,7 +276,11 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_made(
         where: Any = samples if name == "out" else os
         what = "write_atomic" if name == "out" else "pwrite"
         patch.setattr(where, what, full(getattr(where, what)))
-        fails(sample(*words, name), 1, f"{name}: no space left on the disk; the samples made so far are kept")
+        fails(
+            sample(*words, name),
+            1,
+            f"{name}: no space left on the disk; what was made so far is kept, the same command continues",
+        )
     assert not list(here.rglob("*.tmp"))
     if name == "out":
         kept, whole = files_of(here / name), files_of(here / f"whole-{name}")
@@ -389,7 +393,7 @@ def test_the_default_scale_is_stable_diffusions(vae: Path, tmp_path: Path) -> No
     [
         ("latent", "", 2, "this model makes latents of 4 channels: add --vae stabilityai/sd-vae-ft-ema, or --vae"),
         ("latent", "--vae nobody/nothing", 1, "--vae nobody/nothing is no folder here and could not be fetched"),
-        ("latent", "--vae .", 2, "--vae .: the folder contains no config.json of an AutoencoderKL"),
+        ("latent", "--vae .", 2, "--vae .: the folder contains no config.json of an autoencoder"),
         ("grey", "--vae VAE", 2, "decodes 4 channels; this model makes 1"),
         ("grey", "--labels 3,5", 2, "label 5: this model has labels 0..4"),
         ("grey", "--labels=-1", 2, "label -1: this model has labels 0..4"),

@@ -380,8 +380,19 @@ def checkpoint_targets(made: Path) -> dict[str, Target]:
     folder = {"model-00001-of-00001.safetensors": safetensors_of(state)}
     denoiser, denoiser_weights = diffusers_files()
 
+    scheduler = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02,
+                 "beta_schedule": "linear", "prediction_type": "epsilon", "trained_betas": None}  # fmt: skip
+    pipeline = {
+        "model_index.json": as_json({"_class_name": "DiTPipeline"}),
+        "transformer/config.json": as_json(denoiser),
+        "transformer/diffusion_pytorch_model.safetensors": denoiser_weights,
+    }
+
     def of_folder(path: Path) -> None:
         read_checkpoint(path.parent)
+
+    def of_pipeline(path: Path) -> None:
+        read_checkpoint(path.parents[1])
 
     return {
         "checkpoint of ours": torch_target("0000002.pt", light, read_checkpoint),
@@ -393,6 +404,7 @@ def checkpoint_targets(made: Path) -> dict[str, Target]:
         "config.json": json_target("config.json", config, of_folder, {"model.safetensors": weights}),
         "index of shards": json_target("model.safetensors.index.json", index,
                                        lambda path: read_checkpoint(path.parent, num_heads=2), folder),
+        "diffusers' scheduler": json_target("scheduler/scheduler_config.json", scheduler, of_pipeline, pipeline),
         "diffusers' config.json": json_target("config.json", denoiser, of_folder,
                                               {"diffusion_pytorch_model.safetensors": denoiser_weights}),
     }  # fmt: skip

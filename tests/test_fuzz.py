@@ -22,9 +22,9 @@ NAMES = (
     "npz of images", "npz of statistics", "npz of features", "zip of images", "one image",
     "torch-fidelity's statistics", "torch-fidelity's features", "checkpoint of ours", "checkpoint to resume from",
     "checkpoint of REPA's trainer", "bare weights", "pickle", "config.json", "index of shards",
-    "diffusers' config.json", "safetensors", "bank .safetensors", "bank .pth", "bank of parts", "bank .npy",
-    "soft tokens", "dataset.json", "prepare.json of latents", "moments", "features of captions", "shard of latents",
-    "statistics of latents",
+    "diffusers' config.json", "diffusers' scheduler", "safetensors", "bank .safetensors", "bank .pth", "bank of parts",
+    "bank .npy", "soft tokens", "dataset.json", "prepare.json of latents", "moments", "features of captions",
+    "shard of latents", "statistics of latents",
 )  # fmt: skip
 
 

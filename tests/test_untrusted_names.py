@@ -127,7 +127,7 @@ KINDS = (
     "results.jsonl", "log.jsonl", "protocols.json", "run.json", "run.json of a report", "recipe.yaml",
     "recipe.yaml of a run", "plug-in records", "samples.json", "prepare.json", "media .json", "checkpoint of ours",
     "checkpoint to resume from", "checkpoint of REPA's trainer", "config.json", "index of shards",
-    "diffusers' config.json", "soft tokens", "dataset.json",
+    "diffusers' config.json", "diffusers' scheduler", "soft tokens", "dataset.json",
     "prepare.json of latents",
 )  # fmt: skip
 

@@ -73,9 +73,12 @@ def _open(folder: Path, name: str) -> Any:
         raise UserError(f"{folder} holds a {name}, which the installed diffusers {diffusers.__version__} does not know")
     check_for_diffusers(folder)
     try:
-        return known.from_pretrained(folder, use_safetensors=True)  # never a pickle
+        network, info = known.from_pretrained(folder, use_safetensors=True, output_loading_info=True)  # never a pickle
     except Exception as error:  # its constructors stumble over any value of a config
         raise Failure(f"{folder} cannot be opened by diffusers: {first_line(error)}") from error
+    if lacking := sorted(info.get("missing_keys") or ()):
+        raise Failure(f"{folder}: the weights lack {len(lacking)} tensors of its {name}, such as {lacking[0]}")
+    return network
 
 
 def _facts(config: dict[str, Any]) -> dict[str, Any]:

@@ -103,7 +103,9 @@ def _is_safetensors(start: bytes, file: Path) -> bool:
 
 def _check_archive(file: Path, where: str, kind: str) -> None:
     """Failure for a zip that is cut off, was changed since it was written, or is a TorchScript program."""
-    if not zipfile.is_zipfile(file):
+    with parsing(f"{where} is not a readable {kind}"):
+        whole = zipfile.is_zipfile(file)
+    if not whole:
         raise Failure(f"{where} is not a readable {kind}: its end is missing; {AGAIN}")
     with parsing(f"{where} is not a readable {kind}"), zipfile.ZipFile(file) as archive:
         members = archive.infolist()

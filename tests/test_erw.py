@@ -135,7 +135,7 @@ def test_the_stages_alone_are_those_of_the_whole(whole: tuple[Recipe, Path], dat
     full = run(recipe_of(data, stage="full", start_from=str(warm), max_steps=5), tmp_path / "full")
     assert curve(tmp_path / "full", "learning_rate")[1] == pytest.approx(5e-3)
     assert checkpoints.load(full).model.depth == 2
-    assert state.load_checkpoint(full)["recipe"]["options"]["start_from"] == str(warm)
+    assert state.load_checkpoint(full)["recipe"]["start_from"] == str(warm)
 
 
 def test_stage_2_without_a_first_stage_is_a_control(data: str, tmp_path: Path) -> None:
@@ -147,8 +147,7 @@ def test_what_does_not_fit_is_refused(whole: tuple[Recipe, Path], data: str, tmp
     _, out = whole
     files = {step: str(state.checkpoint_path(out, step)) for step in (BORDER, 8)}
     for text, changes in {
-        "start_from belongs to stage=full": {"start_from": files[BORDER]},
-        "holds no stub of ERW's first stage": {"stage": "full", "start_from": files[8]},
+        "start_from: this run has stages": {"start_from": files[BORDER]},
         "does not exist|no such file": {"stage": "full", "start_from": "nothing.pt"},
         "a stage lasts until step 8, and max_steps 8 ends before it": {"stage1_steps": 8},
         "placement 2 and l2r_depth 1: this model has 2 blocks": {"placement": 2},

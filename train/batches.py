@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,11 @@ from repa_eval.train.stopping import ignore_signals
 from repa_eval.train.whole_batch import gather_of, gather_rows
 
 IMAGES = ModelInput()
+Lap = Callable[[str], None]  # called with the name of a part of a step when it is done
+
+
+def no_lap(_part: str) -> None:
+    """Take no time."""
 
 
 def share_of(batch_size: int, accelerator: Accelerator, parts: int) -> range:
@@ -129,10 +134,11 @@ def parts(
     device: torch.device,
     *,
     reads: ModelInput = IMAGES,
+    lap: Lap = no_lap,
 ) -> Iterator[Batch]:
     """Yield the batches of one step: as many as gradients are accumulated over, everything random put in.
 
-    reads: how the model reads the samples.
+    reads: how the model reads the samples. lap: called when the data are ready, and when the teachers are done.
     """
     count, seed = recipe.settings.gradient_accumulation, recipe.settings.seed
     size, stream = len(share) // count, f"train step {step}"
@@ -152,7 +158,11 @@ def parts(
         if shares:
             batch.lead = recipe.method.draws(shaped, seeding.generators(seed, stream, [0]))
             batch.whole, batch.first = whole, positions[0]
-        yield _move(batch, samples, recipe.method, step, teachers, device)
+        _move(batch, device)
+        lap("data")
+        _ask_all(batch, samples, recipe.method, step, teachers)
+        lap("teacher")
+        yield batch
 
 
 def _as_denoised(batch: Batch, reads: ModelInput) -> Batch:
@@ -181,22 +191,24 @@ def first_batch(
     return batch
 
 
-@torch.no_grad()
-def _move(
-    batch: Batch, samples: Samples, method: Method, step: int, teachers: Sequence[Teacher], device: torch.device
-) -> Batch:
+def _move(batch: Batch, device: torch.device) -> None:
     batch.x, batch.y, batch.images = (tensor.to(device) for tensor in (batch.x, batch.y, batch.images))
     batch.draws, batch.lead = (
         {name: draw.to(device) for name, draw in draws.items()} for draws in (batch.draws, batch.lead)
     )
-    if method.active(step):
-        wanted = itertools.chain(method.attention_layers(), itertools.repeat(()))
-        for teacher, layers in zip(teachers, wanted, strict=False):
-            if isinstance(teacher, GivenFeatures):
-                _put(given_tokens(samples), teacher, layers, batch)
-            else:
-                ask(teacher, layers, batch)
-    return batch
+
+
+@torch.no_grad()
+def _ask_all(batch: Batch, samples: Samples, method: Method, step: int, teachers: Sequence[Teacher]) -> None:
+    """Append what the teachers say, as long as they are needed."""
+    if not method.active(step):
+        return
+    wanted = itertools.chain(method.attention_layers(), itertools.repeat(()))
+    for teacher, layers in zip(teachers, wanted, strict=False):
+        if isinstance(teacher, GivenFeatures):
+            _put(given_tokens(samples), teacher, layers, batch)
+        else:
+            ask(teacher, layers, batch)
 
 
 def ask(teacher: Teacher, layers: Collection[int], batch: Batch) -> None:

@@ -13,11 +13,10 @@ import click
 
 from repa_eval import __version__
 from repa_eval.console.app import Command, example
+from repa_eval.console.numbers import COUNT
 from repa_eval.errors import UserError
 from repa_eval.runtime.device import choose_device
 from repa_eval.train.official_flags import Typed, as_typed, official, read_flags, refine
-
-DEFAULT = "digits-repa, or the published recipe where a model or data of that scale are named"
 
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -32,10 +31,17 @@ DEFAULT = "digits-repa, or the published recipe where a model or data of that sc
 @click.option("--resume", is_flag=True, help="continue, or start where nothing is there")
 @click.option("--allow-changed-plugin", is_flag=True, help="resume even if the file of a plug-in has changed")
 @click.option("-n", "--dry-run", is_flag=True, help="print the resolved recipe and stop")
+@click.option("--benchmark", type=COUNT, metavar="N", help="time N steps part by part, write nothing, and stop")
 @click.option("--list", "show_list", is_flag=True, help="show methods and recipes")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 @click.option("--quiet", is_flag=True, help="show no progress on stderr")
 @click.option("--json", "as_json", is_flag=True, help="print only JSON on stdout")
+@click.option(
+    "--keep", metavar="N|every:M", help="checkpoints that stay: the N newest, or every M steps; the same as keep="
+)
+@click.option(
+    "--export", type=click.Choice(["official"]), help="also write the last checkpoint as REPA's trainer would"
+)
 @official
 @click.version_option(__version__, prog_name="repa-train")
 @example("repa-train --recipe digits-repa max_steps=500 --out runs/short")
@@ -47,10 +53,13 @@ def main(
     resume: bool,
     allow_changed_plugin: bool,
     dry_run: bool,
+    benchmark: int | None,
     show_list: bool,
     device: str,
     quiet: bool,
     as_json: bool,
+    keep: str | None,
+    export: str | None,
     **flags: str | bool | None,
 ) -> None:
     """Train a recipe: a diffusion model of the REPA family, or the embedded teacher or judge.
@@ -66,21 +75,45 @@ def main(
         return
     typed = read_flags(flags)
     with _speaking_of_flags(typed):
-        recipe = _resolve(recipe_name, method_name, overrides, typed)
+        words = overrides if keep is None else (*overrides, f"keep={keep}")
+        recipe = _resolve(recipe_name, method_name, words, typed)
         if typed.notes and not quiet and _speaks():
             click.echo(f"note: without effect here: {', '.join(typed.notes)}", err=True)
         if dry_run:
             _print_resolved(recipe, as_json)
+            return
+        if benchmark is not None:
+            _benchmark(recipe, benchmark, choose_device(device), as_json)
             return
         run = out or typed.folder or Path("runs") / recipe.name
         go_on = {"resume": resume or _resumes(typed, run), "allow_changed_plugin": allow_changed_plugin}
         checkpoint = _train(recipe, run, go_on, choose_device(device), quiet, method_name)
     if not _speaks():
         return
+    exported = {} if export is None else {"export": str(_export(checkpoint))}
     if as_json:
-        click.echo(json.dumps({"run": str(run), "checkpoint": str(checkpoint), "step": recipe.settings.max_steps}))
+        done = {"run": str(run), "checkpoint": str(checkpoint), "step": recipe.settings.max_steps}
+        click.echo(json.dumps({**done, **exported}))
     else:
+        for path in exported.values():
+            click.echo(path)
         click.echo(_next_command(recipe, run, checkpoint))
+
+
+def _benchmark(recipe: Any, steps: int, device: str, as_json: bool) -> None:
+    import json
+
+    from repa_eval.train.benchmark import benchmark, shown
+
+    measured = benchmark(recipe, steps, device=device)
+    if _speaks():
+        click.echo(json.dumps(measured) if as_json else shown(measured))
+
+
+def _export(checkpoint: Path) -> Path:
+    from repa_eval.train.official_export import export_official
+
+    return export_official(checkpoint)
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from repa_eval.checkpoints.repa_train import KEYS
 from repa_eval.diffusion import conventions
@@ -36,6 +35,7 @@ from repa_eval.runtime.run_lock import RunLock
 from repa_eval.train import batches, finite, resumption, stages, state, whole_batch
 from repa_eval.train.callbacks import Callback, Callbacks, LogFunction
 from repa_eval.train.given_features import load_teachers
+from repa_eval.train.progress import Progress
 from repa_eval.train.recipe import Recipe, Settings
 from repa_eval.train.stopping import Interrupted as Interrupted
 from repa_eval.train.stopping import interruptible
@@ -84,7 +84,7 @@ def train(
     everything saved. Failure where a loss or a weight is no longer finite: such a step is never saved.
     """
     run, settings = Path(out), recipe.settings
-    accelerator = _accelerator(settings, device, run)
+    accelerator = accelerator_for(settings, device, run)
     trackers = Trackers(accelerator, recipe)
     told = Callbacks((trackers, *callbacks))
     share = batches.share_of(settings.batch_size, accelerator, settings.gradient_accumulation)
@@ -106,7 +106,7 @@ def train(
         if accelerator.is_main_process:
             writer = opened.enter_context(Writer(run, recipe, _record(recipe, run, labels), step))
         seconds = writer.seconds if writer else 0.0
-        bar = opened.enter_context(_bar(recipe, step, shown=progress and writer is not None))
+        shown = opened.enter_context(Progress(recipe, step, shown=progress and writer is not None))
         interrupted = opened.enter_context(interruptible())
         if writer:
             for note in position.notes:
@@ -153,17 +153,20 @@ def train(
                     values = {**values, "learning_rate": optimizer.param_groups[0]["lr"], "train_seconds": seconds}
                     writer.curves(step, values)
                     told.on_log(step, values)
-                    bar.set_postfix({name: f"{value:.3f}" for name, value in values.items() if name.endswith("loss")})
+                    shown.point(step, values)
                 if saves:
                     bare = accelerator.unwrap_model(wrapped)
                     finite.refuse_weights(step, bare.model, ema, bare.extras, optimizer)
                 if saves and writer:
                     writer.sync()
                     told.on_checkpoint(_save(run, accelerator, bare, ema, optimizer, step, stage.recipe))
+                    state.remove_others(run, settings.keep)
                 if stopped_by:
                     break
+                shown.pause()
                 _evaluate(writer, told, watched, ema, step, settings)
-                bar.update()
+                shown.go_on()
+                shown.advance()
             if stopped_by:
                 break
             accelerator.wait_for_everyone()  # the checkpoint that the next stage starts from is written
@@ -209,11 +212,12 @@ def update(
     settings: Settings,
     *,
     first: int = 0,
+    lap: batches.Lap = batches.no_lap,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Take one optimisation step; return its terms (means over all processes) and the gradient norm before clipping.
 
     Order as in REPA's trainer: backward, clip, optimiser, average. first: the step at which the stage began, from which
-    its schedules count.
+    its schedules count. lap: called with the name of each part of the step when it is done.
     """
     wrapped.train()
     terms: dict[str, Tensor] = {}
@@ -222,16 +226,20 @@ def update(
         batch.ema = ema
         with accelerator.autocast():
             part = {name: term / settings.gradient_accumulation for name, term in wrapped(batch, step).items()}
+        lap("forward")
         accelerator.backward(torch.stack(list(part.values())).sum())
+        lap("backward")
         terms = {name: terms.get(name, 0) + term.detach() for name, term in part.items()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = accelerator.clip_grad_norm_(parameters, settings.optim.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    lap("optimiser")
     bare: Objective = accelerator.unwrap_model(wrapped)
     state.update_average(ema, bare.model, settings.ema.decay(step - first, settings.max_steps - first))
     with torch.no_grad():
         bare.method.after_step(bare.model, bare.extras, batch, step)
+    lap("average")
     if accelerator.num_processes > 1:
         terms = accelerator.reduce(terms, reduction="mean")
     return terms, norm
@@ -269,7 +277,7 @@ def _images_of(recipe: Recipe) -> ImageSource:
     return images
 
 
-def _accelerator(settings: Settings, device: str, run: Path) -> Accelerator:
+def accelerator_for(settings: Settings, device: str, run: Path) -> Accelerator:
     """Return accelerate's object on the device asked for; "cuda:1" is a wish that only its environment can tell it."""
     if device.startswith("cuda:"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
@@ -327,13 +335,6 @@ def _record(recipe: Recipe, run: Path, labels: Mapping[str, Any] | None) -> dict
 def _losses(terms: Mapping[str, Tensor], norm: Tensor) -> dict[str, float]:
     values = {name: float(term) for name, term in terms.items()}
     return {"loss": sum(values.values()), **values, "grad_norm": float(norm)}
-
-
-def _bar(recipe: Recipe, step: int, *, shown: bool) -> tqdm[Any]:
-    quiet = None if shown else True  # None: only where stderr is a terminal
-    return tqdm(
-        total=recipe.settings.max_steps, initial=step, desc=recipe.name, disable=quiet, leave=False, mininterval=0.5
-    )
 
 
 def _anywhere(accelerator: Accelerator, signal: int | None) -> int | None:

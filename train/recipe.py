@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -53,6 +53,12 @@ class Settings:
     max_steps: int = option(400_000, help="training steps", least=1, most=10**12)
     checkpoint_every: int = option(50_000, help="steps between checkpoints", least=1)
     log_every: int = option(10, help="steps between points of the training curves", least=1)
+    start_from: str | None = option(
+        None, help="any checkpoint of the family whose weights a fresh run begins with; ERW's stage=full: its warm-up"
+    )
+    keep: str = option(
+        "all", help="checkpoints that stay: all, N = the newest, every:M = those of steps k x M, and the newest"
+    )
     teacher_weights: str | None = option(None, help="file that replaces the weights of the first teacher")
     seed: int = option(0, help="seed of weights, order, noise, times and label drops", least=0, most=2**63 - 1)
     mixed_precision: str = option("no", help="accelerate's mixed precision", choices=("no", "fp16", "bf16"))
@@ -63,6 +69,21 @@ class Settings:
     optim: Optim = Optim()
     ema: Average = Average()
     evaluation: Evaluation = Evaluation()
+
+    def __post_init__(self) -> None:
+        kept_steps(self.keep, [])
+
+
+def kept_steps(keep: str, steps: Sequence[int]) -> set[int]:
+    """Return which of the steps of checkpoints, in ascending order, `keep` lets stay; UserError for another wording."""
+    rule, _, number = keep.rpartition(":")
+    if keep == "all":
+        return set(steps)
+    if rule not in ("", "every") or not number.isdecimal() or int(number) < 1:
+        raise UserError(f"keep: {short_repr(keep)} is not allowed; write all, a number N, or every:M")
+    if rule == "every":
+        return {step for step in steps if step % int(number) == 0} | set(steps[-1:])
+    return set(steps[-int(number) :])
 
 
 @dataclass(frozen=True, kw_only=True)

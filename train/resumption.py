@@ -15,14 +15,14 @@ from repa_eval.config import flatten
 from repa_eval.errors import Failure, UserError, first_line
 from repa_eval.interfaces.method import name_of
 from repa_eval.plugin_files.records import recorded_in, refuse_changed
-from repa_eval.train import state
+from repa_eval.train import stages, state
 from repa_eval.train.moments import load_moments
 from repa_eval.train.recipe import DERIVED, Recipe
 from repa_eval.train.stages import ResolvedStage, stage_at
 
 # what a resumed run may change without becoming another run; the hashes of plug-ins are compared on their own
 FREE_ON_RESUME = frozenset(
-    {"checkpoint_every", "log_every", "num_workers", "log_with", "description", "name", *DERIVED}
+    {"checkpoint_every", "log_every", "num_workers", "log_with", "keep", "description", "name", *DERIVED}
 )
 
 
@@ -79,7 +79,7 @@ class Position:
     @property
     def _began_afresh(self) -> bool:
         """Whether the stage's first weights were those of a fresh model, rather than of a file."""
-        return not self.remaining[0].first and self.remaining[0].recipe.method.starts_from() is None
+        return not self.remaining[0].first and not stages.sources_of(self.remaining[0].recipe)
 
 
 def _began(begin: Callable[[], None]) -> bool:

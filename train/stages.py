@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from typing import Any
 from torch import nn
 
 from repa_eval import checkpoints
-from repa_eval.errors import UserError, short_repr
+from repa_eval.errors import Failure, UserError, short_repr
+from repa_eval.interfaces.checkpoint_layout import Checkpoint
 from repa_eval.interfaces.image_source import ImageSource
-from repa_eval.interfaces.method import Method
+from repa_eval.interfaces.method import Method, take_over_weights
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.train import state
 from repa_eval.train.batches import reads_text
@@ -42,7 +44,10 @@ class ResolvedStage:
 def resolve_stages(recipe: Recipe, images: ImageSource, teachers: Sequence[Teacher]) -> list[ResolvedStage]:
     """Return the stages of a run in order; the last one's recipe is the run's own, resolved."""
     resolved: list[ResolvedStage] = []
-    for stage in recipe.method.stages():
+    stages = recipe.method.stages()
+    if recipe.settings.start_from is not None and len(stages) > 1:
+        raise UserError("start_from: this run has stages, each of which begins with the one before; choose stage=full")
+    for stage in stages:
         until = recipe.settings.max_steps if stage.until is None else stage.until
         if stage.until is not None and until >= recipe.settings.max_steps:
             raise UserError(
@@ -114,10 +119,32 @@ def _as_field(value: Any) -> Any:
 def begin(stage: ResolvedStage, run: Path, model: nn.Module, images: ImageSource, teachers: Sequence[Teacher]) -> None:
     """Give a fresh model what it starts with: the weights of the stage before it or of a file, and its buffers."""
     method: Method = stage.recipe.method
-    source = str(state.checkpoint_path(run, stage.first)) if stage.first else method.starts_from()
-    if source is not None:
-        method.take_over(model, checkpoints.load(source, weights=method.start_weights).network)
+    before = [str(state.checkpoint_path(run, stage.first))] if stage.first else sources_of(stage.recipe)
+    for source in before:
+        network = _opened(source, method.start_weights).network
+        if source == stage.recipe.settings.start_from and method.starts_from() is not None:
+            take_over_weights(model, network)  # on top of what the method itself starts from
+        else:
+            method.take_over(model, network)
     method.prepare(model, images, teachers)
+
+
+def sources_of(recipe: Recipe) -> list[str]:
+    """Return the checkpoints whose weights a fresh run begins with: that of its method, then `start_from`."""
+    named = (recipe.method.starts_from(), recipe.settings.start_from)
+    return [source for source in named if source is not None]
+
+
+def _opened(source: str, weights: str) -> Checkpoint:
+    """Return a checkpoint with the wanted weights, or the other ones where it holds no such."""
+    try:
+        return checkpoints.load(source, weights=weights)
+    except UserError as error:
+        if isinstance(error, Failure):
+            raise
+        with contextlib.suppress(UserError):
+            return checkpoints.load(source, weights="online" if weights == "ema" else "ema")
+        raise
 
 
 def stage_at(step: int, stages: Sequence[ResolvedStage]) -> ResolvedStage:

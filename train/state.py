@@ -20,6 +20,7 @@ from repa_eval.models.shared.encoder import Encoder
 from repa_eval.runtime.files import atomic_file
 from repa_eval.runtime.run_record import read_record
 from repa_eval.train import finite
+from repa_eval.train.recipe import kept_steps
 from repa_eval.weight_files.reading import read_file
 
 
@@ -64,6 +65,15 @@ def checkpoints_of(run: Path) -> list[Path]:
 def latest_checkpoint(run: Path) -> Path | None:
     """Return the checkpoint of the highest step, if there is one."""
     return next(iter(reversed(checkpoints_of(run))), None)
+
+
+def remove_others(run: Path, keep: str) -> None:
+    """Remove the checkpoints of a run that `keep` does not let stay; see `kept_steps`."""
+    paths = checkpoints_of(run)
+    stay = kept_steps(keep, [int(path.stem) for path in paths])
+    for path in paths:
+        if int(path.stem) not in stay:
+            path.unlink()
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

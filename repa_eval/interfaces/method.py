@@ -6,6 +6,7 @@ Methods are final: none inherits from another; what two of them share is a funct
 from __future__ import annotations
 
 import dataclasses
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from repa_eval.interfaces.teacher import Teacher
 from repa_eval.registry import Registry
 
 C = TypeVar("C", bound=type["Method"])
+_log = logging.getLogger(__name__)
 
 
 def same(rows: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ class Method(ABC):
     requires: ClassVar[frozenset[str]] = frozenset({"velocity", "class labels", "taps", "one grid"})
     samples: ClassVar[bool] = True  # whether images can be generated from its model
     finish: ClassVar[str] = "repa-eval convert {checkpoint} --to converted/{run}"  # where none can: what comes next
-    start_weights: ClassVar[str] = "online"  # of what it starts from: the trained weights (ERW's trainer), or "ema"
+    start_weights: ClassVar[str] = "ema"  # of what it starts from, or "online": the trained weights
 
     def teachers(self) -> list[str]:
         """Return the names of the frozen encoders whose tokens the losses read."""
@@ -128,7 +130,7 @@ class Method(ABC):
 
     def take_over(self, model: nn.Module, before: nn.Module) -> None:
         """Put into a fresh model, in place, what the network trained before it has to give. Its average starts so."""
-        raise AssertionError(f"{type(self).__name__} starts from another network and does not say how")
+        take_over_weights(model, before)
 
     def prepare(self, model: nn.Module, images: ImageSource, teachers: Sequence[Teacher]) -> None:  # noqa: B027
         """Compute, once before the first step, what a fresh model has to know of the training images: its buffers."""
@@ -165,6 +167,25 @@ class Method(ABC):
 
         batch: the last part that the losses were computed on.
         """
+
+
+def take_over_weights(model: nn.Module, before: nn.Module) -> None:
+    """Copy all weights of a network that fit by name and shape into a fresh model, and name those that stay fresh.
+
+    UserError for a network of another time direction, and where less than half of the model's numbers would be copied.
+    """
+    mine, theirs = model.state_dict(), before.state_dict()
+    fitting = {name for name, tensor in mine.items() if name in theirs and theirs[name].shape == tensor.shape}
+    share = sum(mine[name].numel() for name in fitting) / max(1, sum(tensor.numel() for tensor in mine.values()))
+    native = [getattr(network, "native", None) for network in (before, model)]
+    if share < 0.5 or native[0] != native[1]:
+        why = f"only {share:.0%} of its weights fit" if native[0] == native[1] else "it predicts something else"
+        raise UserError(f"start_from: a {type(before).__name__} cannot be trained on as {type(model).__name__}: {why}")
+    model.load_state_dict({name: theirs[name] for name in fitting}, strict=False)
+    fresh = sorted(set(mine) - fitting)
+    if fresh:
+        shown = ", ".join(fresh[:3]) + (f" and {len(fresh) - 3} more" if len(fresh) > 3 else "")
+        _log.warning("start_from: %d of %d tensors are taken over; fresh are %s", len(fitting), len(mine), shown)
 
 
 METHODS: Registry[type[Method]] = Registry("method", "repa_eval.train.methods", group="repa_eval.methods")

@@ -17,7 +17,7 @@ from repa_eval.config import option
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
-from repa_eval.interfaces.method import Batch, Method, Stage, method
+from repa_eval.interfaces.method import Batch, Method, Stage, method, take_over_weights
 from repa_eval.models.sit_erw import transfer
 from repa_eval.runtime.seeding import uniform
 from repa_eval.train.alignment import check_layer, named_teachers
@@ -35,6 +35,7 @@ class ERW(Method):
     systems = ("ERW",)
     paper = "2504.10188"
     requires = frozenset({"velocity", "class labels", "taps", "one grid", "stub"})
+    start_weights = "online"  # the published trainer moves the trained weights of stage 1, not their average
 
     stage: str = option("both", help="what is trained: both in turn, or one alone", choices=("both", "warmup", "full"))
     enc_type: str = option("dinov2-vit-b", help="teachers, joined by commas")
@@ -47,7 +48,6 @@ class ERW(Method):
         choices=("mean", "last-sample"),
     )
     placement: int = option(0, help="blocks of the full model before the warmed ones (the paper's ablation)", least=0)
-    start_from: str | None = option(None, help="stage full alone: the checkpoint of stage 1; none: random weights")
     encoder_depth: int = option(14, help="block whose output is aligned in stage 2, 1-based")
     start_coeff: float = option(
         0.0, help="weight of the alignment as stage 2 begins; 0: the published 6 (XL), 3 (L), 1", least=0
@@ -63,8 +63,6 @@ class ERW(Method):
 
     def stages(self) -> Sequence[Stage]:
         """Return stage 1, whose stub generates nothing, and stage 2; or the one that `stage` names."""
-        if self.start_from is not None and self.stage != "full":
-            raise UserError(f"start_from belongs to stage=full; stage={self.stage} trains its own warm-up")
         warmup = dataclasses.replace(self, stage="warmup", encoder_depth=self.l2r_depth)
         if self.stage == "warmup":
             return (Stage(method=warmup, samples=False),)
@@ -98,15 +96,15 @@ class ERW(Method):
         """Return whether the teachers are needed: in stage 1, and while the alignment of stage 2 goes on."""
         return self.stage == "warmup" or self.alignment.active(step)
 
-    def starts_from(self) -> str | None:
-        """Return start_from."""
-        return self.start_from
-
     def take_over(self, model: nn.Module, before: Any) -> None:
-        """Copy the stub into the full model, `placement` blocks further on. The optimiser's state is not carried."""
-        if not (isinstance(before, DiffusionModel) and before.stub):
-            raise UserError(f"start_from {self.start_from} holds no stub of ERW's first stage")
-        transfer(before, model, first_block=self.placement)
+        """Copy the stub into the full model, `placement` blocks further on, or a whole network as it is.
+
+        The optimiser's state is not carried.
+        """
+        if isinstance(before, DiffusionModel) and before.stub:
+            transfer(before, model, first_block=self.placement)
+        else:
+            take_over_weights(model, before)
 
     def draws(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Return time, noise and label drop; in stage 1 there is only the last."""

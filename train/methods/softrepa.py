@@ -39,7 +39,6 @@ class SoftREPA(Method):
     paper = "2503.08250"
     needs = frozenset({"captions", "whole batch"})
     requires = frozenset({"velocity", "text", "captions", "soft tokens"})
-    start_weights = "ema"
 
     base: str = option(EMBEDDED, help="checkpoint of the frozen model; default: the embedded one")
     objective: str = option(

@@ -115,9 +115,7 @@ def _opened(data: bytes, encoded: int) -> Image.Image:
         frames = getattr(image, "n_frames", 1)
         tile = _tile_pixels(image)
     except Image.DecompressionBombError as error:
-        raise Unusable(
-            f"declares more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: possible decompression bomb"
-        ) from error
+        raise Unusable(f"declares more than {MAX_PIXELS:,} pixels: possible decompression bomb") from error
     except Exception as error:
         raise Unusable("is not a readable image (no known format)", damaged=True) from error
     if max(image.width * image.height, tile) > MAX_PIXELS:

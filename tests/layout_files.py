@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from repa_eval.interfaces.images import load_data
+from repa_eval.interfaces.teacher import load_teacher
 
 N = 7
 _random = np.random.default_rng(5)
@@ -171,4 +172,16 @@ def of_digits(path: Path, *, count: int = 60, first: int = 0) -> Path:
             (path / half / name).write_bytes(data)
             listing.append([name, label])
         (path / half / "dataset.json").write_text(json.dumps({"labels": listing}), encoding="utf-8")
+    return path
+
+
+def erw_of_digits(path: Path, *, count: int = 60) -> Path:
+    """The same digits in ERW's shards: scaled latents, labels, and what the embedded teacher says of the images."""
+    images = load_data("digits", "trainval").part(0, count).fetch(range(count))
+    latents = functional.pixel_unshuffle(images.pixels / 255, 2)
+    features = load_teacher("digits-vit")(images.pixels).patches
+    for number, rows in enumerate([slice(0, 40), slice(40, count)]):
+        tensors = {"latents": latents * 0.18215, "labels": images.labels, "encoder_0_features": features}
+        file = path / f"latents_shard{number:02d}_of_02.safetensors"
+        shard(file, rows, **{name: values[rows] for name, values in tensors.items()})
     return path

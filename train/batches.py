@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.errors import UserError
+from repa_eval.features.given import GivenFeatures, given_tokens, kinds_of_teachers
 from repa_eval.features.model_input import ModelInput, model_input
 from repa_eval.interfaces.image_source import KINDS, ImageSource, Samples
 from repa_eval.interfaces.method import Batch, Method, same
 from repa_eval.interfaces.teacher import Teacher, Tokens
 from repa_eval.runtime import seeding
-from repa_eval.train.given_features import GivenFeatures, given_tokens, kinds_for
 from repa_eval.train.recipe import Recipe
 from repa_eval.train.stopping import ignore_signals
 from repa_eval.train.whole_batch import gather_of, gather_rows
@@ -101,7 +101,7 @@ def kinds_of(images: ImageSource, recipe: Recipe, reads: ModelInput) -> set[str]
 
     These are images, or tokens where the data bring them instead.
     """
-    of_teachers = kinds_for(images) if recipe.method.teachers() else {"images"} & recipe.method.needs
+    of_teachers = kinds_of_teachers(images) if recipe.method.teachers() else {"images"} & recipe.method.needs
     condition = {"text"} if reads_text(images, recipe.method) else {"labels"} & images.gives
     return {reads.kind, *of_teachers, *condition}
 

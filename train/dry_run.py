@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from repa_eval.errors import UserError
+from repa_eval.features.given import GivenFeatures, brings_tokens
 from repa_eval.features.model_input import model_input
 from repa_eval.interfaces.architecture import find_preset
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import find_layout, load_data
 from repa_eval.interfaces.teacher import RecordedTeacher, Teacher
 from repa_eval.train import stages
-from repa_eval.train.given_features import GivenFeatures, brings_tokens, given_teachers
+from repa_eval.train.given_features import given_teachers
 from repa_eval.train.recipe import Recipe
 
 CONVERTED = "idle channels"  # what methods require that convert their teacher: its weights tell the network

@@ -111,7 +111,7 @@ def _measure(current: Session, grid: GridOptions, data: DataOptions, options: Al
     name = data_of(current.opened, grid.data_name)
     images = open_measured(name, current.model, data, cache=current.capture.cache, device=current.device)
     current.check(images)
-    teachers = current.teachers(grid)
+    teachers = current.teachers(grid, images)
     if not teachers:
         usual = "digits-vit" if current.model.image_shape[0] == 1 else "dinov2-vit-b"
         raise UserError(f"{current.opened.path} records no teacher: name one with --teacher, such as {usual}")

@@ -123,7 +123,7 @@ def _measure(current: Session, grid: GridOptions, latents: LatentOptions, option
         "with_confusion": options.confusion,
     }
     rows = probe(current.model, splits, layers=current.layers, timesteps=current.times, columns=current.columns, **fit)
-    for teacher in current.teachers(grid):
+    for teacher in current.teachers(grid, splits.test):
         rows += teacher_level(teacher, splits, columns={"run": opened.run}, **fit)
     return rows
 

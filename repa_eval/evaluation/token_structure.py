@@ -11,6 +11,7 @@ from torch import Tensor
 from repa_eval.diffusion.model import DiffusionModel, check_taps
 from repa_eval.errors import UserError
 from repa_eval.features.capture import Capture
+from repa_eval.features.given import GivenFeatures, kinds_of_teachers, tokens_by
 from repa_eval.features.hidden_states import kinds_for, model_record, noised
 from repa_eval.features.preflight import checked_input
 from repa_eval.interfaces.image_source import ImageSource, Samples, chunks
@@ -83,13 +84,13 @@ def spatial_level(
 ) -> list[Row]:
     """Return reference levels METRIC_teacher: the same of the teacher's patch tokens of clean images."""
     capture = capture or Capture()
-    device = next(teacher.parameters()).device
+    kinds = sorted(kinds_of_teachers(images)) if isinstance(teacher, GivenFeatures) else ["images"]
 
     def tokens(samples: Samples, indices: Sequence[int]) -> dict[int | None, Tensor]:
-        return {None: teacher(samples.pixels.to(device)).patches}
+        return {None: tokens_by(teacher, samples).patches}
 
     record = _record(images, {"features": f"teacher {teacher.name}", "teacher_hash": teacher.digest}, capture)
-    found = _means(images, ("images",), tokens, _functions(metrics), capture.batch_size)
+    found = _means(images, kinds, tokens, _functions(metrics), capture.batch_size)
     return [
         make_row(
             metric=f"{name}_teacher",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from repa_eval.errors import UserError
 from repa_eval.features.capture import Capture, collect
+from repa_eval.features.given import GivenFeatures, kinds_of_teachers, tokens_by
 from repa_eval.interfaces.image_source import ImageSource, Samples
 from repa_eval.interfaces.teacher import Teacher
 
@@ -21,11 +22,10 @@ Array = np.ndarray[Any, Any]
 @torch.no_grad()
 def teacher_features(teacher: Teacher, images: ImageSource, *, capture: Capture | None = None) -> Array:
     """Return (N, D) float32: token means of the teacher's patch features of clean images (see Capture for others)."""
-    device = next(teacher.parameters()).device
     capture = capture or Capture()
 
     def forward(samples: Samples, indices: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
-        tokens = teacher(samples.pixels.to(device))
+        tokens = tokens_by(teacher, samples)
         if capture.pool == "cls":
             if tokens.cls is None:
                 raise UserError(f"teacher {teacher.name} has no class token; pool it by mean")
@@ -34,4 +34,5 @@ def teacher_features(teacher: Teacher, images: ImageSource, *, capture: Capture 
 
     record = {"kind": "teacher", "teacher": teacher.name, "weights": teacher.digest}
     still = replace(capture, seed=0, stream="")  # clean images have no noise
-    return collect(images, {"teacher": 0}, forward, record, still)["teacher"]
+    kinds = sorted(kinds_of_teachers(images)) if isinstance(teacher, GivenFeatures) else ("images",)
+    return collect(images, {"teacher": 0}, forward, record, still, kinds=kinds)["teacher"]

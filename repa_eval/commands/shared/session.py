@@ -82,9 +82,22 @@ class Session:
     columns: dict[str, Any]
     load: Callable[[Any], Any]  # a RecordedTeacher -> the Teacher on the device, the same for the same
 
-    def teachers(self, grid: GridOptions) -> list[Any]:
-        """Return the teachers to compare with, on the device: see `teachers_of`."""
-        return [self.load(recorded) for recorded in teachers_of(self.opened, grid.teacher_name, grid.weights)]
+    def teachers(self, grid: GridOptions, images: ImageSource) -> list[Any]:
+        """Return the teachers to compare with, on the device: see `teachers_of`.
+
+        Where the data hold a teacher's features and no images, these are the only teacher, under the name of the first.
+        """
+        from repa_eval.features.given import GivenFeatures, brings_tokens
+
+        recorded = teachers_of(self.opened, grid.teacher_name, grid.weights)
+        if not brings_tokens(images) or not recorded:
+            return [self.load(each) for each in recorded]
+        if grid.weights is not None:
+            raise UserError(f"data {images.name} hold a teacher's features and no images: leave --teacher-weights out")
+        name = recorded[0].name
+        if self.capture.share.first:
+            log.warning("%s holds no images: the features in it are taken for those of teacher %s", images.name, name)
+        return [GivenFeatures(name, images)]
 
     def check(self, images: ImageSource) -> None:
         """See that the model can read a source, before anything is computed, and warn of latents of unusual scale."""

@@ -358,6 +358,31 @@ def test_bad_images_are_one_line(what: str) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_table_opens_no_file_elsewhere(tmp_path: Path) -> None:
+    root = f"{tmp_path}/data/"
+    for name in ("data/own.png", "data2/other.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(PNGS[3])
+    for path, allowed in {
+        f"{root}own.png": True,
+        f"{tmp_path}/data2/other.png": False,
+        f"{root}../data2/other.png": False,
+        "https://example.org/own.png": False,
+        f"zip://own.png::{tmp_path}/data2/a.zip": False,
+    }.items():
+        rows = [{"bytes": PNGS[0], "path": "a.png"}, {"bytes": None, "path": path}]
+        named = datasets.Dataset.from_dict({"image": rows, "label": [0, 1]}, features=table().features)
+        for source in (
+            open_rows(named, name="hf:x", split="train", roots=[root]),
+            DatasetStream(named.to_iterable_dataset(), name="hf:x", split="train", roots=[root]),
+        ):
+            if allowed:
+                assert np.array_equal(source.pixels([1])[0].permute(1, 2, 0), np.asarray(picture(3)))
+                continue
+            with pytest.raises(UserError, match=r"image 1 is not in the table, which names '.*', and that is no"):
+                source.pixels([0, 1])
+
+
 def test_a_stream_whose_first_image_is_grey() -> None:
     rows = table([encoded(picture(0, mode="L")), PNGS[1]])
     assert open_rows(rows, name="x", split="train").shape[0] == 3
@@ -369,7 +394,7 @@ def test_a_stream_whose_first_image_is_grey() -> None:
 def test_damaged_tables_are_one_line(damage: str, tmp_path: Path) -> None:
     path = Path(in_tar(tmp_path) if damage == "tar" else saved(tmp_path))
     (path if damage == "tar" else path / damage).write_bytes(b"{ nothing")
-    with pytest.raises(Failure, match="cannot load data hf:") as caught:
+    with pytest.raises(Failure, match="cannot load data hf:|state.json is damaged: ") as caught:
         load_data(str(path), "train")
     assert "\n" not in str(caught.value)
 

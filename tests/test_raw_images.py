@@ -6,6 +6,7 @@ import io
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from repa_eval import align_module
+import repa_eval as re
+from helpers import digits, steps_of, tiny
 from repa_eval.data.readers import decode, pictures
-from repa_eval.data.readers.image_files import ImageFiles
+from repa_eval.data.readers.image_files import ImageFiles, open_images
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import load_data
@@ -188,7 +190,7 @@ def test_alignment_on_eight_of_many_images_reads_these_alone(
     assert len(source) == 3000
     assert read == {"_header": [], "_pixels": []}
     network = nn.Sequential(nn.Conv2d(3, 4, 4, 4))
-    rows = align_module(network, MeanColours(), source, layers=["0"], num_images=8, metrics="cka")
+    rows = re.align_module(network, MeanColours(), source, layers=["0"], num_images=8, metrics="cka")
     assert [row.n for row in rows] == [8]
     assert sorted(read["_header"]) == list(range(8))
     assert set(read["_pixels"]) == set(range(8))
@@ -226,6 +228,33 @@ def test_a_header_is_read_from_the_beginning_of_a_file(tmp_path: Path, monkeypat
     again = {row for row, most in whole if most > pictures.HEAD}
     assert again == {row for row, (_, enough) in enumerate(files.values()) if not enough}
     assert max(len(data) for data, enough in files.values() if enough) > pictures.HEAD
+
+
+def test_python_takes_images_by_path_and_as_objects(tmp_path: Path) -> None:
+    pixels = digits("val").images[:24]
+    for index, image in enumerate(pixels):
+        place = tmp_path / "raw" / f"class{index // 12}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.kron(image[0], np.ones((2, 2), np.uint8))).save(place / f"{index:03d}.png")
+    labels = np.arange(24) // 12
+    np.savez(tmp_path / "a.npz", arr_0=pixels.transpose(0, 2, 3, 1), arr_1=labels)
+    folder, archive = tmp_path / "raw", zipped(tmp_path / "raw")
+    model = steps_of(tiny("repa"))[1].model
+    ways: list[tuple[Any, dict[str, Any]]] = [
+        (pixels, {}),
+        (re.images(pixels, labels), {}),
+        (tmp_path / "a.npz", {}),
+        (folder, {"resolution": 8}),  # halving undoes the doubling
+        (str(archive), {"resolution": 8}),
+        (open_images(folder, resize=8), {}),
+        (re.data.load(folder, "test", resolution=8), {}),
+    ]
+    found = [
+        re.align(model, "digits-vit", images, layers=1, timesteps=0.1, metrics="cka", num_images=20, **more)
+        for images, more in ways
+    ]
+    assert all(len(rows) == 1 and rows[0].n == 20 for rows in found)
+    assert [rows[0].value for rows in found] == [found[0][0].value] * len(ways)
 
 
 def test_what_is_damaged_beyond_the_used_images_does_not_matter(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ def load(rest: str, split: str, *, resolution: int | None = None) -> ImageSource
     """Return a split of the hub's data set hf:NAME or hf:NAME:CONFIG, or of a folder that `datasets` reads."""
     dataset, known = _opened(rest, split, streaming=False)
     name = f"hf:{printable(rest)}"
-    return open_rows(dataset, name=name, split=split if known else "all", resize=resolution, split_known=known)
+    return open_rows(
+        dataset, name=name, split=split if known else "all", resize=resolution, split_known=known, roots=_roots(rest)
+    )
 
 
 @data("hf-stream", resizes=True)
@@ -43,7 +45,12 @@ def stream(rest: str, split: str, *, resolution: int | None = None) -> ImageSour
     count = getattr(splits.get(str(dataset.split)), "num_examples", None) or None
     name = f"hf-stream:{printable(rest)}"
     source = DatasetStream(
-        dataset, name=name, split=split if known else "all", resize=resolution, count=count if known else None
+        dataset,
+        name=name,
+        split=split if known else "all",
+        resize=resolution,
+        count=count if known else None,
+        roots=_roots(rest),
     )
     source.split_known = known
     return source
@@ -74,6 +81,17 @@ def _opened(rest: str, split: str, *, streaming: bool) -> tuple[Any, bool]:
     name, _, config = (rest, "", "") if os.path.exists(rest) else rest.partition(":")
     found = _loaded(called, lambda: datasets.load_dataset(name, config or None, streaming=streaming))
     return _split_of(called, found, split), True
+
+
+def _roots(rest: str) -> Sequence[str]:
+    """Return where the images of a data set may lie that are not in its tables: its folder, the hub, its caches."""
+    import datasets
+    from huggingface_hub import constants
+
+    if os.path.exists(rest):
+        return [] if _is_saved(Path(rest)) or _tars(Path(rest)) else [os.path.join(os.path.abspath(rest), "")]
+    caches = (constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE)
+    return [f"hf://datasets/{rest.partition(':')[0]}", *(os.path.join(os.path.abspath(cache), "") for cache in caches)]
 
 
 def _loaded(called: str, load: Callable[[], Any]) -> Any:

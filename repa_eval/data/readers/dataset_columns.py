@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from repa_eval.data.readers import decode
-from repa_eval.errors import UserError, first_line
+from repa_eval.errors import UserError, first_line, short_repr
 
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
 LABELS = ("label", "labels", "cls", "fine_label")
@@ -66,20 +67,30 @@ def as_stored(dataset: Any, columns: Columns) -> Any:
     return dataset.cast_column(columns.image, datasets.Image(decode=False)) if columns.encoded else dataset
 
 
-def encoded_image(value: Any) -> bytes:
-    """Return the bytes of an image {"bytes", "path"}; Unusable where there is none, or more than any image has."""
+def encoded_image(value: Any, roots: Sequence[str]) -> bytes:
+    """Return the bytes of an image {"bytes", "path"}; Unusable where there is none, or more than any image has.
+
+    roots: folders, or the beginnings of addresses, in which a path may lie; a table may name any file of this machine.
+    """
     if not isinstance(value, Mapping) or not (value.get("bytes") or value.get("path")):
         raise decode.Unusable("is missing: the row holds no image", damaged=True)
-    data = value.get("bytes") or _of_file(str(value["path"]))
+    data = value.get("bytes") or _of_file(str(value["path"]), roots)
     if len(data) > decode.MAX_BYTES:
         raise decode.Unusable(f"takes {len(data):,} bytes or more, more than an image that can be used")
     return bytes(data)
 
 
-def _of_file(path: str) -> bytes:
+def _of_file(path: str, roots: Sequence[str]) -> bytes:
     """Return what lies at a path of this machine, or where a data set of the hub has its files."""
     from datasets.utils.file_utils import xopen
 
+    place = path.rpartition("::")[2]  # the archive of "zip://a.png::/data/a.zip"
+    if "://" not in place:
+        place = os.path.abspath(place)
+    if ".." in place.split("/") or not any(place.startswith(root) for root in roots):
+        raise decode.Unusable(
+            f"is not in the table, which names {short_repr(path)}, and that is no file of this data set"
+        )
     try:
         with xopen(path, "rb") as handle:
             return handle.read(decode.MAX_BYTES + 1)  # type: ignore[no-any-return]

@@ -21,13 +21,26 @@ _log = logging.getLogger(__name__)
 
 
 def open_rows(
-    dataset: Any, *, name: str, split: str, resize: int | None = None, split_known: bool = True
+    dataset: Any,
+    *,
+    name: str,
+    split: str,
+    resize: int | None = None,
+    split_known: bool = True,
+    roots: Sequence[str] = (),
 ) -> DatasetPictures | DatasetArrays:
-    """Return the images of a `datasets.Dataset`; UserError for one without images. resize: they are cropped to it."""
+    """Return the images of a `datasets.Dataset`; UserError for one without images.
+
+    resize: they are cropped to it. roots: where images may lie that are not in the table itself (see `encoded_image`).
+    """
     columns = find_columns(name, dataset.features)
     if not len(dataset):
         raise UserError(f"data {name}: no images in split {split!r}")
-    found = (DatasetPictures if columns.encoded else DatasetArrays)(dataset, columns, name, resize)
+    found: DatasetPictures | DatasetArrays
+    if columns.encoded:
+        found = DatasetPictures(dataset, columns, name, resize, roots)
+    else:
+        found = DatasetArrays(dataset, columns, name, resize)
     found.split, found.split_known = split, split_known
     return found
 
@@ -57,10 +70,12 @@ class _Rows(ImageSource):
 class DatasetPictures(_Rows, Pictures):
     """A table whose images are encoded files; they are decoded as files are."""
 
-    def __init__(self, dataset: Any, columns: Columns, name: str, resize: int | None) -> None:
+    def __init__(
+        self, dataset: Any, columns: Columns, name: str, resize: int | None, roots: Sequence[str] = ()
+    ) -> None:
         self._take_columns(dataset, columns, name)
         self._images = as_stored(dataset.select_columns([columns.image]), columns).with_format(None)
-        self._column = columns.image
+        self._column, self._roots = columns.image, roots
         self.begin(np.zeros(len(dataset), dtype=np.int64), resize=resize)
 
     def fetch(self, indices: Sequence[int], kinds: Collection[str] = DEFAULT_KINDS) -> Samples:
@@ -76,7 +91,7 @@ class DatasetPictures(_Rows, Pictures):
             value = self._images[index][self._column]
         except Exception as error:  # of a table whose file is damaged
             raise decode.Unusable("cannot be read: the table is damaged", damaged=True) from error
-        data = encoded_image(value)
+        data = encoded_image(value, self._roots)
         self._sizes[index] = len(data)
         return data
 

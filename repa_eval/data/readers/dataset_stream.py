@@ -38,13 +38,22 @@ class DatasetStream(ImageSource):
     """The images of a stream, fetched by index; ascending indices read it once.
 
     The first image says whether all are grey or RGB. count: how many there are, None where only reading them tells.
+    roots: see `encoded_image`.
     """
 
     sequential = True
 
     def __init__(
-        self, dataset: Any, *, name: str, split: str, resize: int | None = None, count: int | None = None
+        self,
+        dataset: Any,
+        *,
+        name: str,
+        split: str,
+        resize: int | None = None,
+        count: int | None = None,
+        roots: Sequence[str] = (),
     ) -> None:
+        self._roots = roots
         self.name, self.split, self.resize, self._count = name, split, resize, count
         self._columns = columns = find_columns(name, dataset.features)
         wanted = [column for column in (columns.image, columns.label, columns.caption) if column is not None]
@@ -106,7 +115,7 @@ class DatasetStream(ImageSource):
         """Return whether images are grey, and their shape, by the first of them."""
         if self._columns.encoded:
             try:
-                head = decode.header(encoded_image(row[self._columns.image]))
+                head = decode.header(encoded_image(row[self._columns.image], self._roots))
             except decode.Unusable as why:
                 raise self._refusal(0, why) from why
             grey, height, width = head.grey, head.height, head.width
@@ -122,7 +131,7 @@ class DatasetStream(ImageSource):
         value = row[self._columns.image]
         if self._columns.encoded:
             try:
-                data = encoded_image(value)
+                data = encoded_image(value, self._roots)
                 if self._grey and not decode.header(data).grey:
                     raise decode.Unusable("has colours, and the first image is grey; hf:NAME reads such data")
                 found = decode.pixels(data, grey=self._grey, side=self.resize)

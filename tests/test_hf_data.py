@@ -394,7 +394,7 @@ def test_a_stream_whose_first_image_is_grey() -> None:
 def test_damaged_tables_are_one_line(damage: str, tmp_path: Path) -> None:
     path = Path(in_tar(tmp_path) if damage == "tar" else saved(tmp_path))
     (path if damage == "tar" else path / damage).write_bytes(b"{ nothing")
-    with pytest.raises(Failure, match="cannot load data hf:|state.json is damaged: ") as caught:
+    with pytest.raises(Failure, match=r"cannot load data hf:|state.json is damaged: ") as caught:
         load_data(str(path), "train")
     assert "\n" not in str(caught.value)
 

@@ -253,7 +253,9 @@ def test_what_was_lent_is_given_back_after_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("given", "numbers"),
-    [(3, [3]), ([3, 1], [3, 1]), ("3,4", [3, 4]), ("1-3,6", [1, 2, 3, 6]), ("all", [1, 2, 3, 4, 5, 6])],
+    [(3, [3]), ([3, 1], [3, 1]), ("3,4", [3, 4]), ("1-3,6", [1, 2, 3, 6]), ("all", [1, 2, 3, 4, 5, 6]),
+     (np.int64(3), [3]), (torch.tensor(3), [3]), (torch.tensor([3, 1]), [3, 1]), (np.array([2, 2]), [2]),
+     ("1..3", [1, 2, 3])],
 )  # fmt: skip
 def test_layers(given: Any, numbers: list[int]) -> None:
     assert layer_numbers(given, 6) == numbers
@@ -268,6 +270,9 @@ def test_layers(given: Any, numbers: list[int]) -> None:
         ("one", "layers 'one': expected block numbers joined by commas, or all; 1-6 is a range"),
         ("4-", "layers '4-': expected"),
         ([], "no layers are given"),
+        (2.0, "layers 2.0: expected block numbers, such as 3"),
+        ([None], "layers .None.: expected block numbers, such as 3"),
+        ("3-1", "layers '3-1': a range goes from the lower block to the higher one"),
     ],
 )
 def test_layers_that_are_none(given: Any, told: str) -> None:

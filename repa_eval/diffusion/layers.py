@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from repa_eval.errors import UserError
+from repa_eval.errors import UserError, short_repr
 
 Layers = int | str | Iterable[int]
 
@@ -22,7 +25,7 @@ def layer_numbers(
     if isinstance(layers, str):
         numbers = _parsed(_numbered(layers, names, what) if names else layers, depth, what)
     else:
-        numbers = [layers] if isinstance(layers, int) else list(layers)
+        numbers = _whole(layers, what)
     for layer in numbers:
         if not 1 <= layer <= depth:
             hint = f"; its aligned block is {aligned}" if aligned else ""
@@ -30,6 +33,14 @@ def layer_numbers(
     if not numbers:
         raise UserError(f'no layers are given: name block numbers of 1..{depth}, such as 3, "3,4", "1-6" or "all"')
     return list(dict.fromkeys(numbers))
+
+
+def _whole(layers: Any, what: str) -> list[int]:
+    """Return one or several whole numbers of any kind (of numpy and torch too)."""
+    for several in (lambda: [layers], lambda: list(layers)):
+        with contextlib.suppress(TypeError):
+            return [operator.index(layer) for layer in several()]
+    raise UserError(f'{what} {short_repr(layers)}: expected block numbers, such as 3, [3, 4] or "1-6", or "all"')
 
 
 def _numbered(text: str, names: Sequence[str], what: str) -> str:
@@ -62,7 +73,9 @@ def _parsed(text: str, depth: int, what: str) -> list[int]:
     numbers: list[int] = []
     try:
         for part in text.split(","):
-            first, dash, last = part.partition("-")
+            first, dash, last = part.replace("..", "-").partition("-")
+            if dash and int(last) < int(first):
+                raise UserError(f"{what} {text!r}: a range goes from the lower block to the higher one")
             numbers += range(int(first), int(last) + 1) if dash else [int(first)]
     except ValueError as error:
         expected = "expected block numbers joined by commas, or all; 1-6 is a range"

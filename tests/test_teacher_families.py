@@ -154,6 +154,32 @@ def test_the_perception_encoders_table_is_resampled_as_its_own_code_does(tmp_pat
     torch.testing.assert_close(rotary[:14, :14], network.rope.get_embed().reshape(14, 14, -1))
 
 
+@pytest.mark.usefixtures("small")
+def test_the_perception_encoders_own_file_is_the_same_teacher(tmp_path: Path) -> None:
+    _, state = built("vit_pe_core_base_patch16_224", qkv_bias=True)
+    wanted = load_teacher("pe-vit-b", saved(state, tmp_path / "timm.pth"))
+    names = {
+        r"^cls_token": "class_embedding",
+        r"^pos_embed": "positional_embedding",
+        r"^patch_embed\.proj": "conv1",
+        r"^norm_pre": "ln_pre",
+        r"^norm\.": "ln_post.",
+        r"^blocks": "transformer.resblocks",
+        r"\.norm(\d)": r".ln_\1",
+        r"attn\.qkv\.": "attn.in_proj_",
+        r"attn\.proj": "attn.out_proj",
+        r"mlp\.fc1": "mlp.c_fc",
+        r"mlp\.fc2": "mlp.c_proj",
+    }
+    tower = {name: tensor for name, tensor in state.items() if not name.startswith("attn_pool.")}
+    own = {f"visual.{name}": tensor for name, tensor in fields(tower, names).items()}
+    own["visual.class_embedding"] = own["visual.class_embedding"][0, 0]
+    own["visual.positional_embedding"] = own["visual.positional_embedding"][0]
+    own |= {"visual.attn_pool.probe": torch.ones(1, 1, WIDTH), "visual.proj": torch.ones(WIDTH, 8)}
+    own |= {"transformer.resblocks.0.ln_1.weight": torch.ones(2), "logit_scale": torch.ones(())}
+    assert load_teacher("pe-vit-b", saved(own, tmp_path / "pe.pt")).digest == wanted.digest
+
+
 # --- the same weights under the names of others
 
 

@@ -174,9 +174,12 @@ def assemble(name: str, family: Family, letter: str, state: State, path: Path) -
         raise Failure(f"teacher {name} has patches of {wanted}, those of {path} are {given}")
     network = network_of(family, letter, state)
     if isinstance(network, Eva):
-        # PE's own code resamples its table so, and counts the rotary positions from the grid that it is given
-        state = convert(eva_rule, state, network, owner=f"teacher {name}", path=path, interpolation="bilinear",
-                        antialias=False)  # fmt: skip
+        # PE's own code resamples its table so, and counts the rotary positions from the grid that it is given.
+        # Twice: the first time timm's rule takes PE's own names, and leaves the table as it is
+        for _ in range(2):
+            state = convert(
+                eva_rule, state, network, owner=f"teacher {name}", path=path, interpolation="bilinear", antialias=False
+            )
     else:
         state = convert(checkpoint_filter_fn, state, network, owner=f"teacher {name}", path=path)
     load_strictly(network, state, drop=UNUSED, owner=f"teacher {name}", path=path)

@@ -395,6 +395,31 @@ def test_the_checkpoints_scale_wins_over_the_datas(folder: Path) -> None:
     assert scale(latent_scale=3.0) == [3.0]
 
 
+@pytest.mark.parametrize(
+    ("text", "scale", "shift"),
+    [("0.4", [0.4], [0.0]), ("0.4,1", [0.4], [1.0]), ("stats.pt", [1.0, 2.0, 0.5, 4.0], [0.0, 1.0, 2.0, 3.0])],
+)
+def test_the_scale_by_option(
+    text: str, scale: list[float], shift: list[float], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mean, std = torch.arange(4.0).view(1, 4, 1, 1), torch.tensor([1, 0.5, 2, 0.25]).view(1, 4, 1, 1)
+    torch.save({"mean": mean, "std": std}, "stats.pt")  # as GMem writes it
+    done = repa_eval_command(*words_of(folder), "--layers", "1", "--latent-scale", text)
+    assert done.exit_code == 0, done.stderr
+    [protocol] = rows_of(done.stdout)[1].values()
+    assert (protocol["latent_scale"], protocol["latent_shift"]) == (scale, shift)
+    assert protocol["latent_scale_from"] == "the user"
+
+
+@pytest.mark.parametrize("text", ["0", "1,2,3", "a", "nothing.pt"])
+def test_a_scale_that_is_none_is_one_line(text: str, folder: Path) -> None:
+    done = repa_eval_command(*words_of(folder), "--latent-scale", text)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: --latent-scale '{text}'")
+    assert done.stderr.count("\n") == 1
+
+
 def test_data_and_vae_are_compared(encoder: VaeEncoder) -> None:
     fitting = with_latents(scale=encoder.scale)
     assert encode_images(fitting, encoder) is fitting

@@ -357,6 +357,7 @@ def test_a_layout_of_moments_trains_and_is_measured(moments: str, tmp_path: Path
     recipe = tiny("repa", **options)
     checkpoint = checkpoints.load(run(recipe, tmp_path / "run"))
     assert (checkpoint.model.config.in_channels, checkpoint.model.config.input_size) == (4, 4)
+    assert checkpoint.latent_scale == load_data(moments, "train").latent_scale == LatentScale((2.0,), (0.5,))
     resolved, objective, images, teachers = steps_of(recipe)
     given: dict[str, Any] = {"reads": batches.reads_of(images, objective.model)}
     [batch] = batches_of(resolved, images, teachers, **given)

@@ -159,7 +159,7 @@ def train(
                     finite.refuse_weights(step, bare.model, ema, bare.extras, optimizer)
                 if saves and writer:
                     writer.sync()
-                    told.on_checkpoint(_save(run, accelerator, bare, ema, optimizer, step, stage.recipe))
+                    told.on_checkpoint(_save(run, accelerator, bare, ema, optimizer, step, stage.recipe, reads))
                     state.remove_others(run, settings.keep)
                 if stopped_by:
                     break
@@ -304,10 +304,12 @@ def _save(
     optimizer: torch.optim.Optimizer,
     step: int,
     recipe: Recipe,
+    reads: ModelInput,
 ) -> Path:
     rng = {"seed": recipe.settings.seed, "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}
     states = (bare.model.state_dict(), ema.state_dict(), bare.extras.state_dict(), optimizer.state_dict())
-    values = (*states, step, rng, recipe.to_dict())
+    scale = {} if reads.kind == "images" else reads.scale.record()
+    values = (*states, step, rng, {**recipe.to_dict(), **scale})
     path = state.checkpoint_path(run, step)
     state.save_checkpoint(path, dict(zip(KEYS, values, strict=True)))
     return path

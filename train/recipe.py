@@ -157,7 +157,7 @@ def _plugin_of_data(spec: str) -> Plugin | None:
 
 LONGEST_NAME = 100  # letters
 # follow from the method and the rest: a resolved recipe shows them, none is read
-DERIVED = ("systems", "teachers", "aligned_layer", "plugins", "resolved")
+DERIVED = ("systems", "teachers", "aligned_layer", "plugins", "resolved", "latent_scale", "latent_shift")
 # entries of an architecture that the data tell, and what the teachers do
 OF_DATA = ("in_channels", "input_size", "input_shape", "num_classes", "captions", "bank_size")
 OF_TEACHERS = ("z_dims",)

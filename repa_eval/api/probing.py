@@ -31,6 +31,8 @@ def probe(
     shots: int | None = None,
     capture: Capture | None = None,
     columns: Mapping[str, Any] | None = None,
+    test_images: str | None = None,
+    resolution: int | None = None,
     vae: VaeLike | None = None,
     posterior: str = "sample",
     latent_scale: ScaleLike | None = None,
@@ -38,15 +40,15 @@ def probe(
 ) -> LayerMap:
     """Measure how well probes read the class out of a diffusion model's hidden states.
 
-    model, layers, timesteps, vae, posterior, latent_scale: as for `align`. images: the name of a data set, or its three
-    labelled parts as repa_eval.probes.splits.Splits(train, val, test); None for what the checkpoint was trained on.
-    teacher: whose own accuracy is added as METRIC_teacher, a reference level without a layer; None for none. kinds: of
-    linear (ridge), knn, linear-bn (the REPA paper's; training: how) and logistic. shots: fit on so many images of each
-    class.
+    model, layers, timesteps, resolution, vae, posterior, latent_scale: as for `align`. images: the name of a data set,
+    or its three labelled parts as repa_eval.probes.splits.Splits(train, val, test); None for what the checkpoint was
+    trained on. test_images: the name of other data that test images are of. teacher: whose own accuracy is added as
+    METRIC_teacher, a reference level without a layer; None for none. kinds: of linear (ridge), knn, linear-bn (the REPA
+    paper's; training: how) and logistic. shots: fit on so many images of each class.
     """
     opened = open_model(model, device)
     numbers = layer_numbers(layers, opened.model.depth, aligned=opened.aligned_layer, names=opened.model.layer_names)
-    splits = _splits(images, opened.data)
+    splits = images if isinstance(images, Splits) else _named_splits(images, opened.data, test_images, resolution)
     encoding = Encoding(vae=vae, posterior=posterior, latent_scale=latent_scale)
     how = encoding.capture(opened, capture or capture_of(opened, teacher))
     splits = splits if shots is None else splits.few(shots, seed=how.seed)
@@ -67,10 +69,8 @@ def probe(
     return LayerMap(tuple(rows))
 
 
-def _splits(images: Splits | str | None, data: str | None) -> Splits:
-    if isinstance(images, Splits):
-        return images
-    name = images or recorded_data(data, "the checkpoint", "images=")
+def _named_splits(given: str | None, data: str | None, test_data: str | None, resolution: int | None) -> Splits:
+    name = given or recorded_data(data, "the checkpoint", "images=")
     if not name:
         raise UserError("the model does not say what it was trained on: name the images, such as images='digits'")
-    return probe_splits(name)
+    return probe_splits(name, test_data, resolution=resolution)

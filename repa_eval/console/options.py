@@ -144,9 +144,10 @@ class LatentOptions:
     )
     latent_scale: str | None = flag(
         "--latent-scale",
-        metavar="SCALE[,SHIFT]",
-        help="the model reads (latent - SHIFT) * SCALE; wins over what the checkpoint, the data and the VAE's config "
-        "say, which is otherwise used in this order",
+        metavar="SCALE[,SHIFT]|FILE",
+        help="the model reads (latent - SHIFT) * SCALE, or (latent - mean) / std of the channels in a file such as "
+        "latents_stats.pt; wins over the checkpoint's, the data's and the VAE's own scale, which are otherwise used in "
+        "this order",
     )
 
 

@@ -110,7 +110,8 @@ def model_input(source: ImageSource, shape: Shape, reading: LatentReading = USUA
     """
     if source.latent_shape == shape:
         kind = "latents" if "latents" in source.gives else "moments"
-        origin = {**source.latent_record, **({"latent_scale_from": reading.scale_from} if reading.scale_from else {})}
+        other = reading.scale not in (None, source.latent_scale)
+        origin = {**source.latent_record, **({"latent_scale_from": reading.scale_from} if other else {})}
         return ModelInput(kind, reading.scale or source.latent_scale, shape, reading.posterior, origin)
     if "images" in source.gives or source.latent_shape is None:
         return ModelInput(shape=shape)

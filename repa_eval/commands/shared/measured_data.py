@@ -10,7 +10,7 @@ from repa_eval.errors import UserError
 
 if TYPE_CHECKING:
     from repa_eval.features.model_input import LatentReading
-    from repa_eval.interfaces.image_source import ImageSource
+    from repa_eval.interfaces.image_source import ImageSource, LatentScale
 
 
 def open_measured(
@@ -44,13 +44,17 @@ def reading_of(opened: Any, options: LatentOptions) -> LatentReading:
     """Return how latents are read: the scale by --latent-scale, else by the checkpoint, else by the data or the VAE."""
     from repa_eval.features.model_input import latent_reading
 
-    given = None if options.latent_scale is None else _scale(options.latent_scale)
+    given = None if options.latent_scale is None else _scale(options.latent_scale, opened)
     return latent_reading(opened.latent_scale, given, posterior=options.posterior)
 
 
-def _scale(text: str) -> tuple[float, float]:
-    """Return the scale and the shift of "SCALE" or "SCALE,SHIFT"."""
+def _scale(text: str, opened: Any) -> LatentScale | tuple[float, float]:
+    """Return the scale and the shift of "SCALE" or "SCALE,SHIFT", or of a file of mean and std per channel."""
+    if Path(text).is_file():
+        from repa_eval.data.readers.shards import statistics_scale
+
+        return statistics_scale(Path(text), opened.diffusion_model.image_shape[0])
     parts = [part for one in text.split(",") for part in parse_floats(one, "--latent-scale")]
     if len(parts) not in (1, 2) or parts[0] == 0:
-        raise UserError(f"--latent-scale {text!r}: expected SCALE or SCALE,SHIFT, the scale not 0")
+        raise UserError(f"--latent-scale {text!r}: expected SCALE, SCALE,SHIFT or a file, the scale not 0")
     return parts[0], parts[1] if len(parts) == 2 else 0.0

@@ -100,7 +100,9 @@ class Shards(ImageSource):
         self.feature_width = next(iter(widths), None)
         self.has_statistics = (statistics := paths[0].parent / STATISTICS).is_file()
         self._written = SD_VAE.scale[0] if first.names & ERW and not self.has_statistics else 1.0
-        self.latent_scale = _scale(statistics, first.shape[0]) if self.has_statistics else LatentScale((self._written,))
+        self.latent_scale = (
+            statistics_scale(statistics, first.shape[0]) if self.has_statistics else LatentScale((self._written,))
+        )
         if FLIPPED in first.names:
             self.mirrored = self._mirrored(_names_of(first, "_flip"))
 
@@ -237,7 +239,7 @@ def _check_size(where: str, metadata: Mapping[str, str], count: int) -> None:
         raise UserError(f"{where} declares {declared[:20]} samples and holds {count}; write it again")
 
 
-def _scale(path: Path, channels: int) -> LatentScale:
+def statistics_scale(path: Path, channels: int) -> LatentScale:
     """Return (z - mean) / std of a file of statistics; UserError where it is of other latents."""
     where, content = printable(path), read_file(path, kind="file of latents' statistics")
     if not isinstance(content, dict) or not {"mean", "std"} <= set(content):

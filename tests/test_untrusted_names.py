@@ -238,9 +238,16 @@ def test_the_data_of_a_checkpoint(trap: Trap, made: Path, tmp_path: Path) -> Non
             assert call("inspect", file).exit_code == 0
             assert call("convert", file, "--to", tmp_path / "converted").exit_code == 0
     assert not (tmp_path / "run" / "results.jsonl").exists()
-    save_small_data(tmp_path / "own.npz", count=64)
-    done = call("align", "--ckpt", file, *few, "--data", f"folder:{tmp_path / 'own.npz'}", "--num-images", "20")
+    pixels = np.random.default_rng(0).integers(0, 255, (640, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", arr_0=pixels, arr_1=np.arange(640) % 10)
+    own = ["--data", f"folder:{tmp_path / 'own.npz'}"]
+    done = call("align", "--ckpt", file, *few, *own, "--num-images", "20")
     assert done.exit_code == 0, done.stderr
+    evaluation = {**state.load_checkpoint(file)["recipe"]["evaluation"], "num_samples": 8}
+    with_recipe(made, tmp_path / "run", data=own[1], evaluation=evaluation)
+    swept = call("sweep", tmp_path / "run", *own, *QUICK, "--json")
+    assert swept.exit_code == 0, swept.stderr
+    assert json.loads(swept.stdout)["rows"]
 
 
 def test_an_encoder_is_not_calibrated_on_data_that_nobody_named(trap: Trap, tmp_path: Path) -> None:

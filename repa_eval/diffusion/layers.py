@@ -77,6 +77,8 @@ def _parsed(text: str, depth: int, what: str) -> list[int]:
             if dash and int(last) < int(first):
                 raise UserError(f"{what} {text!r}: a range goes from the lower block to the higher one")
             numbers += range(int(first), int(last) + 1) if dash else [int(first)]
+    except UserError:
+        raise
     except ValueError as error:
         expected = "expected block numbers joined by commas, or all; 1-6 is a range"
         raise UserError(f"{what} {text!r}: {expected}") from error

@@ -116,7 +116,7 @@ def append(path: str | Path, rows: Iterable[Row]) -> None:
 
     The records are written before the rows, so that no row points at nothing. On a full disk no row is added.
     """
-    _append(path, list(rows), again=True)
+    _append(path, list(rows))
 
 
 def append_new(path: str | Path, rows: Iterable[Row]) -> list[Row]:
@@ -124,15 +124,25 @@ def append_new(path: str | Path, rows: Iterable[Row]) -> list[Row]:
 
     Nobody can add a row between the look and the writing. For the rest, see `append`.
     """
-    return _append(path, list(rows), again=False)
+    return _append(path, list(rows), chosen=_unknown)
 
 
-def _append(path: str | Path, rows: list[Row], *, again: bool) -> list[Row]:
+def append_changed(path: str | Path, rows: Iterable[Row]) -> None:
+    """Append those rows that differ from what the table says last: a command that is repeated adds nothing.
+
+    All of them where the table is damaged. For the rest, see `append`.
+    """
+    _append(path, list(rows), chosen=_changed)
+
+
+def _append(
+    path: str | Path, rows: list[Row], *, chosen: Callable[[list[Row], Path], list[Row]] | None = None
+) -> list[Row]:
     table = table_path(path)
     table.parent.mkdir(parents=True, exist_ok=True)
     with _locked(table):
-        if not again:
-            rows = _unknown(rows, table)
+        if chosen is not None:
+            rows = chosen(rows, table)
         protocols = records_of(rows)
         if protocols:
             _merge_protocols(table.parent / PROTOCOLS, protocols)
@@ -149,6 +159,16 @@ def _unknown(rows: list[Row], table: Path) -> list[Row]:
     for row in scan(table) if first and table.is_file() else ():
         first.pop(row.key(), None)
     return list(first.values())
+
+
+def _changed(rows: list[Row], table: Path) -> list[Row]:
+    """Return the rows that are not the last ones of their keys in the table."""
+    keys = {row.key() for row in rows}
+    try:
+        last = {row.key(): row.columns() for row in scan(table) if row.key() in keys} if table.is_file() else {}
+    except UserError:
+        return rows
+    return [row for row in rows if last.get(row.key()) != row.columns()]
 
 
 def read(path: str | Path) -> list[Row]:

@@ -367,3 +367,19 @@ def test_rows_that_are_there_are_not_appended_again(tmp_path: Path) -> None:
     assert results.append_new(tmp_path, []) == []
     assert [(one.metric, one.value) for one in results.read(tmp_path)] == [("a", 1.0), ("b", 3.0)]
     assert len((tmp_path / results.TABLE).read_text().splitlines()) == 2
+
+
+def test_a_repeated_command_doubles_no_row(tmp_path: Path) -> None:
+    rows = [make_row(metric="cka", layer=layer, value=0.5, protocol={"n": 3}) for layer in (1, 2)]
+    for _ in range(2):
+        results.append_changed(tmp_path, rows)
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+    results.append_changed(tmp_path, [rows[0], dataclasses.replace(rows[1], value=0.25)])
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 3
+    assert [row.value for row in results.read(tmp_path)] == [0.5, 0.25]
+
+
+def test_rows_are_not_lost_on_a_damaged_table(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text("[]\n")
+    results.append_changed(tmp_path, [make_row(metric="cka", value=0.5)])
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2

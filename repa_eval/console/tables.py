@@ -9,7 +9,7 @@ import click
 
 from repa_eval.console.options import RowsOptions
 from repa_eval.errors import one_line
-from repa_eval.results import Row, append, records_of
+from repa_eval.results import Row, append_changed, records_of
 
 LONGEST_CELL = 400  # letters
 
@@ -20,7 +20,7 @@ def deliver(rows: Sequence[Row], output: RowsOptions, *, show: Callable[[Sequenc
     Commands call it as soon as they have measured: what they draw and write besides may fail.
     """
     if output.rows is not None:
-        append(output.rows, rows)
+        append_changed(output.rows, rows)
     if output.as_json:
         notes = sorted({row.note for row in rows if row.note and not row.note.startswith("{")})  # {: a confusion
         click.echo(

@@ -25,7 +25,7 @@ import torch
 from layout_files import CLASS_TOKENS, DEVIATIONS, FEATURES, LABELS, MEANS, MOMENTS, PIXELS, TEXTS, N
 
 from repa_eval.data.readers.moment_members import MomentMembers
-from repa_eval.data.repa import is_repa
+from repa_eval.data.readers.repa_layout import is_repa
 from repa_eval.errors import UserError
 from repa_eval.features.model_input import model_input
 from repa_eval.interfaces.image_source import ImageSource, LatentScale
@@ -171,7 +171,7 @@ def test_latents_are_read_as_their_models_do(form: str, scale: LatentScale, tmp_
 def test_a_folder_called_as_a_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("shards:", "shards"):
-        with pytest.raises(UserError, match="data 'shards' needs a path: shards:PATH"):
+        with pytest.raises(UserError, match="data 'shards' needs a name: shards:NAME, where NAME may be a path"):
             load_data(name, "train")
     made.repa(Path("shards"))
     assert load_data("shards", "train").name == "repa:shards"
@@ -243,10 +243,11 @@ def _fetched(source: ImageSource, rows: Sequence[int], kind: str) -> Any:
 def test_only_the_first_file_is_read_when_a_layout_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from repa_eval.data.readers.members import Members
 
-    path, seen, read = made.repa(tmp_path / "it"), [], Members.read
-    monkeypatch.setattr(Members, "read", lambda self, name, most: seen.append(name) or read(self, name, most))
+    path, seen, begin = made.repa(tmp_path / "it"), [], Members.beginning
+    monkeypatch.setattr(Members, "beginning", lambda self, name, most: seen.append(name) or begin(self, name, most))
     source = load_data(str(path), "test")
-    assert sorted(seen) == ["00000/img-mean-std-00000000.npy", "00000/img00000000.png", "dataset.json"]
+    first = ["00000/img-mean-std-00000000.npy", "00000/img00000000.png", "dataset.json"]
+    assert sorted(set(seen)) == first
     seen.clear()
     source.head(2).digest()
     assert {name for name in seen if name.endswith("png")} == {"00000/img00000000.png", "00000/img00000001.png"}
@@ -271,6 +272,23 @@ def test_plain_folders_stay_folders(tmp_path: Path) -> None:
     assert is_repa(path)  # for its latents
     source = load_data(f"folder:{path / 'images'}", "test")
     assert source.num_classes == 2  # as the folders say
+
+
+def test_a_list_of_something_else_leaves_a_folder_as_it_is(tmp_path: Path) -> None:
+    path = made.repa(tmp_path / "it") / "images"
+    (path / "dataset.json").write_text('{"title": "cats"}')
+    with pytest.raises(UserError, match=r"a dataset\.json of something else is left unread by folder:PATH"):
+        load_data(str(path), "train")
+    assert load_data(f"folder:{path}", "train").num_classes == 2
+
+
+@pytest.mark.parametrize("place", ["images", "", "images.zip"])
+def test_numbered_folders_are_no_classes_whatever_is_forced(place: str, tmp_path: Path) -> None:
+    path = made.repa(tmp_path / "it") if place != "images.zip" else made.repa_zips(tmp_path / "it")
+    source = load_data(f"folder:{path / place}", "test")
+    assert source.name == f"folder:{path / place}"
+    assert source.gives == {"images", "labels"}
+    assert source.all_labels().tolist() == LABELS.tolist()
 
 
 def test_missing_statistics_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -385,7 +403,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "an image of another size": (
         "repa",
         spoil(PNG.format(1), made.png(PIXELS[1, :8])),
-        "img00000001.png is 16x8, the first image 16x16: images of one size are needed",
+        "img00000001.png is not like the first (16x8, not 16x16; 1 of 7 differ): make them equal",
     ),
     "a folder of nothing": (
         "repa",

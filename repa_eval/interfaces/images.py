@@ -241,7 +241,7 @@ def find_layout(spec: str) -> tuple[Layout, str]:
         if layout.recognises is None or rest:
             return layout, rest
         if colon or not os.path.exists(spec):
-            raise UserError(f"data {kind!r} needs a path: {kind}:PATH")
+            raise UserError(f"data {kind!r} needs a name: {kind}:NAME, where NAME may be a path")
     if not os.path.exists(spec):  # also for what is no path at all
         listed = f"known: {', '.join(sorted(DATA.names()))}"
         raise UserError(

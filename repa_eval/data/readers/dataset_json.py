@@ -43,9 +43,12 @@ def read_labels(members: Members, files: Sequence[str]) -> Labels:
     where = members.where(LIST)
     if not members.holds(LIST):
         raise UserError(f'{where} is missing: add it, or write {{"labels": null}} into it for data without labels')
-    content = parse_json(members.read(LIST, MAX_BYTES), f"{where} is damaged")
+    content = _content(members)
     if not isinstance(content, dict) or "labels" not in content:
-        raise UserError(f'{where} has no "labels": expected {{"labels": [["00000/NAME", 0], ...]}}, or null')
+        raise UserError(
+            f'{where} has no "labels": expected {{"labels": [["00000/NAME", 0], ...]}}, or null; a dataset.json of '
+            "something else is left unread by folder:PATH"
+        )
     entries = content["labels"]
     if entries is None:
         return UNLABELLED
@@ -60,6 +63,15 @@ def read_labels(members: Members, files: Sequence[str]) -> Labels:
     values = np.array([found[name] for name in files], dtype=np.int64)
     names = checked_names(content.get("class_names"), where)
     return Labels(values, max(int(values.max(initial=0)) + 1, len(names)), names)
+
+
+def has_labels(members: Members) -> bool:
+    """Return whether a dataset.json with labels, or with null for none, lies beside files."""
+    return members.holds(LIST) and isinstance(content := _content(members), dict) and "labels" in content
+
+
+def _content(members: Members) -> Any:
+    return parse_json(members.read(LIST, MAX_BYTES), f"{members.where(LIST)} is damaged")
 
 
 def checked_names(names: Any, where: str) -> tuple[str, ...]:

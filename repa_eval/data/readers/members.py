@@ -56,15 +56,18 @@ class Members:
 
     def read(self, member: str, most: int) -> bytes:
         """Return the bytes of a file; Failure where it cannot be read or has more than `most` bytes."""
+        data = self.beginning(member, most + 1)
+        if len(data) > most:
+            raise Failure(f"{self.where(member)} cannot be read: it takes more than {most:,} bytes")
+        return data
+
+    def beginning(self, member: str, count: int) -> bytes:
+        """Return the first `count` bytes of a file, or all of them; Failure where it cannot be read."""
         with parsing(f"{self.where(member)} cannot be read"):
             if self._zipped is not None:
-                data = self._zipped.read(self.prefix + member, most)
-            else:
-                with open(self.path / self.prefix / member, "rb") as handle:
-                    data = handle.read(most + 1)
-            if len(data) > most:
-                raise ValueError(f"it takes more than {most:,} bytes")
-        return data
+                return self._zipped.beginning(self.prefix + member, count)
+            with open(self.path / self.prefix / member, "rb") as handle:
+                return handle.read(count)
 
 
 class _Zip:
@@ -75,18 +78,19 @@ class _Zip:
         self._file: PerProcess[BinaryIO] = PerProcess(functools.partial(_open_bytes, path))
         self._archive = PerProcess(functools.partial(_open_zip, path))
 
-    def read(self, member: str, most: int) -> bytes:
-        """Return the bytes of a member, whose checksum must be right; at most `most` + 1."""
+    def beginning(self, member: str, count: int) -> bytes:
+        """Return the first bytes of a member, or all of them, whose checksum must be right then."""
         info = self.infos[member]
-        if info.file_size > most:
-            raise ValueError(f"it takes {info.file_size:,} bytes, more than {most:,}")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & ENCRYPTED:
-            return self._archive().read(info)
+            with self._archive().open(info) as packed:
+                return packed.read(count)
         handle = self._file().fileno()
         header = os.pread(handle, LOCAL_HEADER, info.header_offset)
         name, extra = (int.from_bytes(header[place : place + 2], "little") for place in (NAME_AT, EXTRA_AT))
-        data = os.pread(handle, info.file_size, info.header_offset + LOCAL_HEADER + name + extra)
-        if not header.startswith(b"PK\x03\x04") or len(data) != info.file_size or zlib.crc32(data) != info.CRC:
+        wanted = min(count, info.file_size)
+        data = os.pread(handle, wanted, info.header_offset + LOCAL_HEADER + name + extra)
+        whole = wanted == info.file_size
+        if not header.startswith(b"PK\x03\x04") or len(data) != wanted or (whole and zlib.crc32(data) != info.CRC):
             raise ValueError("its checksum is wrong; make or copy the archive again")
         return data
 

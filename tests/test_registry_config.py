@@ -346,6 +346,13 @@ def test_draws_depend_on_seed_stream_and_index_alone() -> None:
     assert torch.equal(seeding.normal(seeding.generators(3, "noise", range(8)), (2, 2)), whole)
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (15,), (16,), (2, 9)])
+def test_draws_are_those_of_torch(shape: tuple[int, ...]) -> None:
+    for draw, of_torch in ((seeding.normal, torch.randn), (seeding.uniform, torch.rand)):
+        expected = [of_torch(shape, generator=generator) for generator in seeding.generators(1, "x", range(3))]
+        assert torch.equal(draw(seeding.generators(1, "x", range(3)), shape), torch.stack(expected))
+
+
 def test_derived_seeds_are_fixed_and_do_not_run_into_each_other() -> None:
     assert seeding.derive(0, "weights") == 2934036865011653446
     parts = [(0, "a"), ("0", "a"), (0, "a", 0), ("a", 0), (0, "a0"), (0, "a", "0")]

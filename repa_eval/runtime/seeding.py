@@ -27,12 +27,18 @@ def generators(seed: int, stream: str, indices: Iterable[int]) -> list[torch.Gen
 
 def normal(gens: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
     """Return standard normal draws, float32, (len(gens), *shape), row i from generator i."""
-    return torch.stack([torch.randn(tuple(shape), generator=g) for g in gens])
+    rows = torch.empty((len(gens), *shape))
+    for row, generator in zip(rows.unbind(0), gens, strict=True):
+        row.normal_(generator=generator)  # torch.randn's numbers, without a copy
+    return rows
 
 
 def uniform(gens: Sequence[torch.Generator], shape: Sequence[int] = ()) -> Tensor:
     """Return uniform draws in [0, 1), float32, (len(gens), *shape), row i from generator i."""
-    return torch.stack([torch.rand(tuple(shape), generator=g) for g in gens])
+    rows = torch.empty((len(gens), *shape))
+    for row, generator in zip(rows.unbind(0), gens, strict=True):
+        row.uniform_(generator=generator)
+    return rows
 
 
 def integers(gens: Sequence[torch.Generator], high: int) -> Tensor:

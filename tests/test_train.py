@@ -504,7 +504,8 @@ def test_two_processes_give_the_curve_of_one(tmp_path: Path, name: str, more: di
     code, _, err = finish(process)
     said = {path.parent.name: path.read_text() for path in (tmp_path / "logs").rglob("stdout.log")}
     assert code == 0, [err, *(path.read_text() for path in (tmp_path / "logs").rglob("stderr.log"))]
-    assert said == {"0": "repa-eval align --ckpt two/checkpoints/0000006.pt --layer 1\n", "1": ""}
+    command = f"repa-eval align --ckpt two/checkpoints/0000006.pt --layer 1 --data {recipe.settings.data}\n"
+    assert said == {"0": command, "1": ""}
     run(recipe, tmp_path / "one")
     for metric in ("loss", "denoising_loss", "proj_loss", "grad_norm"):
         expected = pytest.approx(curve(tmp_path / "one", metric), rel=1e-5, abs=1e-6)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from repa_eval.errors import UserError
+from repa_eval.errors import UnknownSplitError, UserError
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import held_out_split, load_data
 from repa_eval.probes.drawing import THREE_PARTS, TWO_PARTS, balanced, contents, hashes, parts_of
@@ -129,8 +129,8 @@ def probe_splits(data: str, test_data: str | None = None, *, resolution: int | N
     """Return the parts of a probe, as many images as there are up to the usual numbers.
 
     test_data: other data that the test images are of. Data without splits are divided by a hash of (seed, index): 70 %
-    train, 10 % val, 20 % test; with test_data, 90 % train, 10 % val. resolution: see `load_data`. UserError where test
-    images are training images.
+    train, 10 % val, 20 % test; with test_data, and where only validation images are missing, 90 % train, 10 % val.
+    resolution: see `load_data`. UserError where test images are training images.
     """
     test = load_data(test_data or data, held_out_split(test_data or data), resolution=resolution)
     divided = test_data is None and not test.split_known
@@ -138,21 +138,38 @@ def probe_splits(data: str, test_data: str | None = None, *, resolution: int | N
     for source in (train, test):
         source.require("labels")
     drawn: dict[str, Any] = {}
-    if train.split_known:
-        parts = {"train": train, "val": load_data(data, "val", resolution=resolution)}
+    val = _validation(data, resolution, None if test_data else test) if train.split_known else None
+    if val is not None:
+        parts = {"train": train, "val": val}
     else:
         parts, drawn = _divided(train, THREE_PARTS if divided else TWO_PARTS, seed)
-    if test_data is None and not divided:
-        train, test = train.head(min(PROBE_TRAIN, len(train))), test.head(min(PROBE_TEST, len(test)))
-        return Splits(train, parts["val"], test)
-    if test_data is not None:
+    if test_data is None and val is not None:
+        few, some = train.head(min(PROBE_TRAIN, len(train))), test.head(min(PROBE_TEST, len(test)))
+        if _of_all_classes(few, train) and _of_all_classes(some, test):
+            return Splits(few, val, some)
+    if not divided:
         parts["test"] = test
+    if test_data is not None:
         drawn["train_data"] = train.name
     splits = Splits(**{name: _usual(name, images, seed) for name, images in parts.items()})
     splits.drawn = drawn
     splits.refuse_other_classes()
     splits.refuse_shared()
     return splits
+
+
+def _validation(data: str, resolution: int | None, test: ImageSource | None) -> ImageSource | None:
+    """Return the validation images, None where the data have none but the test images."""
+    try:
+        val = load_data(data, "val", resolution=resolution)
+    except UnknownSplitError:
+        return None
+    return None if test is not None and (val.name, val.split) == (test.name, test.split) else val
+
+
+def _of_all_classes(few: ImageSource, images: ImageSource) -> bool:
+    """Return whether a part has images of all classes, as the first ones of a sorted set have not."""
+    return set(few.all_labels().tolist()) == set(images.all_labels().tolist())
 
 
 def _divided(

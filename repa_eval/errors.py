@@ -38,6 +38,10 @@ class UnknownNameError(UserError):
     """A name that nothing is registered under."""
 
 
+class UnknownSplitError(UserError):
+    """A split that a data set does not have."""
+
+
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> UnknownNameError:
     """Return the error for a name that does not exist, with its nearest valid name and the whole list."""
     names = sorted(allowed)

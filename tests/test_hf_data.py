@@ -21,7 +21,8 @@ from repa_eval.data.readers.dataset_rows import open_rows
 from repa_eval.data.readers.dataset_stream import DatasetStream
 from repa_eval.errors import Failure, UserError
 from repa_eval.interfaces.image_source import ImageSource
-from repa_eval.interfaces.images import load_data
+from repa_eval.interfaces.images import held_out_split, load_data
+from repa_eval.probes import splits
 
 COUNT = 7
 LABELS = [0, 0, 0, 0, 1, 1, 1]
@@ -236,11 +237,24 @@ def test_splits_by_their_names(tmp_path: Path) -> None:
     parts = {"train": table(), "validation": table(PNGS[:3]), "test": table(PNGS[:2])}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "s")
     for kind in ("", "hf-stream:"):
-        for split, count in {"train": 7, "reference": 7, "val": 3, "validation": 3, "test": 2}.items():
-            source = load_data(f"{kind}{tmp_path / 's'}", split)
-            assert (len(source), source.split, source.split_known) == (count, split, True)
+        spec = f"{kind}{tmp_path / 's'}"
+        for split in ("train", "reference", "val", "validation", "test", held_out_split(spec)):
+            source = load_data(spec, split)
+            name = {"reference": "train", "val": "validation", "held-out": "test"}.get(split, split)
+            assert (len(source), source.split, source.split_known) == (len(parts[name]), name, True)
         with pytest.raises(UserError, match=r"has no split 'tets'; choose one of train, validation, test$"):
             load_data(f"{kind}{tmp_path / 's'}", "tets")
+
+
+def test_held_out_images_without_a_test_split(tmp_path: Path) -> None:
+    datasets.DatasetDict(train=table(), validation=table(PNGS[:3])).save_to_disk(tmp_path / "s")
+    spec = str(tmp_path / "s")
+    assert load_data(spec, held_out_split(spec)).split == "validation"
+    with pytest.raises(UserError, match=r"has no split 'test'; choose one of train, validation$"):
+        load_data(spec, "test")
+    datasets.DatasetDict(train=table()).save_to_disk(tmp_path / "t")
+    with pytest.raises(UserError, match=r"has no split of held-out images; choose one of train$"):
+        load_data(str(tmp_path / "t"), held_out_split(spec))
 
 
 def test_a_table_without_splits_and_one_that_knows_its_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -253,6 +267,31 @@ def test_a_table_without_splits_and_one_that_knows_its_split(tmp_path: Path, cap
     assert load_data(str(tmp_path / "known"), "train").split_known
     with pytest.raises(UserError, match=r"known has no split 'test'; choose one of train$"):
         load_data(str(tmp_path / "known"), "test")
+
+
+@pytest.mark.parametrize("names", ["train validation test", "train test", "train validation"])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_probes_of_data_with_some_splits(
+    names: str, mixed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of sets that are sorted by class, of which the first images are of one class."""
+    monkeypatch.setattr(splits, "PROBE_TRAIN", 20)
+    parts = datasets.DatasetDict()
+    for place, name in enumerate(names.split()):
+        images = [encoded(picture(100 * place + index)) for index in range(50)]
+        parts[name] = table(images, [index % 2 if mixed else index // 25 for index in range(50)])
+    parts.save_to_disk(tmp_path / "s")
+    found = splits.probe_splits(str(tmp_path / "s"))
+    train, val, test = found.train.all_labels(), found.val.all_labels(), found.test.all_labels()
+    assert (len(train), found.train.split) == (20, "train")
+    assert found.test.split == names.split()[-1]
+    assert found.val.split == ("validation" if len(names.split()) == 3 else "train")
+    assert (len(test), test.mean()) == (50, 0.5)
+    assert 0.3 < train.mean() < 0.7
+    if mixed and len(names.split()) == 3:
+        assert found.train.digest() == load_data(str(tmp_path / "s"), "train").head(20).digest()
+    images = {part.digest() for index in range(20) for part in [found.train.take([index])]}
+    assert not images & {found.val.take([index]).digest() for index in range(len(val))}
 
 
 def test_folders_that_the_library_reads(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repa_eval.errors import UserError
+from repa_eval.errors import UnknownSplitError, UserError
 from repa_eval.interfaces.images import Images, data, in_memory
 from repa_eval.runtime.seeding import generator
 
@@ -70,7 +70,7 @@ def _arrays(split: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         return np.concatenate([pixels[test], images]), np.concatenate([labels[test], classes])
     plain = {"val": val, "test": test, "trainval": np.concatenate([train, val])}
     if split not in plain:
-        raise UserError(f"data digits has no split {split!r}; choose one of {', '.join(SPLITS)}")
+        raise UnknownSplitError(f"data digits has no split {split!r}; choose one of {', '.join(SPLITS)}")
     return pixels[plain[split]], labels[plain[split]]
 
 

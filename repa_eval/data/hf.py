@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from repa_eval.data.readers.dataset_rows import open_rows
 from repa_eval.data.readers.listing import SUFFIXES, printable
-from repa_eval.errors import Failure, UserError, first_line, short_repr
+from repa_eval.errors import Failure, UnknownSplitError, UserError, first_line, short_repr
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.images import data
 from repa_eval.runtime.files import lies_beside, read_object
 
 SAVED, SAVED_SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"  # what save_to_disk writes
 # the names that data sets give to the splits that the commands ask for
-ALIASES = {"reference": ("reference", "train"), "val": ("val", "validation", "valid", "dev")}
+ALIASES = {
+    "reference": ("reference", "train"),
+    "val": ("val", "validation", "valid", "dev"),
+    "held-out": ("test", "validation", "val", "valid", "dev"),
+}
 
 
 def is_saved(path: Path) -> bool:
@@ -25,39 +30,37 @@ def is_saved(path: Path) -> bool:
     return _is_saved(path) or bool(_tars(path))
 
 
-@data("hf", recognises=is_saved, resizes=True)
+@data("hf", held_out="held-out", recognises=is_saved, resizes=True)
 def load(rest: str, split: str, *, resolution: int | None = None) -> ImageSource:
     """Return a split of the hub's data set hf:NAME or hf:NAME:CONFIG, or of a folder that `datasets` reads."""
-    dataset, known = _opened(rest, split, streaming=False)
-    name = f"hf:{printable(rest)}"
-    return open_rows(
-        dataset, name=name, split=split if known else "all", resize=resolution, split_known=known, roots=_roots(rest)
-    )
+    found, name = _opened(rest, split, streaming=False), f"hf:{printable(rest)}"
+    more: dict[str, Any] = {"split": found.split or "all", "split_known": found.split is not None}
+    return open_rows(found.dataset, name=name, resize=resolution, roots=_roots(rest), **more)
 
 
-@data("hf-stream", resizes=True)
+@data("hf-stream", held_out="held-out", resizes=True)
 def stream(rest: str, split: str, *, resolution: int | None = None) -> ImageSource:
     """Return a split as hf:NAME does, read on the way: nothing is downloaded before, and nothing kept on disk."""
     from repa_eval.data.readers.dataset_stream import DatasetStream
 
-    dataset, known = _opened(rest, split, streaming=True)
-    splits = getattr(dataset.info, "splits", None) or {}
-    count = getattr(splits.get(str(dataset.split)), "num_examples", None) or None
-    name = f"hf-stream:{printable(rest)}"
-    source = DatasetStream(
-        dataset,
-        name=name,
-        split=split if known else "all",
-        resize=resolution,
-        count=count if known else None,
-        roots=_roots(rest),
-    )
-    source.split_known = known
+    found, name = _opened(rest, split, streaming=True), f"hf-stream:{printable(rest)}"
+    more: dict[str, Any] = {"split": found.split or "all", "count": found.count}
+    source = DatasetStream(found.dataset, name=name, resize=resolution, roots=_roots(rest), **more)
+    source.split_known = found.split is not None
     return source
 
 
-def _opened(rest: str, split: str, *, streaming: bool) -> tuple[Any, bool]:
-    """Return a split of a data set, and whether it is known to be that split; no code of a data set is run."""
+@dataclass(frozen=True)
+class _Opened:
+    """A table or stream. split: its name, None where the data have no splits. count: the rows of a stream, if known."""
+
+    dataset: Any
+    split: str | None
+    count: int | None = None
+
+
+def _opened(rest: str, split: str, *, streaming: bool) -> _Opened:
+    """Return a split of a data set; no code of a data set is run."""
     import datasets
 
     kind = "hf-stream" if streaming else "hf"
@@ -69,18 +72,20 @@ def _opened(rest: str, split: str, *, streaming: bool) -> tuple[Any, bool]:
     path, called = Path(rest), f"{kind}:{printable(rest)}"
     if os.path.exists(rest) and (tars := _tars(path)):
         more: dict[str, Any] = {"data_files": {"train": [str(tar) for tar in tars]}, "split": "train"}
-        return _loaded(called, lambda: datasets.load_dataset("webdataset", streaming=streaming, **more)), False
+        return _Opened(_loaded(called, lambda: datasets.load_dataset("webdataset", streaming=streaming, **more)), None)
     if os.path.exists(rest) and _is_saved(path):
         _check_saved(path)
         found = _loaded(called, lambda: datasets.load_from_disk(rest))
-        known = isinstance(found, dict) or found.split is not None
-        if known and not isinstance(found, dict):
-            found = {str(found.split): found}
-        dataset = _split_of(called, found, split) if known else found
-        return (dataset.to_iterable_dataset() if streaming else dataset), known
+        if not isinstance(found, dict):
+            found = {None if found.split is None else str(found.split): found}
+        chosen = None if None in found else _split_of(called, found, split)
+        rows = found[chosen]
+        return _Opened(rows.to_iterable_dataset() if streaming else rows, chosen, len(rows))
     name, _, config = (rest, "", "") if os.path.exists(rest) else rest.partition(":")
     found = _loaded(called, lambda: datasets.load_dataset(name, config or None, streaming=streaming))
-    return _split_of(called, found, split), True
+    chosen = _split_of(called, found, split)
+    sizes = getattr(found[chosen].info, "splits", None) or {}
+    return _Opened(found[chosen], chosen, getattr(sizes.get(chosen), "num_examples", None) or None)
 
 
 def _roots(rest: str) -> Sequence[str]:
@@ -103,12 +108,14 @@ def _loaded(called: str, load: Callable[[], Any]) -> Any:
         raise Failure(f"cannot load data {called}: {text}; without a network it must be in the cache") from error
 
 
-def _split_of(called: str, splits: dict[str, Any], split: str) -> Any:
-    there = {str(name): dataset for name, dataset in splits.items()}
+def _split_of(called: str, splits: Iterable[Any], split: str) -> str:
+    """Return the name that a data set gives to a split; UnknownSplitError where it has none."""
+    there = [str(name) for name in splits]
     for name in ALIASES.get(split, (split,)):
         if name in there:
-            return there[name]
-    raise UserError(f"data {called} has no split {split!r}; choose one of {', '.join(there)}")
+            return name
+    meant = "split of held-out images" if split == "held-out" else f"split {split!r}"
+    raise UnknownSplitError(f"data {called} has no {meant}; choose one of {', '.join(there)}")
 
 
 def _is_saved(path: Path) -> bool:

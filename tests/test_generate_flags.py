@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from helpers import wake
 from repa_eval.cli import main
@@ -49,16 +50,20 @@ def sample(folder: Path, ckpt: str, out: Path, *words: str) -> Result:
 
 
 def test_the_published_command_line_is_the_same_as_ours(folder: Path, tmp_path: Path) -> None:
-    done = sample(folder, OFFICIAL, tmp_path / "theirs.npz", *REPA.split(), "--json")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "0000001.pt").write_text("README's own --sample-dir is a folder of checkpoints")
+    done = sample(folder, OFFICIAL, tmp_path / "theirs", *REPA.split(), "--json")
     assert done.exit_code == 0, done.output
     assert done.stderr.strip() == "note: --fused-attn, --legacy: no effect on what this file generates"
     ours = ["sample", "--ckpt", str(folder / OFFICIAL), "--out", str(tmp_path / "ours.npz"), "--num", "3", "--mode",
             "sde", "--num-steps", "3", "--cfg-scale", "1.8", "--guidance-high", "0.7", "--batch-size", "2", "--seed",
             "3", "--device", "cpu", "--quiet"]  # fmt: skip
     assert CliRunner().invoke(main, ours).exit_code == 0
-    theirs, mine = (np.load(tmp_path / name)["arr_0"] for name in ("theirs.npz", "ours.npz"))
-    assert np.array_equal(theirs, mine)
-    assert json.loads(done.stdout)["record"]["sampler_seed"] == 3
+    made = json.loads(done.stdout)
+    made_in = tmp_path / "theirs" / "SiT-digits-2-0400000-size-8-cfg-1.8-seed-3-sde"
+    assert (made["samples"], made["record"]["sampler_seed"]) == (str(made_in), 3)
+    theirs = [np.asarray(Image.open(file)) for file in sorted(made_in.rglob("*.png"))]
+    assert np.array_equal(np.stack(theirs), np.load(tmp_path / "ours.npz")["arr_0"][..., 0])
 
 
 CONTRADICTIONS: dict[str, str] = {
@@ -70,7 +75,7 @@ CONTRADICTIONS: dict[str, str] = {
     "--qk-norm": r"--qk-norm True: .* says False; leave --qk-norm out",
     "--seed 1 --global-seed 2": r"--global-seed 2: --seed says 1",
     "--batch-size 4 --per-proc-batch-size 8": r"--per-proc-batch-size 8: --batch-size says 4",
-    "--out elsewhere": "--sample-dir: --out says the same; leave one of them out",
+    "--out elsewhere": "--sample-dir: --out says where the images go; leave one of them out",
     "--model SiT-XXL/2": "SiT-XXL/2",
 }
 
@@ -86,10 +91,10 @@ def test_a_flag_that_contradicts_the_file_is_refused_in_one_line(words: str, fol
 
 
 def test_what_a_bare_file_does_not_say_is_noted_and_the_folder_is_needed(folder: Path, tmp_path: Path) -> None:
-    words = ["--encoder-depth", "8", "--num-sampling-steps", "2", "--image-size", "8", "--num", "1"]
+    words = ["--encoder-depth", "8", "--cls", "768", "--num-sampling-steps", "2", "--image-size", "8", "--num", "1"]
     done = sample(folder, "bare.pt", tmp_path / "out", *words)
     assert done.exit_code == 0, done.output
-    assert "note: --encoder-depth: no effect" in done.stderr
+    assert "note: --encoder-depth, --cls: no effect" in done.stderr
     done = CliRunner().invoke(main, ["sample", "--ckpt", str(folder / "bare.pt")])
     assert (done.exit_code, done.stderr) == (2, "error: name where the images go: --out DIR or --out FILE.npz\n")
 
@@ -103,7 +108,7 @@ def test_every_official_flag_is_known() -> None:
         "--global-seed --tf32 --no-tf32 --ckpt --sample-dir --model --num-classes --encoder-depth --resolution "
         "--fused-attn --no-fused-attn --qk-norm --no-qk-norm --vae --per-proc-batch-size --num-fid-samples --mode "
         "--cfg-scale --projector-embed-dims --path-type --num-steps --heun --no-heun --guidance-low --guidance-high "
-        "--legacy --no-legacy --cls-cfg-scale"
+        "--legacy --no-legacy --cls-cfg-scale --cls"
     )
     ddp = "--image-size --num-sampling-steps --sampling-method --atol --rtol --diffusion-form --diffusion-norm"
     wanted: Any = {*repa.split(), *ddp.split()}

@@ -105,7 +105,8 @@ def command(
     from repa_eval.sampling.sample_record import NUM
     from repa_eval.sampling.vae import decoder_for
 
-    out, compute = official.destination(output.out), official.computing(compute)
+    official.check_destination(output.out)
+    compute = official.computing(compute)
     opened = open_checkpoint(checkpoint.ckpt, checkpoint)
     model = with_tokens(opened, soft_tokens.tokens)
     if not isinstance(model, DiffusionModel):
@@ -114,7 +115,10 @@ def command(
     snippets = bank_for(model, open_bank(memory.bank))
     share = join(choose_device(compute.device))
     decoder = decoder_for(model, output.vae, share.device)
-    official.check(opened, model, factor=_factor(model, decoder))
+    factor = _factor(model, decoder)
+    official.check(opened, model, factor=factor)
+    side = model.image_shape[-1] * (factor or 1)
+    out = official.destination(output.out, opened, settings, side=side, vae=output.vae)
     if (idle := official.without_effect(opened, model)) and share.first and not compute.quiet:
         click.echo(f"note: {', '.join(idle)}: no effect on what this file generates", err=True)
     record = {

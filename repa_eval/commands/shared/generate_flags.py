@@ -29,7 +29,9 @@ SIZES = ("depth", "hidden_size", "num_heads", "patch_size")
 class GenerateFlags:
     """Flags of the official scripts that no option of ours has the name of."""
 
-    sample_dir: Path | None = flag("--sample-dir", type=click.Path(path_type=Path), help="the same as --out")
+    sample_dir: Path | None = flag(
+        "--sample-dir", type=click.Path(path_type=Path), help="--out is a folder in this one, with the official name"
+    )
     global_seed: int | None = flag("--global-seed", type=SEED, help="the same as --seed")
     per_proc_batch_size: int | None = flag("--per-proc-batch-size", type=COUNT, help="the same as --batch-size")
     tf32: bool | None = flag("--tf32/--no-tf32", default=None, help="TensorFloat-32 in matrix products on CUDA")
@@ -40,17 +42,31 @@ class GenerateFlags:
     projector_embed_dims: str | None = flag(
         "--projector-embed-dims", metavar="N[,N]", help="must be the widths of the model's projectors, if it has any"
     )
+    class_width: int | None = flag("--cls", type=COUNT, help="REG: must be the width of the model's class token")
     qk_norm: bool | None = flag("--qk-norm/--no-qk-norm", default=None, help="must be as the file says")
     fused_attn: bool | None = flag("--fused-attn/--no-fused-attn", default=None, help="accepted, without effect")
     legacy: bool | None = flag("--legacy/--no-legacy", default=None, help="accepted: older names are recognised")
 
-    def destination(self, out: Path | None) -> Path:
-        """Return where the samples go; UserError unless exactly one of --out and --sample-dir is given."""
+    def check_destination(self, out: Path | None) -> None:
+        """UserError unless exactly one of --out and --sample-dir is given."""
         if out is not None and self.sample_dir is not None:
-            raise UserError("--sample-dir: --out says the same; leave one of them out")
+            raise UserError("--sample-dir: --out says where the images go; leave one of them out")
         if out is None and self.sample_dir is None:
             raise UserError("name where the images go: --out DIR or --out FILE.npz")
-        return out or self.sample_dir  # type: ignore[return-value]
+
+    def destination(self, out: Path | None, opened: Any, settings: Any, *, side: int, vae: str | None) -> Path:
+        """Return where the samples go: --out, or the folder in --sample-dir that the official script makes.
+
+        settings: of the sampler. side: of the images, in pixels. vae: as given.
+        """
+        if out is not None:
+            return out
+        assert self.sample_dir is not None
+        model = (self.model or opened.model_name).replace("/", "-")
+        decoder = "" if vae is None else f"-vae-{Path(vae).name}"
+        record = settings.record()
+        how = f"cfg-{record['cfg_scale']}-seed-{record['sampler_seed']}-{record['sampler_mode']}"
+        return self.sample_dir / f"{model}-{opened.path.stem}-size-{side}{decoder}-{how}"
 
     def computing(self, compute: ComputeOptions) -> ComputeOptions:
         """Return how to compute, with seed and batch size by their official names; UserError for two values of one."""
@@ -73,6 +89,7 @@ class GenerateFlags:
         recorded: dict[str, Any] = {
             "resolution": None if factor is None else model.image_shape[-1] * factor,
             "num_classes": model.num_classes,
+            "class_width": model.class_token_width or None,
             "encoder_depth": opened.aligned_layer,
             "qk_norm": config.get("qk_norm"),
         }
@@ -90,6 +107,7 @@ class GenerateFlags:
         config = vars(unwrap(model).config)
         untold = {
             "encoder_depth": opened.aligned_layer is None,
+            "class_width": not model.has_class_token,
             "projector_embed_dims": not config.get("z_dims"),
             "qk_norm": "qk_norm" not in config,
         }
@@ -120,4 +138,4 @@ def _is_size(name: str, opened: Any, config: Mapping[str, Any]) -> bool:
 
 
 def _spelled(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--cls" if name == "class_width" else "--" + name.replace("_", "-")

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from latent_files import official_folder
 from repa_eval.train.cli import main
-from repa_eval.train.official_flags import FLAGS
+from repa_eval.train.official_flags import FLAGS, _argument, read_flags
 
 REPA = (
     "--report-to=wandb --allow-tf32 --mixed-precision=fp16 --seed=0 --path-type=linear --prediction=v "
@@ -129,7 +129,7 @@ MEANINGS: dict[str, tuple[str, str, Any]] = {
     "--cfg-prob": ("--cfg-prob 0.2", "cfg_prob", 0.2),
     "--legacy": ("--legacy --cfg-prob 0.2", "cfg_prob", pytest.approx(0.36)),  # 1 - 0.8 x 0.8
     "--enc-type": ("--enc-type mocov3-vit-b", "enc_type", "mocov3-vit-b"),
-    "--teacher-weights": ("--teacher-weights vit.pth", "teacher_weights", "vit.pth"),
+    "--teacher-weights": (f"--teacher-weights {__file__}", "teacher_weights", __file__),
     "--proj-coeff": ("--proj-coeff 0.25", "proj_coeff", 0.25),
     "--attn-coeff": ("--attn-coeff 1", "attn_coeff", 1.0),
     "--early-stop-point": ("--early-stop-point 9", "early_stop_point", 9),
@@ -210,6 +210,14 @@ def test_names_of_the_run_folder(tmp_path: Path, data: Path, monkeypatch: pytest
         (Path("out/one"), True),
         (Path("mine"), False),
     ]
+
+
+@pytest.mark.parametrize("name", ["off", "no", "007", "1e3", "null"])
+def test_data_may_be_called_anything(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["--data-dir", f"./{name}"], ["--data-dir", f"{name}/x"], [f"data={name}/x"]):
+        assert resolved(*words)[0]["data"] == words[-1].removeprefix("data=")
+    assert read_flags({**dict.fromkeys(map(_argument, FLAGS)), "flag_data_dir": name}).overrides["data"] == name
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,8 @@ def _resolve(recipe_name: str | None, method_name: str | None, words: tuple[str,
         if (flag := typed.flag_of(key)) is not None:
             raise UserError(f"{flag} and {key}=... say the same; give one of them")
         overrides[key] = value
+        if key == "data":  # as it stands: "off" is a name, and no word of YAML
+            overrides[key] = next(word for word in reversed(words) if word.startswith("data=")).removeprefix("data=")
     method = None
     if method_name is not None:
         method = METHODS.load_file(method_name) if method_name.endswith(".py") else method_name

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from repa_eval.errors import UserError
-from repa_eval.features.given import GivenFeatures, brings_tokens
+from repa_eval.features.given import brings_tokens
 from repa_eval.features.model_input import model_input
 from repa_eval.interfaces.architecture import find_preset
 from repa_eval.interfaces.image_source import ImageSource
@@ -72,13 +73,25 @@ def _teachers_of(recipe: Recipe, images: ImageSource) -> list[Teacher]:
 
 
 def _by_width(teacher: RecordedTeacher) -> Teacher:
-    if teacher.weights is None and (network := _timm_network(teacher.name)) is not None:
+    if (teacher.weights is None or Path(teacher.weights).exists()) and (network := _timm_network(teacher.name)):
         import timm
 
         with torch.device("meta"):
             hollow: Any = timm.create_model(network, num_classes=0)
-        return GivenFeatures(teacher.name, hollow.num_features)
+        return _WidthAlone(teacher.name, hollow.num_features)
     return teacher.load()
+
+
+class _WidthAlone(Teacher):
+    """A teacher of which only the width is known: what a network's projectors are sized by."""
+
+    def __init__(self, name: str, width: int) -> None:
+        super().__init__()
+        self.name, self.width, self.digest = name, width, "not loaded"
+
+    def forward(self, images: Tensor) -> NoReturn:
+        """Raise: nothing is computed in a dry run."""
+        raise AssertionError(f"{self.name} is not loaded in a dry run")
 
 
 def _timm_network(name: str) -> str | None:

@@ -23,11 +23,13 @@ class Flag:
     """An official flag.
 
     key: the field of the recipe that it sets, NO_EFFECT for none. switch: it takes no value, and has a form that turns
-    it off. help: what it does where that is not the field's own.
+    it off. text: its value is a word as it stands, whatever YAML would make of it ("off", "007"). help: what it does
+    where that is not the field's own.
     """
 
     key: str
     switch: bool = False
+    text: bool = False
     help: str = ""
 
 
@@ -38,10 +40,10 @@ FLAGS: dict[str, Flag] = {
     "--fused-attn": Flag("architecture.fused_attn", switch=True),
     "--qk-norm": Flag("architecture.qk_norm", switch=True),
     "--use_rope": Flag("architecture.use_rope", switch=True),
-    "--data-dir": Flag("data"),
+    "--data-dir": Flag("data", text=True),
     "--resolution": Flag("architecture.input_size", help="side of the images; latents have an eighth of it"),
     "--batch-size": Flag("batch_size"),
-    "--mixed-precision": Flag("mixed_precision"),
+    "--mixed-precision": Flag("mixed_precision", text=True),
     "--allow-tf32": Flag("allow_tf32", switch=True),
     "--epochs": Flag("max_steps", help="ends the run after so many passes over the data, if max_steps is not before"),
     "--max-train-steps": Flag("max_steps"),
@@ -56,13 +58,13 @@ FLAGS: dict[str, Flag] = {
     "--max-grad-norm": Flag("max_grad_norm"),
     "--seed": Flag("seed"),
     "--num-workers": Flag("num_workers"),
-    "--path-type": Flag("path_type"),
-    "--prediction": Flag("prediction"),
-    "--weighting": Flag("weighting"),
+    "--path-type": Flag("path_type", text=True),
+    "--prediction": Flag("prediction", text=True),
+    "--weighting": Flag("weighting", text=True),
     "--cfg-prob": Flag("cfg_prob"),
     "--legacy": Flag("cfg_prob", switch=True, help="labels are dropped twice, as in REPA's first experiments"),
-    "--enc-type": Flag("enc_type"),
-    "--teacher-weights": Flag("teacher_weights", help="file that replaces the weights of the first teacher"),
+    "--enc-type": Flag("enc_type", text=True),
+    "--teacher-weights": Flag("teacher_weights", text=True, help="file that replaces the weights of the first teacher"),
     "--proj-coeff": Flag("proj_coeff"),
     "--attn-coeff": Flag("attn_coeff"),
     "--early-stop-point": Flag("early_stop_point"),
@@ -155,7 +157,8 @@ def read_flags(given: Mapping[str, Any]) -> Typed:
         if name in SPECIAL:
             continue
         if key:
-            typed.overrides[key] = value if isinstance(value, bool) else read_yaml(value, f"{name}: cannot read it")
+            plain = isinstance(value, bool) or FLAGS[name].text
+            typed.overrides[key] = value if plain else read_yaml(value, f"{name}: cannot read it")
         else:
             typed.notes.append(name)
     if "--model" in values:

@@ -257,6 +257,10 @@ def test_what_cannot_be_measured_is_one_line(tmp_path: Path) -> None:
             checkpoints.load(tmp_path)
         assert "\n" not in str(caught.value)
     config.unlink()
+    diffusers.UNet1DModel(sample_size=16, block_out_channels=(8, 8, 8)).save_pretrained(tmp_path / "other")
+    ran = align("--ckpt", str(tmp_path / "other"), "--layer", "1", "--teacher", "digits-vit", "--data", "digits")
+    assert ran.exit_code == 2
+    assert "holds UNet1DModel, which is no diffusion model that is known here: a plug-in can wrap one" in ran.stderr
     ran = align("--ckpt", str(tmp_path), "--layer", "down_blocks.7.resnets.0", "--teacher", "digits-vit")
     assert ran.exit_code == 2
     assert (

@@ -150,6 +150,9 @@ WANTED = {
     "mae-vit-l": "mae_pretrain_vit_large.pth",
     "clip-vit-L": "ViT-L-14.pt",
     "jepa-vit-h": "IN1K-vit.h.14-300e.pth.tar",
+    "dinov3-vit-b16": "model.safetensors",
+    "siglip2-vit-so400m": "model.safetensors",
+    "webssl-vit-dino1b_full2b_224": "webssl_dino1b_full2b_224.pth",
     "timm:test_vit.r160_in1k": "model.safetensors",
 }
 

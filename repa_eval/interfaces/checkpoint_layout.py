@@ -68,6 +68,11 @@ class Checkpoint:
         """The model, where it is a diffusion model; UserError where it is a vision encoder or a file of tokens."""
         if isinstance(self.model, DiffusionModel):
             return self.model
+        if self.layout == "diffusers":
+            raise UserError(
+                f"{self.path} holds {self.model_name}, which is no diffusion model that is known here: a plug-in can "
+                "wrap one (docs/python.md, A diffusion network that is not ours)"
+            )
         hint = "; name it as --teacher" if self.is_encoder else ""
         raise UserError(
             f"{self.path} holds {self.model_name}, which is no diffusion model: it has no blocks to measure{hint}"

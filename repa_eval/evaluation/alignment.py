@@ -70,6 +70,7 @@ def align(
     capture: Capture | None = None,
     confidence: bool = False,
     columns: Mapping[str, Any] | None = None,
+    target: Prepared | None = None,
 ) -> list[Row]:
     """Return one row per timestep, layer and metric: all layers in one forward per timestep, the teacher's part once.
 
@@ -77,7 +78,8 @@ def align(
     source gives of them. capture: noise, pooling, batch size, cache.
     confidence: give every row a standard error, and add rows METRIC_permuted: the score of
     randomly re-paired images (chance level).
-    columns: further entries of every row (run, step, ...).
+    columns: further entries of every row (run, step, ...). target: the teacher's features where they are known already
+    (`target_of`, with the same preparation and capture).
     """
     for name in metrics:
         ALIGNMENT.get(name)
@@ -86,7 +88,7 @@ def align(
     capture = capture or Capture()
     reads = checked_input(model, images, capture)
     weights_hash = digest_module(model) if capture.cache is not None else ""
-    target = preparation(teacher_features(teacher, images, capture=capture), f"teacher {teacher.name}")
+    target = target or target_of(teacher, images, preparation, capture)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     record = protocol(teacher, images, capture, preparation, dtype=dtype) | model_record(model) | reads.record()
     rows = []
@@ -97,6 +99,11 @@ def align(
             cell = {"layer": layer, "timestep": float(t), "n": len(images), "seed": capture.seed, **(columns or {})}
             rows += _cells(features, target, metrics, record, cell, confidence)
     return rows
+
+
+def target_of(teacher: Teacher, images: ImageSource, preparation: Preparation, capture: Capture) -> Prepared:
+    """Return a teacher's features of clean images, prepared to be compared with."""
+    return preparation(teacher_features(teacher, images, capture=capture), f"teacher {teacher.name}")
 
 
 def align_foreign(
@@ -127,7 +134,7 @@ def align_foreign(
     how: dict[str, Any] = {"t": t, "prefix_tokens": prefix_tokens, "part": part, "channels_last": channels_last}
     how |= {"weights_hash": digest_module(network), "call_id": call_id}
     found = foreign_features(network, images, layers=layers, call=call, capture=capture, **how)
-    target = preparation(teacher_features(teacher, images, capture=capture), f"teacher {teacher.name}")
+    target = target_of(teacher, images, preparation, capture)
     record = protocol(teacher, images, capture, preparation) | {"label": "the caller's"}
     record |= foreign_record(network, call, **how)
     rows = []

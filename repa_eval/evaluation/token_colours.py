@@ -11,10 +11,10 @@ from torch import Tensor
 
 from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.diffusion.model import DiffusionModel
-from repa_eval.evaluation.tiles import GAP, framed
+from repa_eval.evaluation.tiles import GAP, LARGEST, framed, reduced
 from repa_eval.features.capture import ClassTokens
 from repa_eval.features.hidden_states import kinds_for, noised
-from repa_eval.features.model_input import model_input
+from repa_eval.features.model_input import USUAL, LatentReading, model_input
 from repa_eval.interfaces.image_source import ImageSource
 from repa_eval.interfaces.teacher import Teacher
 from repa_eval.sampling.sample_files import png
@@ -32,16 +32,17 @@ def token_colours(
     t: float,
     interpolant: Interpolant,
     class_tokens: ClassTokens | None = None,
+    latents: LatentReading = USUAL,
 ) -> tuple[bytes, dict[str, Any]]:
     """Return a PNG with one row per source (image, teacher, every block) of `count` images, and the words beside it.
 
     Colours are the first three principal components of a source's tokens less each position's mean, fitted on all of
     `images`, each scaled to its 2nd..98th percentile: comparable within a row, not between rows. class_tokens: for a
-    model that reads one, which is not among the pictures.
+    model that reads one, which is not among the pictures. latents: how they are read.
     """
-    reads = model_input(images, model.image_shape)
+    reads = model_input(images, model.image_shape, latents)
     samples = images.fetch(range(len(images)), {"images", *kinds_for(model, reads)})
-    pixels, side = samples.pixels, images.shape[-1]
+    pixels, side = samples.pixels, min(images.shape[-1], LARGEST)
     device = next(model.parameters()).device
     layers = range(1, model.depth + 1)
     inputs = noised(
@@ -58,7 +59,7 @@ def token_colours(
     _, hidden = model(**inputs, taps=layers)
     sources = {f"teacher {teacher.name}": teacher(pixels.to(device)).patches}
     sources |= {f"block {layer}": hidden[layer][:, model.prefix_tokens :] for layer in layers}
-    rows = [_grey_to_rgb(pixels[:count]).numpy()]
+    rows = [reduced(_grey_to_rgb(pixels[:count]).numpy())]
     rows += [_coloured(tokens.float().cpu(), count, side) for tokens in sources.values()]
     picture = np.concatenate([np.concatenate(list(framed(row)), axis=-1) for row in rows], axis=-2)
     words = {

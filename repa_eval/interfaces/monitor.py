@@ -13,8 +13,9 @@ from repa_eval.registry import Registry
 from repa_eval.results import Row
 
 B = TypeVar("B", bound=Callable[..., "Monitor"])
-# images can be generated; a teacher is known; snippets are the condition; a label means "no class"
-NEEDS = ("samples", "teachers", "memory bank", "null label")
+# images can be generated; a teacher is known; snippets are the condition; a label means "no class"; the data has labels
+# to probe for; it is known when training ends, and on which images
+NEEDS = ("samples", "teachers", "memory bank", "null label", "probe data", "end of training")
 InTraining = Literal["every", "last", "never"]
 
 

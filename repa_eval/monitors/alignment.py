@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from repa_eval.diffusion.model import DiffusionModel
-from repa_eval.diffusion.timesteps import TIMESTEPS
-from repa_eval.evaluation.alignment import METRICS, Preparation, align
+from repa_eval.evaluation.alignment import METRICS, Preparation, align, target_of
 from repa_eval.evaluation.alignment import protocol as alignment_record
 from repa_eval.features.model_input import model_input
-from repa_eval.interfaces.images import held_out_images
 from repa_eval.interfaces.monitor import Monitor, monitor
-from repa_eval.monitors.shared.completeness import all_layers, is_complete
+from repa_eval.metrics.shared.prepared import Prepared
+from repa_eval.monitors.shared.completeness import is_complete
 from repa_eval.monitors.shared.run import EvaluatedRun
 from repa_eval.results import Row
 
@@ -27,35 +26,40 @@ class AlignmentMap(Monitor):
         self,
         run: EvaluatedRun,
         *,
-        timesteps: Sequence[float] = TIMESTEPS,
+        timesteps: Sequence[float] | None = None,
         metrics: Sequence[str] = MAP_METRICS,
         num_images: int | None = None,
     ) -> None:
-        self.run, self.timesteps, self.metrics = run, timesteps, metrics
-        self.images = held_out_images(run.data, num_images or MAP_IMAGES)
+        self.run, self.metrics = run, metrics
+        self.timesteps = run.timesteps if timesteps is None else timesteps
+        self.images = run.images(num_images or MAP_IMAGES)
+        self.targets: dict[str, Prepared] = {}  # the teachers' features, by digest: of all checkpoints
 
     def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
         """Return a row per teacher, timestep, layer and metric."""
         rows: list[Row] = []
         for teacher in self.run.reference_teachers:
+            if teacher.digest not in self.targets:
+                self.targets[teacher.digest] = target_of(teacher, self.images, Preparation(), self.run.capture)
             rows += align(
                 model,
                 teacher,
                 self.images,
-                layers=all_layers(model),
+                layers=self.run.layers,
                 timesteps=self.timesteps,
                 metrics=self.metrics,
                 capture=self.run.capture,
+                target=self.targets[teacher.digest],
                 columns=self.run.columns(step),
             )
         return rows
 
     def done(self, step: int, rows: Collection[Row]) -> bool:
         """Return whether the maps against all teachers are complete."""
-        facts = {**self.run.network.record, **model_input(self.images, self.images.model_shape).record()}
+        reads = model_input(self.images, self.images.model_shape, self.run.capture.latents)
+        facts = {**self.run.network.record, **reads.record()}
         records = [
             {**alignment_record(teacher, self.images, self.run.capture, Preparation()), **facts}
             for teacher in self.run.reference_teachers
         ]
-        layers = range(1, self.run.network.depth + 1)
-        return is_complete(step, rows, records, self.metrics, layers, self.timesteps)
+        return is_complete(step, rows, records, self.metrics, self.run.layers, self.timesteps)

@@ -21,7 +21,7 @@ METRICS = ("memorisation", "authpct")
 SEARCHED = 50_000  # training images among which copies are searched
 
 
-@monitor("copies", order=30, needs=("samples",), in_training="never")
+@monitor("copies", order=30, needs=("samples", "end of training"), in_training="never")
 class Copies(Monitor):
     """C_T, AuthPct and the nearest training images of the regular samples, once after the last step.
 

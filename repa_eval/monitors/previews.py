@@ -8,12 +8,11 @@ import numpy as np
 import torch
 
 from repa_eval.diffusion.model import DiffusionModel
-from repa_eval.evaluation.tiles import GAP, in_rows, side_by_side
+from repa_eval.evaluation.tiles import GAP, in_rows, reduced, side_by_side
 from repa_eval.interfaces.images import load_data
 from repa_eval.interfaces.monitor import monitor
 from repa_eval.monitors.shared.pictures import PictureMonitor, write_grid
 from repa_eval.monitors.shared.run import EvaluatedRun
-from repa_eval.monitors.shared.samples import draw
 from repa_eval.results import Row
 from repa_eval.runtime.files import write_atomic
 from repa_eval.sampling.generate import bank_for
@@ -33,7 +32,7 @@ class Preview(PictureMonitor):
     def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
         """Write the picture; there are no rows."""
         sampler = self.run.sampler(PREVIEW_STEPS, seed=1, balanced=not self.run.network.draws_snippets)
-        write_atomic(self.file(step), side_by_side(draw(model, PREVIEWED, sampler).images))
+        write_atomic(self.file(step), side_by_side(reduced(self.run.draw(model, PREVIEWED, sampler).images)))
         return ()
 
 

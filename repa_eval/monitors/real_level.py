@@ -14,7 +14,7 @@ from repa_eval.monitors.shared.run import EvaluatedRun
 from repa_eval.results import Row
 
 
-@monitor("real_level", order=20, needs=("samples",), in_training="never")
+@monitor("real_level", order=20, needs=("samples", "end of training"), in_training="never")
 class RealLevel(Monitor):
     """The Frechet distance of real training images to the reference, once after the last step."""
 
@@ -51,4 +51,5 @@ class RealLevel(Monitor):
     def _counts(self) -> list[int]:
         if len(self.train) <= len(self.reference):  # a folder without splits: no image lies outside the reference
             return []
+        assert self.run.last_step is not None
         return [samples.num_samples for samples in self.run.rounds(self.run.last_step)]

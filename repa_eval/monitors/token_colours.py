@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from repa_eval.diffusion.model import DiffusionModel
+from repa_eval.evaluation.tiles import LARGEST
 from repa_eval.evaluation.token_colours import token_colours
-from repa_eval.interfaces.images import held_out_images
 from repa_eval.interfaces.monitor import monitor
 from repa_eval.monitors.shared.pictures import PictureMonitor, write_grid
 from repa_eval.monitors.shared.run import EvaluatedRun
 from repa_eval.results import Row
 
 PCA_IMAGES, PCA_FIT, PCA_TIME = 8, 256, 0.1
+PCA_FIT_LARGE = 32  # images of more than LARGEST pixels: their tokens are many, and all layers are held at once
 
 
 @monitor("token_colours", order=80, needs=("teachers",), in_training="never")
@@ -26,7 +27,8 @@ class TokenColours(PictureMonitor):
 
     def __init__(self, run: EvaluatedRun, *, teacher: int = 0) -> None:
         super().__init__(run)
-        self.images = held_out_images(run.data, PCA_FIT)
+        self.images = run.images(PCA_FIT)
+        self.images = self.images.part(0, PCA_FIT if max(self.images.shape) <= LARGEST else PCA_FIT_LARGE)
         self.teacher = run.reference_teachers[teacher]
 
     def __call__(self, step: int, model: DiffusionModel) -> Iterable[Row]:
@@ -39,6 +41,7 @@ class TokenColours(PictureMonitor):
             t=PCA_TIME,
             interpolant=self.run.interpolant,
             class_tokens=self.run.class_tokens,
+            latents=self.run.capture.latents,
         )
         write_grid(self.file(step), png, words)
         return ()

@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from repa_eval.diffusion.model import DiffusionModel
 from repa_eval.results import Row, protocol_hash
-
-
-def all_layers(model: DiffusionModel) -> range:
-    """Return the numbers of all blocks, 1-based."""
-    return range(1, model.depth + 1)
 
 
 def is_complete(

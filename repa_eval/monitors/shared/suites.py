@@ -26,7 +26,7 @@ def training_monitors(run: EvaluatedRun) -> list[Monitor]:
         if entry.in_training == "every":
             monitors.append(entry.build(run))
         elif entry.in_training == "last":
-            monitors.append(AtSteps(entry.build(run), {run.last_step}))
+            monitors.append(AtSteps(entry.build(run), set() if run.last_step is None else {run.last_step}))
     return monitors
 
 
@@ -38,8 +38,10 @@ def _applicable(run: EvaluatedRun) -> list[RegisteredMonitor]:
 def _offers(run: EvaluatedRun) -> set[str]:
     offers = {
         "samples": run.generates,
-        "teachers": bool(run.teacher_names),
+        "teachers": run.has_teachers,
         "memory bank": run.network.draws_snippets,
         "null label": run.network.has_null_label,
+        "probe data": run.probes,
+        "end of training": run.last_step is not None,
     }
     return {need for need, present in offers.items() if present}

@@ -201,20 +201,10 @@ def _make(
     """Make this process's share of what is missing, and let the first process conclude."""
     from tqdm import tqdm
 
-    from repa_eval.sampling.generate import chosen_of, generate
-    from repa_eval.sampling.sample_files import open_samples
+    from repa_eval.sampling.filling import fill_samples
 
     assert output.out is not None
-    # the first process begins the record; the others find it there
-    target = open_samples(output.out, record, flat=output.flat) if share.first else None
-    missing = share.agree(None if target is None else target.missing(output.num))
-    target = target or open_samples(output.out, record, flat=output.flat)
-    mine = share.of(missing, sources["batch_size"])
     hidden = True if quiet or not share.first else None
-    with tqdm(total=len(mine), disable=hidden, leave=False) as bar:
-        for indices, images, _ in generate(model, mine, settings, **sources):
-            target.add(indices, images)
-            bar.update(len(indices))
-    share.wait()
-    if share.first:
-        target.finish(chosen_of(range(output.num), model, settings, sources["snippets"]).numpy())
+    with tqdm(disable=hidden, leave=False) as bar:
+        shown: dict[str, Any] = {"begin": bar.reset, "progress": bar.update}
+        fill_samples(output.out, record, output.num, model, settings, share=share, flat=output.flat, **sources, **shown)

@@ -14,29 +14,42 @@ if TYPE_CHECKING:
 
 
 def open_measured(
-    name: str, model: Any, options: DataOptions, *, cache: Path | None = None, device: str = "cpu"
+    name: str,
+    model: Any,
+    options: DataOptions,
+    *,
+    cache: Path | None = None,
+    device: str = "cpu",
+    vae: Any = None,
 ) -> ImageSource:
     """Return the images to measure a model on, as many as asked for, encoded where --vae says it; see `encoded`."""
     from repa_eval.interfaces.images import held_out_split, load_data, measured_head
 
     source = load_data(name, options.split or held_out_split(name), resolution=options.resolution)
     images = measured_head(name, source, options.num_images)
-    return encoded(images, model, options, cache=cache, device=device)
+    return encoded(images, model, options, cache=cache, device=device, vae=vae)
 
 
 def encoded(
-    images: ImageSource, model: Any, options: LatentOptions, *, cache: Path | None = None, device: str = "cpu"
+    images: ImageSource,
+    model: Any,
+    options: LatentOptions,
+    *,
+    cache: Path | None = None,
+    device: str = "cpu",
+    vae: Any = None,
 ) -> ImageSource:
     """Return a source with latents by --vae; the source itself without --vae, and where it holds latents.
 
-    cache: the folder in which latents outlive an interruption; None for a temporary one.
+    cache: the folder in which latents outlive an interruption; None for a temporary one. vae: that of --vae where it is
+    open already.
     """
     if options.vae is None:
         return images
     from repa_eval.api import encoding
 
     return encoding.encoded(
-        images, options.vae, model, cache=cache, device=device, check_scale=options.latent_scale is None
+        images, vae or options.vae, model, cache=cache, device=device, check_scale=options.latent_scale is None
     )
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.data.readers.statistics import Statistics
+from repa_eval.diffusion.interpolant import Interpolant
 from repa_eval.diffusion.model import Conditioning, DiffusionModel
 from repa_eval.diffusion.timesteps import TIMESTEPS
 from repa_eval.evaluation.reference_features import ReferenceCache

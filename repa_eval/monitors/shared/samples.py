@@ -38,6 +38,6 @@ def draw(
 
 def keep_newest(folder: Path, count: int) -> None:
     """Delete all but the newest `count` files of samples, which are called by their steps."""
-    for file in sorted(folder.glob("[0-9]*.npz"))[:-count]:
+    for file in sorted(file for file in folder.glob("*.npz") if file.stem.isdecimal())[:-count]:
         record_path(file).unlink(missing_ok=True)
         file.unlink()

@@ -32,6 +32,7 @@ from repa_eval.console.tables import deliver
 from repa_eval.errors import Failure, UserError
 from repa_eval.runtime.device import choose_device
 
+# options that do not say how a run is measured, but for the teachers, which are further ones where its recipe does
 OF_EVERY_RUN = frozenset(
     {
         "runs",

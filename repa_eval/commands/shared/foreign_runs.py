@@ -141,6 +141,8 @@ def _measured(opened: Any, model: Any, options: ForeignOptions, processes: Share
     vae = None if data.vae is None else open_vae(data.vae, device)
     images = open_measured(name, model, data, device=device, vae=vae)
     loaded = {teacher: teacher.load().to(device) for teacher in _teachers(opened, options.grid)}
+    for teacher in loaded.values():
+        teacher(images.pixels([0]).to(device))  # whether it reads these images
     capture = _capture(opened, options, loaded)
     checked_input(model, images, capture)
     warn_of_scale(model, images, capture)

@@ -17,6 +17,7 @@ from repa_eval.runtime.files import LARGEST_JSON
 from repa_eval.runtime.run_record import read_record, status_of
 
 log = logging.getLogger(__name__)
+ROWS_ONLY = "another program; only rows are here"  # of a folder that no trainer of ours wrote
 LARGEST_MEDIA = {".png": 1 << 26, ".json": LARGEST_JSON}  # bytes of a picture and of what is said about it
 
 
@@ -99,7 +100,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     A run that was killed, so that nobody writes it although it says "running", has the status "stopped".
     """
     try:
-        facts = read_record(folder) or {}
+        facts = read_record(folder) or ({} if (folder / "checkpoints").is_dir() else {"origin": ROWS_ONLY})
         return {**facts, "status": status_of(folder, facts)} if "status" in facts else facts
     except (Failure, OSError) as error:
         log.warning("%s; the report goes on without it", first_line(error))

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from helpers import files_of, wake
+from helpers import files_of, run, tiny, torchrun, wake
 from latent_files import photographs
 from official_files import REPA, trainer_file
 from repa_eval import results
@@ -44,7 +44,7 @@ IMAGES = 24
 
 @pytest.fixture(scope="module")
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs in class folders, a tiny VAE, a teacher, and the folder of an official trainer with two checkpoints."""
+    """Photographs in class folders, a tiny VAE, a teacher, and an official trainer's folder with two checkpoints."""
     import diffusers
 
     place = tmp_path_factory.mktemp("official")
@@ -116,16 +116,14 @@ def test_an_official_run_is_measured_once(artefacts: Path, tmp_path: Path) -> No
     expected = {"sampler_mode": "sde", "cfg_scale": 1.5, "guidance_interval": [0.0, 0.7], "num_samples": 12}
     assert quality | expected == quality
     assert quality["vae_hash"]
-    assert all(
-        record["model_input"] == "latents"
-        for record in records.values()
-        if "layers" not in record and "label" in record
-    )
+    hidden = [record for record in records.values() if record["kind"] != "sample quality" and "label" in record]
+    assert hidden
+    assert all((record["model_input"], record["label"]) == ("latents", "null") for record in hidden)
     assert files_of(artefacts / "exps") == before  # nothing is written into the run of somebody else
     media = sorted(path.name for path in (folder / "media").glob("*.png"))
     assert media == [f"{kind}-0000{step}.png" for kind in ("pca", "samples") for step in (100, 200)]
     facts = json.loads((folder / "run.json").read_text())
-    assert facts["description"] == "SiT-XL/2, REPA, of another trainer" or "REPA" in facts["description"]
+    assert facts["description"] == "SiT, REPA, of another trainer"
     assert facts["checkpoints"] == str(artefacts / "exps" / "linear-dinov2-b-enc1")
     whole = files_of(folder)
     assert rows_of(sweep(artefacts, tmp_path / "out", "--json")) == []
@@ -135,3 +133,136 @@ def test_an_official_run_is_measured_once(artefacts: Path, tmp_path: Path) -> No
     table.write_text("".join(f"{line}\n" for line in lines[:5]))  # as after a kill
     sweep(artefacts, tmp_path / "out")
     assert sorted(table.read_text().splitlines()) == sorted(lines)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"--data": None}, "does not say what it was trained on: name the images with --data"),
+        ({"--vae": None}, "this model reads latents 4x8x8: add --vae NAME"),
+        ({"--vae": "none"}, "--vae none is no folder here"),
+        ({"--teacher": None}, "dinov2"),
+        ({"--teacher": "digits-vit"}, "teacher digits-vit reads 1x8x8 images, not 3x16x16"),
+        ({"--reference": None}, "name them with --reference, or leave samples out with --num-samples 0"),
+        ({"--reference": "none.npz"}, "reference 'none.npz' is not a folder, .zip, .npz or data set"),
+        ({"--extractor": "digits"}, "extractor digits reads 1x8x8 images, not 3x16x16"),
+        ({"--extractor": "inceptoin"}, "unknown extractor 'inceptoin'; did you mean 'inception'?"),
+        ({"--layers": "3"}, "layer 3: this model has blocks 1..2"),
+        ({"--num-samples": "1"}, "--num-samples 1: a distribution needs 2 or more"),
+        ({"--out": None}, "is no run of repa-train: add --out FOLDER for its rows"),
+        ({"--set": "num_heads=3"}, "num_heads"),
+    ],
+)
+def test_everything_is_checked_before_the_first_checkpoint(
+    artefacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str | None], text: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(foreign, "draw", None)  # nothing is sampled
+    given = words(artefacts, tmp_path / "out")
+    for option, value in change.items():
+        place = given.index(option)
+        given[place : place + 2] = [] if value is None else [option, value]
+    done = CliRunner().invoke(repa_eval, given)
+    assert done.exit_code in (1, 2), done.output
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert text in done.stderr
+    assert not list((tmp_path / "out").rglob("*.jsonl"))
+
+
+def test_large_samples_go_on_where_they_were_interrupted(
+    artefacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = ["--timesteps", "0.1", "--layers", "1"]
+    rows_of(sweep(artefacts, tmp_path / "memory", *only, "--json"))
+    monkeypatch.setattr(foreign, "IN_MEMORY", 0)
+    original, made = foreign.fill_samples, list[int]()
+
+    def stopped(*given: Any, **more: Any) -> None:
+        def count(images: int) -> None:
+            made.append(images)
+            if len(made) == 1:
+                raise KeyboardInterrupt
+
+        original(*given, **more, progress=count)
+
+    monkeypatch.setattr(foreign, "fill_samples", stopped)
+    assert sweep(artefacts, tmp_path / "disk", *only).exit_code == 130
+    assert made == [8]
+    rows_of(sweep(artefacts, tmp_path / "disk", *only, "--json", "--keep-samples", "1"))
+    assert made == [8, 4, 8, 4]  # what was made of the first checkpoint stayed
+    assert table(tmp_path / "memory") == table(tmp_path / "disk")
+    samples = tmp_path / "disk" / "linear-dinov2-b-enc1" / "samples"
+    assert sorted(file.name for file in samples.iterdir()) == ["0000200.npz", "0000200.npz.json"]
+    assert np.load(samples / "0000200.npz")["arr_0"].shape == (12, 16, 16, 3)
+
+
+def table(out: Path) -> list[str]:
+    return sorted((out / "linear-dinov2-b-enc1" / results.TABLE).read_text().splitlines())
+
+
+def test_several_runs_and_files_of_other_names(artefacts: Path, tmp_path: Path) -> None:
+    state = network(3).state_dict()
+    first, second = tmp_path / "first", tmp_path / "second" / "checkpoints"
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+    torch.save({"ema": state, "args": REPA}, first / "ckpt-300.pt")
+    torch.save({"ema": state, "args": REPA}, second / "0000400.pt")
+    torch.save({"ema": state, "args": REPA}, second / "last.pt")
+    (second / "0000500.pt").write_bytes(b"half a file")
+    given = words(artefacts, tmp_path / "out", "--num-samples", "0", "--json")
+    given[1:2] = [str(first), str(tmp_path / "second")]
+    done = CliRunner().invoke(repa_eval, given)
+    assert done.exit_code == 1
+    assert {(row["run"], row["step"]) for row in json.loads(done.stdout)["rows"] if row["step"]} == {
+        ("first", 300), ("second", 400),
+    }  # fmt: skip
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3
+    assert "last.pt: neither the file nor its name says its step; call it 0050000.pt" in "".join(lines[:2])
+    assert "0000500.pt, last.pt could not be measured" in lines[2]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "second").rename(tmp_path / "other" / "first")
+    given[2] = str(tmp_path / "other" / "first")
+    fails(CliRunner().invoke(repa_eval, given), 2, "two runs are called first: sweep them into different --out")
+
+
+def test_two_processes_give_the_rows_of_one(artefacts: Path, tmp_path: Path) -> None:
+    only = ["--timesteps", "0.1", "--layers", "1"]
+    assert sweep(artefacts, tmp_path / "one", *only).exit_code == 0
+    torchrun(2, *words(artefacts, tmp_path / "two", *only))
+    assert table(tmp_path / "one") == table(tmp_path / "two")
+
+
+def test_watching_a_foreign_run_goes_on_until_it_is_interrupted(
+    artefacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = tmp_path / "exps" / "theirs"
+    (theirs / "checkpoints").mkdir(parents=True)
+    looks: list[int] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(len(list((theirs / "checkpoints").iterdir())))
+        if len(looks) == 1:
+            trainer_file(theirs / "checkpoints" / "0000100.pt", network(1).state_dict(), steps=100, **REPA)
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("repa_eval.commands.sweep.time.sleep", sleep)
+    given = words(artefacts, tmp_path / "out", "--watch", "--num-samples", "0")
+    given[1] = str(theirs)
+    given.remove("--quiet")
+    done = CliRunner().invoke(repa_eval, given)
+    assert done.exit_code == 130
+    assert "no run of repa-train, so its end is not known: stop with Ctrl-C" in done.stderr
+    assert {row.step for row in results.read(tmp_path / "out" / "theirs") if row.step} == {100}
+
+
+def test_an_own_run_takes_the_same_path_with_options(tmp_path: Path) -> None:
+    run(tiny("repa", max_steps=2, checkpoint_every=2), tmp_path / "mine")
+    given = ["sweep", str(tmp_path / "mine"), "--num-samples", "8", "--num-steps", "2", "--reference", "digits"]
+    given += ["--extractor", "digits", "--num-images", "16", "--timesteps", "0.1", "--layers", "1", "--json", "--quiet"]
+    rows = rows_of(CliRunner().invoke(repa_eval, [*given, "--device", "cpu"]))
+    assert {(row["run"], row["method"]) for row in rows if row["step"]} == {("mine", "repa")}
+    assert {row["n"] for row in rows if row["metric"] == "fd_digits"} == {8}
+    assert {row["n"] for row in rows if row["metric"] == "cknna"} == {16}
+    assert "status" in json.loads((tmp_path / "mine" / "run.json").read_text())

@@ -172,8 +172,9 @@ def _targets(
     for target in foreign:
         target.cache = opened
         if not target.prepare() and not options.watch:
-            damaged = "; ".join(target.damaged.values())
-            raise Failure(damaged or f"{checkpoint_folder(target.run)} holds no checkpoints yet")
+            more = f"; {len(target.refusals) - 1} more could not be opened" if len(target.refusals) > 1 else ""
+            first = next(iter(target.refusals), f"{checkpoint_folder(target.run)} holds no checkpoints yet")
+            raise Failure(f"{first}{more}")
     return targets
 
 

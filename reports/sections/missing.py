@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,7 @@ class Gap:
     why: str
     command: str = ""  # for the first run that lacks it; empty where no command would help
     others: str = ""  # the runs that need the same
+    run: str = ""  # the run that the command is for
 
 
 @section(order=130, anchor="missing", title="What is missing, and why", name="Missing", pictures=True)
@@ -47,7 +48,8 @@ def build(page: Page) -> dict[str, Any]:
     """Return the gaps, those of pictures and figures among them."""
     arms = without_merged(page.arms, page.rows)
     gaps = missing(page.rows, page.curves, arms, page.runs, records=page.records, media=page.media)
-    return {"gaps": [*gaps, *_unpaired(page), *(Gap(what, why) for what, why in page.pictures.left_out)]}
+    unpaired = [_possible(gap, page.runs) for gap in _unpaired(page)]
+    return {"gaps": [*gaps, *unpaired, *(Gap(what, why) for what, why in page.pictures.left_out)]}
 
 
 def _unpaired(page: Page) -> list[Gap]:
@@ -57,8 +59,8 @@ def _unpaired(page: Page) -> list[Gap]:
     if not probes or panel is None or probed(page.maps, page.rows, panel, page.arms) is not None:
         return []
     what, run = f"{panel.group.metric} against {probes[0].group.metric}", probes[0].arm.runs[0]
-    distance = panel.direction == "lower"
-    return [Gap(what, "fewer than two steps have both" if distance else "no distance was measured", sweep(run))]
+    why = "fewer than two steps have both" if panel.direction == "lower" else "no distance was measured"
+    return [Gap(what, why, sweep(run), run=run)]
 
 
 def missing(
@@ -77,6 +79,7 @@ def missing(
             f"run {name}",
             f"status is {facts['status']!r}{_reason(facts)}, so its last rows may be missing",
             _resume(name),
+            run=name,
         )
         for name, facts in runs.items()
         if facts.get("status") and str(facts["status"]).lower() not in DONE
@@ -90,7 +93,17 @@ def missing(
     found += _without_clock(rows, curves, arms)
     if not curves and names:
         found.append(_gap("training curves", "no log.jsonl with the results; training writes it", names, _again))
-    return found
+    return [_possible(gap, runs) for gap in found]
+
+
+def _possible(gap: Gap, runs: Mapping[str, Mapping[str, Any]]) -> Gap:
+    """Return the gap; of a run that repa-train did not make, with the command that measured it, where that can help."""
+    facts = runs.get(gap.run, {})
+    if "origin" not in facts or not gap.command:
+        return gap
+    helps = gap.what in SWEPT or gap.command.startswith("repa-eval sweep")
+    command = facts.get("measured_by") if helps else None
+    return replace(gap, command=command if isinstance(command, str) else "")
 
 
 def _reason(facts: Mapping[str, Any]) -> str:
@@ -100,6 +113,10 @@ def _reason(facts: Mapping[str, Any]) -> str:
 
 # probes measured on request only, with the name of their --kinds
 FURTHER_PROBES = {"linear_bn_accuracy": "linear-bn", "logistic_accuracy": "logistic"}
+
+
+MAPS = "layer by timestep maps of alignment"
+SWEPT = frozenset({"cknna", "cka", "mutual_knn", *PROBES, *(f"{probe} of the teacher" for probe in PROBES), MAPS})
 
 
 def sweep(run: str) -> str:
@@ -143,7 +160,7 @@ def _teacher(run: str, arms: Sequence[Arm]) -> str:
 
 
 def _gap(what: str, why: str, without: Sequence[str], command: Callable[[str], str]) -> Gap:
-    return Gap(what, why, command(without[0]), listing(without[1:]))
+    return Gap(what, why, command(without[0]), listing(without[1:]), without[0])
 
 
 def _absent_metrics(rows: Sequence[Row], arms: Sequence[Arm]) -> list[Gap]:
@@ -169,7 +186,7 @@ def _absent_kinds(rows: Sequence[Row], arms: Sequence[Arm], names: Sequence[str]
         why = "no rows with a layer and a timestep"
         found.append(
             _gap(
-                "layer by timestep maps of alignment",
+                MAPS,
                 why,
                 names,
                 partial(_measure, metric="cknna", rows=rows, arms=arms),
@@ -222,7 +239,9 @@ def _without_clock(rows: Sequence[Row], curves: Sequence[Row], arms: Sequence[Ar
         if not clock(timing, run):
             some = any(run_name(row) == run for row in timing)
             why = f"{SECONDS} decreases, so it is not cumulative time" if some else f"no rows of {SECONDS}"
-            found.append(Gap(f"training seconds of {run}", f"{why}; only training can measure them", _again(run)))
+            found.append(
+                Gap(f"training seconds of {run}", f"{why}; only training can measure them", _again(run), run=run)
+            )
     return found
 
 

@@ -121,6 +121,7 @@ def record_run(run: ForeignRun, opened: Any, source: Path) -> None:
     record = {
         "run": run.name,
         "method": run.method,
+        "origin": "another trainer",
         "description": f"{opened.model_name}, {' or '.join(opened.systems)}, of another trainer",
         "teacher": ",".join(teacher.name for teacher in opened.teachers) or None,
         "aligned_layer": opened.aligned_layer,

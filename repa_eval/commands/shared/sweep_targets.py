@@ -107,16 +107,18 @@ class ForeignTarget(Target):
         super().__init__(run, folder, processes)
         self.options, self.cache = options, cache
         self.described: ForeignRun | None = None
+        self.refusals: list[str] = []  # why no checkpoint could be opened so far
         self._seen: dict[Path, tuple[int, int]] = {}  # files that were measured, by size and time
 
     def prepare(self) -> bool:
         """Open and check what the run is measured with, by its first good checkpoint; False while there is none."""
+        self.refusals = []
         for path in self.processes.agree(self.paths()) if self.described is None else ():
             try:
                 opened = self._load(path)
                 self._step(opened)
             except Failure as error:
-                self._leave_out(path, error)
+                self.refusals.append(str(error))
                 continue
             self.described = foreign_run(opened, self.folder, self.options, self.processes, self.cache)
             if self.processes.first:

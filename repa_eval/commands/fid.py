@@ -53,8 +53,8 @@ def command(
 
 
 def _measure_one(samples: SampleSet, judging: Judging, output: RowsOptions) -> None:
-    judges = judging.judges(samples)
     fake = judging.open(samples)
+    judges = judging.judges(samples)
     rows = judging.rows(fake, samples, judges)
     if judging.share.first:
         deliver(rows, output, show=lambda shown: _show(shown, judges))

@@ -32,12 +32,14 @@ from repa_eval.console.tables import deliver
 from repa_eval.errors import Failure, UserError
 from repa_eval.runtime.device import choose_device
 
-# options that do not say how a run is measured, but for the teachers, which are further ones where its recipe does
+# options that also apply where a recipe says how its run is measured: --data are its data, where these are files, and
+# --teacher further teachers
 OF_EVERY_RUN = frozenset(
     {
         "runs",
         "watch",
         "every",
+        "data_name",
         "teacher_name",
         "method_file",
         "keep_samples",
@@ -159,7 +161,15 @@ def _targets(
     for run in dict.fromkeys(runs):
         own = is_own(run)
         if own and not described:
-            targets.append(OwnTarget(run, processes, teachers=teachers, keep_samples=options.keep_samples))
+            targets.append(
+                OwnTarget(
+                    run,
+                    processes,
+                    data=by_options.grid.data_name,
+                    teachers=teachers,
+                    keep_samples=options.keep_samples,
+                )
+            )
             continue
         if options.out is None and not own:
             raise UserError(f"{run} is no run of repa-train: add --out FOLDER for its rows, and say how it is measured")

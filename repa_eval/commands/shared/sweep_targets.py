@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repa_eval.commands.shared.checkpoint import measurable
+from repa_eval.commands.shared.checkpoint import data_of, measurable
 from repa_eval.commands.shared.foreign_runs import ForeignOptions, foreign_run, record_run
 from repa_eval.errors import Failure, UserError
 from repa_eval.runtime.claims import Claims
@@ -74,11 +74,13 @@ class Target(ABC):
 
 
 class OwnTarget(Target):
-    """A run of `repa-train`, measured as its recipe says."""
+    """A run of `repa-train`, measured as its recipe says. data: as the user names them, None for the recorded ones."""
 
-    def __init__(self, run: Path, processes: Share, *, teachers: Sequence[str], keep_samples: int) -> None:
+    def __init__(
+        self, run: Path, processes: Share, *, data: str | None, teachers: Sequence[str], keep_samples: int
+    ) -> None:
         super().__init__(run, run, processes)
-        self.teachers, self.keep_samples = teachers, keep_samples
+        self.data, self.teachers, self.keep_samples = data, teachers, keep_samples
 
     def paths(self) -> list[Path]:
         """Return the checkpoints, the lowest step first."""
@@ -94,7 +96,8 @@ class OwnTarget(Target):
         from repa_eval.train.recipe import resolve
 
         opened = checkpoints.load(path)
-        recipe, model = resolve(opened.recipe), measurable(opened)
+        model = measurable(opened)
+        recipe = resolve(opened.recipe, {"data": data_of(opened, self.data)})
         how: dict[str, Any] = {"further_teachers": self.teachers, "keep_samples": self.keep_samples}
         run = evaluated_run(recipe, self.folder, self.processes.device, **how, processes=self.processes)
         return EvaluatedCheckpoint(run, opened.step or 0, model)

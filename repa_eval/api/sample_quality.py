@@ -114,7 +114,7 @@ def _opened(given: SamplesLike, what: str, *, range: Range | None, resize: int |
     if not isinstance(given, str | Path):
         return given
     if isinstance(given, str) and given.partition(":")[0] in DATA.names():
-        return load_data(given, "reference" if what == "reference" else "test")
+        return load_data(given, "reference" if what == "reference" else "test", resolution=resize)
     return open_images(given, resize=resize)
 
 
@@ -127,7 +127,7 @@ def _reference(
         recorded = recorded_data(record.get("data"), "the samples", "reference=")
         if recorded is None:
             raise UserError("the samples do not say what they are compared with: name a reference, such as 'digits'")
-        return load_data(recorded, "reference")
+        return load_data(recorded, "reference", resolution=resize)
     if isinstance(given, str | Path) and Path(given).is_file() and (found := open_statistics(Path(given))) is not None:
         return found
     return _opened(given, "reference", range=range, resize=resize)

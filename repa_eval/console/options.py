@@ -110,7 +110,8 @@ class GridOptions:
     data_name: str | None = flag(
         "--data",
         metavar="NAME|KIND:PATH",
-        help="images, such as digits or folder:PATH; default: the registered data that the checkpoint was trained on",
+        help="images: a path, or a name such as digits or hf:NAME; default: the registered data that the checkpoint "
+        "was trained on",
     )
 
     @property

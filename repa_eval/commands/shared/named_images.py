@@ -15,11 +15,10 @@ def open_named(name: str, *, split: str, resize: int | None = None, what: str = 
     stands before the name in the error.
     """
     from repa_eval.data.readers.image_files import open_images
-    from repa_eval.interfaces.images import find_layout, layout_at, load_data
+    from repa_eval.interfaces.images import layout_at, load_data
 
     if not os.path.exists(name):  # also for what is no path at all
         check_name(name, what)
-        resize = resize if find_layout(name)[0].resizes else None
     elif (layout := layout_at(name)) is None or layout.general:
         return open_images(name, resize=resize, advice=f", or add {option} N")
     return load_data(name, split, resolution=resize)

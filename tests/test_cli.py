@@ -365,7 +365,8 @@ def test_align_as_a_table(work: Path) -> None:
     words = ["--layers", "3,1", "--timesteps", "0.2,0.4", "--num-images", "40", "--metrics", "cka,mutual_knn"]
     shown = repa_eval("align", "--ckpt", work / "repa.pt", *words)
     assert shown.exit_code == 0
-    assert "cka with digits-vit, n=40" in shown.stdout
+    assert shown.stdout.startswith("on 40 images of digits (test-large)\n\ncka with digits-vit, n=40")
+    assert re.search(r"mutual_knn of unrelated features +about k/\(n - 1\), k=10 +0\.256", shown.stdout)  # 10 / 39
     assert "mutual_knn with digits-vit" in shown.stdout
     assert shown.stdout.count("block 3*") == 2
     assert [line.split()[0] for line in shown.stdout.splitlines() if line.strip()[:2] == "0."] == ["0.2", "0.4"] * 2

@@ -42,7 +42,7 @@ from repa_eval.interfaces.images import Images, load_data
 from repa_eval.interfaces.teacher import RecordedTeacher, Teacher, TeacherClassTokens, Tokens
 from repa_eval.models.sit import SiT, SiTConfig
 from repa_eval.probes.splits import Splits
-from repa_eval.sampling.vae import VaeDecoder, VaeEncoder, open_vae
+from repa_eval.sampling.vae import VaeDecoder, VaeEncoder, decoder_for, open_vae
 
 SIDE, COUNT, SCALE, SHIFT = 16, 20, 0.7, 0.25
 PLUGIN = Path(__file__).parent / "plugins" / "own_teacher.py"
@@ -418,6 +418,36 @@ def test_a_scale_that_is_none_is_one_line(text: str, folder: Path) -> None:
     assert done.exit_code == 2
     assert done.stderr.startswith(f"error: --latent-scale '{text}'")
     assert done.stderr.count("\n") == 1
+
+
+def test_samples_are_decoded_at_the_recorded_scale(folder: Path) -> None:
+    network = diffusers.AutoencoderKL.from_pretrained(folder / "vae").eval()
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    scale = LatentScale((2.0, 4.0, 1.0, 0.5), (0.0, 1.0, 2.0, 3.0))
+    decoder = decoder_for(model_of(), str(folder / "vae"), "cpu", scale)
+    assert decoder is not None
+    with torch.no_grad():
+        latents = z / torch.tensor(scale.scale).view(-1, 1, 1) + torch.tensor(scale.shift).view(-1, 1, 1)
+        torch.testing.assert_close(decoder(z), network.decode(latents).sample, atol=1e-5, rtol=1e-4)
+    assert decoder.record()["latent_scale"] == [scale.scale, scale.shift]
+
+
+@pytest.mark.parametrize(
+    ("reading", "source", "text"),
+    [
+        (latent_reading(None, 2.0), "images", "a scale of latents is given"),
+        (LatentReading(posterior="mean"), "images", "this model reads images"),
+        (LatentReading(posterior="mean"), "latents", "mine gives latents without moments"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(reading: LatentReading, source: str, text: str) -> None:
+    images = with_latents()
+    if source == "latents":
+        assert images.moments is not None
+        images = replace(images, moments=None, latents=images.moments[:, :4])
+    model = model_of(3, SIDE) if source == "images" else model_of()
+    with pytest.raises(UserError, match=text):
+        checked_input(model, images, Capture(latents=reading))
 
 
 def test_data_and_vae_are_compared(encoder: VaeEncoder) -> None:

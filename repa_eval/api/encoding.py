@@ -44,8 +44,7 @@ class Encoding:
         if capture.latents != USUAL:
             return capture
         recorded = None if opened.checkpoint is None else opened.checkpoint.latent_scale
-        given = (self.latent_scale, 0.0) if isinstance(self.latent_scale, int | float) else self.latent_scale
-        return replace(capture, latents=latent_reading(recorded, given, posterior=self.posterior))
+        return replace(capture, latents=latent_reading(recorded, self.latent_scale, posterior=self.posterior))
 
     def images(self, source: ImageSource, opened: OpenedModel, capture: Capture) -> ImageSource:
         """Return the source as the model reads it; UserError, before anything is computed, where it cannot."""

@@ -67,7 +67,8 @@ def sample(
     chosen = chosen.for_model(inner)
     bank = bank_for(inner, None)
     with lent(inner, device=opened.device):
-        decoder = None if inner.decodes else decoder_for(inner, vae, str(device_of(inner)))
+        scale = None if opened.checkpoint is None else opened.checkpoint.latent_scale
+        decoder = None if inner.decodes else decoder_for(inner, vae, str(device_of(inner)), scale)
         record = {**_origin(opened), **chosen.record(), **inner.record(), "batch_size": batch_size}
         record["dtype"] = str(next(inner.parameters()).dtype).removeprefix("torch.")
         if decoder is not None:

@@ -114,7 +114,7 @@ def command(
     settings = settings_for(model, opened, options, flags, compute.seed)
     snippets = bank_for(model, open_bank(memory.bank))
     share = join(choose_device(compute.device))
-    decoder = decoder_for(model, output.vae, share.device)
+    decoder = decoder_for(model, output.vae, share.device, opened.latent_scale)
     factor = _factor(model, decoder)
     official.check(opened, model, factor=factor)
     side = model.image_shape[-1] * (factor or 1)

@@ -43,7 +43,7 @@ USUAL = LatentReading()
 
 
 def latent_reading(
-    recorded: LatentScale | None, given: LatentScale | tuple[float, float] | None, *, posterior: str = "sample"
+    recorded: LatentScale | None, given: LatentScale | tuple[float, float] | float | None, *, posterior: str = "sample"
 ) -> LatentReading:
     """Return how latents are read: at the scale given (or scale and shift), else at the one that a checkpoint records.
 
@@ -52,9 +52,12 @@ def latent_reading(
     if given is None:
         said = "" if recorded is None else "the checkpoint"
         return LatentReading(posterior=posterior, scale=recorded, scale_from=said)
-    scale = given if isinstance(given, LatentScale) else LatentScale((given[0],), (given[1],))
-    against = "" if recorded in (None, scale) else f"; the checkpoint records {recorded.record()}"
-    return LatentReading(posterior=posterior, scale=scale, scale_from=f"the user{against}")
+    if not isinstance(given, LatentScale):
+        given = (
+            LatentScale((float(given),)) if isinstance(given, int | float) else LatentScale((given[0],), (given[1],))
+        )
+    against = "" if recorded in (None, given) else f"; the checkpoint records {recorded.record()}"
+    return LatentReading(posterior=posterior, scale=given, scale_from=f"the user{against}")
 
 
 @dataclass(frozen=True)

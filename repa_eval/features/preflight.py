@@ -32,6 +32,11 @@ def checked_input(model: DiffusionModel, images: ImageSource, capture: Capture) 
     a label that the model lacks.
     """
     reads = model_input(images, model.image_shape, capture.latents)
+    if reads.kind == "images" and capture.latents.scale_from.startswith("the user"):
+        raise UserError("a scale of latents is given (--latent-scale), but this model reads images: leave it out")
+    if reads.kind != "moments" and capture.latents.posterior != "sample":
+        what = "this model reads images" if reads.kind == "images" else f"{images.name} gives latents without moments"
+        raise UserError(f"the posterior's mean is asked for (--posterior), but {what}: leave it out")
     if model.reads_captions and "text" not in images.gives:
         raise UserError(
             f"this model reads features of captions, which data {images.name} lacks: name data that hold them "

@@ -144,10 +144,13 @@ class VaeDecoder:
         return {"vae": self.vae.name, "vae_hash": self.vae.digest, "latent_scale": [scale, shift]}
 
 
-def decoder_for(model: DiffusionModel, name: str | None, device: str) -> VaeDecoder | None:
+def decoder_for(
+    model: DiffusionModel, name: str | None, device: str, scale: LatentScale | None = None
+) -> VaeDecoder | None:
     """Return the decoder that a model's samples need, None if the model makes or decodes images itself.
 
-    name: of a VAE on the Hugging Face hub, or a folder that contains one. UserError where it is missing or unfit.
+    name: of a VAE on the Hugging Face hub, or a folder that contains one. scale: of the latents that the model was
+    trained on, where its checkpoint records it. UserError where the VAE is missing or unfit.
     """
     channels = model.image_shape[0]
     if name is None:
@@ -157,7 +160,7 @@ def decoder_for(model: DiffusionModel, name: str | None, device: str) -> VaeDeco
     vae = open_vae(name, device)
     if vae.channels != channels:
         raise UserError(f"--vae {name} decodes {vae.channels} channels; this model makes {channels}")
-    return VaeDecoder(vae)
+    return VaeDecoder(vae, scale)
 
 
 def open_vae(given: Any, device: str) -> Vae:

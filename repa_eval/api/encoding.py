@@ -16,7 +16,7 @@ from repa_eval.features.encoded import Encoder, encode_images
 from repa_eval.features.model_input import USUAL, latent_reading
 from repa_eval.features.preflight import checked_input, warn_of_scale
 from repa_eval.interfaces.image_source import ImageSource, LatentScale
-from repa_eval.sampling.vae import Vae, VaeEncoder
+from repa_eval.sampling.vae import Vae, VaeEncoder, open_vae
 
 VaeLike = str | Path | nn.Module | Vae | Encoder
 ScaleLike = float | tuple[float, float] | LatentScale
@@ -46,20 +46,22 @@ class Encoding:
         recorded = None if opened.checkpoint is None else opened.checkpoint.latent_scale
         return replace(capture, latents=latent_reading(recorded, self.latent_scale, posterior=self.posterior))
 
+    def on(self, opened: OpenedModel) -> Encoding:
+        """Return the same with a VAE that is named opened where the model computes, once for all images."""
+        named = isinstance(self.vae, str | Path)
+        return replace(self, vae=open_vae(self.vae, _device(opened))) if named else self
+
     def images(self, source: ImageSource, opened: OpenedModel, capture: Capture) -> ImageSource:
         """Return the source as the model reads it; UserError, before anything is computed, where it cannot."""
-        model = opened.model
-        images = encoded(
-            source,
-            self.vae,
-            model,
-            cache=capture.cache,
-            device=opened.device or str(device_of(model)),
-            check_scale=self.latent_scale is None,
-        )
+        model, check = opened.model, self.latent_scale is None
+        images = encoded(source, self.vae, model, cache=capture.cache, device=_device(opened), check_scale=check)
         checked_input(model, images, capture)
         warn_of_scale(model, images, capture)
         return images
+
+
+def _device(opened: OpenedModel) -> str:
+    return opened.device or str(device_of(opened.model))
 
 
 def encoded(

@@ -61,7 +61,8 @@ def probe(
     teachers = [] if teacher is None else open_teachers(teacher, opened, where)
     own = {**opened.columns, **(columns or {})}
     with lent(opened.model, *teachers, *encoding.networks, device=opened.device):
-        splits = splits.mapped(lambda part: encoding.images(part, opened, how))
+        opened_vae = encoding.on(opened)
+        splits = splits.mapped(lambda part: opened_vae.images(part, opened, how))
         rows = grid.probe(opened.model, splits, layers=numbers, timesteps=times_of(timesteps), columns=own, **fit)
         for one in teachers:
             level_columns = {"run": own["run"]} if "run" in own else {}

@@ -105,6 +105,7 @@ def command(
 def _measure(current: Session, grid: GridOptions, latents: LatentOptions, options: ProbeOptions) -> list[Row]:
     from repa_eval.probes.grid import probe, teacher_level
     from repa_eval.probes.splits import probe_splits
+    from repa_eval.sampling.vae import open_vae
 
     opened = current.opened
     splits = probe_splits(
@@ -112,7 +113,8 @@ def _measure(current: Session, grid: GridOptions, latents: LatentOptions, option
     )
     if options.shots is not None:
         splits = splits.few(options.shots, seed=current.capture.seed)
-    where: dict[str, Any] = {"cache": current.capture.cache, "device": current.device}
+    vae = None if latents.vae is None else open_vae(latents.vae, current.device)
+    where: dict[str, Any] = {"cache": current.capture.cache, "device": current.device, "vae": vae}
     splits = splits.mapped(lambda images: encoded(images, current.model, latents, **where))
     for images in splits.parts().values():
         current.check(images)

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
-from repa_eval.data.readers.listing import printable
+from repa_eval.data.readers.listing import leads_outside, printable
 from repa_eval.data.readers.members import Members
 from repa_eval.data.readers.npz import MAX_LABEL
 from repa_eval.errors import UserError, short_repr
@@ -91,8 +90,7 @@ def _by_name(entries: list[Any], where: str, there: Collection[str]) -> dict[str
             raise UserError(f"{where}: {short_repr(entry)} is not [name, class]")
         written, label = entry
         name = written.replace("\\", "/")
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or PureWindowsPath(written).drive:
+        if leads_outside(written, name):
             raise UserError(f"{where} names {printable(written)}, which lies outside of the folder; remove that entry")
         if type(label) is not int or not 0 <= label <= MAX_LABEL:
             raise UserError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import posixpath
 import stat
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 from repa_eval.errors import Failure, UserError
 from repa_eval.runtime.distributed import is_first_process
@@ -49,7 +50,7 @@ class Listing:
 
     def add(self, member: str, size: int) -> None:
         """Take a regular file: as an image, or as left out where its name is like an image's."""
-        suffix = PurePosixPath(member).suffix.lower()
+        suffix = suffix_of(member)
         if suffix not in self.suffixes | UNREAD:
             return
         if is_hidden(member):
@@ -97,7 +98,7 @@ def list_folder(path: Path, suffixes: frozenset[str] = SUFFIXES) -> Listing:
             listing.add(member, state.st_size)
         elif stat.S_ISDIR(state.st_mode):  # _walk did not enter it
             listing.leave_out("link back into its own folder", member)
-        elif PurePosixPath(member).suffix.lower() in suffixes:
+        elif suffix_of(member) in suffixes:
             listing.leave_out("no regular file", member)
     return listing.finished()
 
@@ -127,7 +128,18 @@ def list_zip(
 
 def is_hidden(member: str) -> bool:
     """Return whether a relative path is hidden, or lies in a hidden or service folder (previews, backups, bins)."""
-    return any(part.startswith(".") or part in SERVICE for part in PurePosixPath(member).parts)
+    return any((part.startswith(".") and part != ".") or part in SERVICE for part in member.split("/"))
+
+
+def suffix_of(member: str) -> str:
+    """Return the suffix of a path in lower case; pathlib would take ten times as long, and there may be a million."""
+    return posixpath.splitext(member)[1].lower()
+
+
+def leads_outside(written: str, member: str) -> bool:
+    """Return whether a relative path, as it was written and with "/", is absolute or climbs out of its folder."""
+    drive = written != member and PureWindowsPath(written).drive
+    return member.startswith("/") or ".." in member.split("/") or bool(drive)
 
 
 def printable(name: str | os.PathLike[str]) -> str:
@@ -181,8 +193,7 @@ def _identity(state: os.stat_result) -> tuple[int, int]:
 
 def _refuse_outside(name: str, written: str, member: str) -> None:
     """UserError for the name of a zip's member that is an absolute path or climbs out of its folder."""
-    path = PurePosixPath(member)
-    if path.is_absolute() or ".." in path.parts or (written != member and PureWindowsPath(written).drive):
+    if leads_outside(written, member):
         raise UserError(f"{name}: {printable(member)} points outside of the archive; make the archive again without it")
 
 

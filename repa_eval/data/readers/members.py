@@ -9,13 +9,15 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from repa_eval.data.readers.listing import SUFFIXES, list_folder, list_zip, printable
 from repa_eval.data.readers.opened import PerProcess
 from repa_eval.errors import Failure, UserError, parsing
 
 ARRAYS = frozenset({".npy"})
 LOCAL_HEADER, NAME_AT, EXTRA_AT = 30, 26, 28  # bytes of a member's own header in a zip, and where its lengths stand
-ENCRYPTED = 1
+SIGNATURE, ENCRYPTED = b"PK\x03\x04", 1
 
 
 class Members:
@@ -52,7 +54,7 @@ class Members:
         """Return whether a file of any suffix is there."""
         if self._zipped is None:
             return (self.path / self.prefix / member).is_file()
-        return self.prefix + member in self._zipped.infos
+        return self._zipped.holds(self.prefix + member)
 
     def read(self, member: str, most: int) -> bytes:
         """Return the bytes of a file; Failure where it cannot be read or has more than `most` bytes."""
@@ -71,28 +73,45 @@ class Members:
 
 
 class _Zip:
-    """The members of a zip. Those that are stored are read by their place, without a ZipFile in every process."""
+    """The members of a zip, of which little is kept, as there may be a million.
+
+    Those that are stored are read by their place, without a ZipFile in every process.
+    """
 
     def __init__(self, path: Path, infos: dict[str, zipfile.ZipInfo]) -> None:
-        self.infos = infos
+        self._rows = {name: row for row, name in enumerate(infos)}
+        places = [(info.header_offset, info.file_size, info.CRC) for info in infos.values()]
+        self._places = np.array(places, dtype=np.int64).reshape(-1, 3)
+        self._packed = {name: info.filename for name, info in infos.items() if not _is_stored(info)}
         self._file: PerProcess[BinaryIO] = PerProcess(functools.partial(_open_bytes, path))
         self._archive = PerProcess(functools.partial(_open_zip, path))
 
+    def holds(self, member: str) -> bool:
+        """Return whether there is such a member."""
+        return member in self._rows
+
     def beginning(self, member: str, count: int) -> bytes:
         """Return the first bytes of a member, or all of them, whose checksum must be right then."""
-        info = self.infos[member]
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & ENCRYPTED:
-            with self._archive().open(info) as packed:
+        if member in self._packed:
+            with self._archive().open(self._packed[member]) as packed:
                 return packed.read(count)
+        offset, size, checksum = self._places[self._rows[member]].tolist()
         handle = self._file().fileno()
-        header = os.pread(handle, LOCAL_HEADER, info.header_offset)
+        header = os.pread(handle, LOCAL_HEADER, offset)
         name, extra = (int.from_bytes(header[place : place + 2], "little") for place in (NAME_AT, EXTRA_AT))
-        wanted = min(count, info.file_size)
-        data = os.pread(handle, wanted, info.header_offset + LOCAL_HEADER + name + extra)
-        whole = wanted == info.file_size
-        if not header.startswith(b"PK\x03\x04") or len(data) != wanted or (whole and zlib.crc32(data) != info.CRC):
+        data = os.pread(handle, min(count, size), offset + LOCAL_HEADER + name + extra)
+        whole = count >= size
+        if (
+            not header.startswith(SIGNATURE)
+            or len(data) != min(count, size)
+            or (whole and zlib.crc32(data) != checksum)
+        ):
             raise ValueError("its checksum is wrong; make or copy the archive again")
         return data
+
+
+def _is_stored(info: zipfile.ZipInfo) -> bool:
+    return info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & ENCRYPTED
 
 
 def open_members(path: Path) -> Members:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from repa_eval.data.readers.dataset_json import LIST, Labels, checked_names, read_labels
-from repa_eval.data.readers.listing import SUFFIXES, printable
+from repa_eval.data.readers.listing import SUFFIXES, printable, suffix_of
 from repa_eval.data.readers.members import ARRAYS, Members, open_members, zip_names
 from repa_eval.errors import UserError
 from repa_eval.runtime.files import read_object
@@ -54,7 +55,7 @@ def halves(path: Path) -> tuple[Members | None, Members | None]:
 
 def files_of(members: Members, suffixes: Collection[str]) -> list[str]:
     """Return the files with one of the suffixes, sorted by path."""
-    return [file for file in members.sizes if PurePosixPath(file).suffix.lower() in suffixes]
+    return [file for file in members.sizes if suffix_of(file) in suffixes]
 
 
 def labels_of(members: Members, files: Sequence[str], path: Path) -> Labels:
@@ -75,7 +76,7 @@ def record_of(path: Path) -> dict[str, Any]:
 def refuse_other_numbers(images: Sequence[str], moments: Sequence[str], path: Path) -> None:
     """UserError where files are numbered, and the numbers of images and moments are not the same."""
     of_images, of_moments = ({_place(file): file for file in files} for files in (images, moments))
-    alike = set(map(_folder, images)) & set(map(_folder, moments))
+    alike = {folder for folder, _ in filter(None, of_images)} & {folder for folder, _ in filter(None, of_moments)}
     if None in of_images or None in of_moments or not alike:
         return
     for found, others, lacks in ((of_images, of_moments, "latent"), (of_moments, of_images, "image")):
@@ -107,9 +108,9 @@ def _unwrapped(members: Members) -> Members:
 
 
 def _place(file: str) -> tuple[str, int] | None:
-    number = NUMBER.search(PurePosixPath(file).stem)
+    number = NUMBER.search(posixpath.splitext(file)[0])
     return None if number is None else (_folder(file), int(number[0]))
 
 
 def _folder(file: str) -> str:
-    return PurePosixPath(file).parent.as_posix()
+    return file.rpartition("/")[0]

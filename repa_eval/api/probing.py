@@ -48,9 +48,12 @@ def probe(
     """
     opened = open_model(model, device)
     numbers = layer_numbers(layers, opened.model.depth, aligned=opened.aligned_layer, names=opened.model.layer_names)
-    splits = images if isinstance(images, Splits) else _named_splits(images, opened.data, test_images, resolution)
     encoding = Encoding(vae=vae, posterior=posterior, latent_scale=latent_scale)
     how = encoding.capture(opened, capture or capture_of(opened, teacher))
+    if isinstance(images, Splits):
+        splits = images
+    else:
+        splits = _named_splits(images, opened.data, test_images, resolution, how.seed)
     splits = splits if shots is None else splits.few(shots, seed=how.seed)
     where = opened.device or str(device_of(opened.model))
     fit: dict[str, Any] = {
@@ -70,8 +73,10 @@ def probe(
     return LayerMap(tuple(rows))
 
 
-def _named_splits(given: str | None, data: str | None, test_data: str | None, resolution: int | None) -> Splits:
+def _named_splits(
+    given: str | None, data: str | None, test_data: str | None, resolution: int | None, seed: int
+) -> Splits:
     name = given or recorded_data(data, "the checkpoint", "images=")
     if not name:
         raise UserError("the model does not say what it was trained on: name the images, such as images='digits'")
-    return probe_splits(name, test_data, resolution=resolution)
+    return probe_splits(name, test_data, resolution=resolution, seed=seed)

@@ -420,6 +420,14 @@ def test_a_scale_that_is_none_is_one_line(text: str, folder: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("scale", [LatentScale((1.0, 2.0)), LatentScale((1.0,), (0.0,) * 3), LatentScale((0.0,))])
+def test_a_scale_that_does_not_fit_the_channels_is_refused(scale: LatentScale, folder: Path) -> None:
+    with pytest.raises(UserError, match="for 4 channels 1 or 4 are needed, and no scale of 0"):
+        checked_input(model_of(), with_latents(), Capture(latents=LatentReading(scale=scale)))
+    with pytest.raises(UserError, match="for 4 channels 1 or 4 are needed"):
+        decoder_for(model_of(), str(folder / "vae"), "cpu", scale)
+
+
 def test_samples_are_decoded_at_the_recorded_scale(folder: Path) -> None:
     network = diffusers.AutoencoderKL.from_pretrained(folder / "vae").eval()
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -115,7 +115,8 @@ def model_input(source: ImageSource, shape: Shape, reading: LatentReading = USUA
         kind = "latents" if "latents" in source.gives else "moments"
         other = reading.scale not in (None, source.latent_scale)
         origin = {**source.latent_record, **({"latent_scale_from": reading.scale_from} if other else {})}
-        return ModelInput(kind, reading.scale or source.latent_scale, shape, reading.posterior, origin)
+        scale = (reading.scale or source.latent_scale).fitting(shape[0])
+        return ModelInput(kind, scale, shape, reading.posterior, origin)
     if "images" in source.gives or source.latent_shape is None:
         return ModelInput(shape=shape)
     raise wrong_latents(source, shape)

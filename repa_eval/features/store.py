@@ -95,7 +95,7 @@ class Entry:
     def _mapped(self, name: str) -> Array:
         file = self.folder / f"{name}.npy"
         try:
-            mapped: Array = np.lib.format.open_memmap(file, mode="r")
+            mapped: Array = np.lib.format.open_memmap(file, mode="c")  # what a reader changes is its own
         except (OSError, ValueError) as error:
             raise Failure(f"{file} is damaged; delete {self.folder}") from error
         if mapped.dtype != np.float32 or len(mapped) != self.count or not mapped.flags.c_contiguous:

@@ -41,6 +41,16 @@ class LatentScale:
         scale, shift = (torch.tensor(values)[:, None, None] for values in (self.scale, self.shift))  # (1 or C, 1, 1)
         return (latents.float() - shift) * scale
 
+    def fitting(self, channels: int) -> LatentScale:
+        """Return it; UserError where it has neither one number nor one per channel, or a scale of 0."""
+        counts = {len(self.scale), len(self.shift)}
+        if not counts <= {1, channels} or 0 in self.scale:
+            raise UserError(
+                f"the latents' scale has {len(self.scale)} numbers and the shift {len(self.shift)}; for {channels} "
+                f"channels 1 or {channels} are needed, and no scale of 0"
+            )
+        return self
+
     def undo(self, values: Tensor) -> Tensor:
         """Return the latents z (B, C, h, w) of what a model reads or makes, in its own dtype."""
         if len(self.scale) == len(self.shift) == 1:

@@ -160,7 +160,7 @@ def decoder_for(
     vae = open_vae(name, device)
     if vae.channels != channels:
         raise UserError(f"--vae {name} decodes {vae.channels} channels; this model makes {channels}")
-    return VaeDecoder(vae, scale)
+    return VaeDecoder(vae, None if scale is None else scale.fitting(channels))
 
 
 def open_vae(given: Any, device: str) -> Vae:
@@ -260,5 +260,6 @@ class VaeEncoder:
     def record(self) -> dict[str, object]:
         """Return the encoder as entries of a record."""
         what = {"moments": "mean, standard deviation"} if self.vae.draws else {"latents": self.vae.kind}
-        name = Path(self.name).name if Path(self.name).is_dir() else self.name  # where it lies is no part of a record
+        # where it lies is no part of a record, and a short name means one of the hub
+        name = Path(self.name).name if Path(self.name).is_dir() else SHORT.get(self.name, self.name)
         return {"vae": name, "vae_hash": self.digest, **what}

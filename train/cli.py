@@ -144,7 +144,7 @@ def _resolve(recipe_name: str | None, method_name: str | None, words: tuple[str,
         overrides[key] = value
         if key == "data":  # as it stands: "off" is a name, and no word of YAML
             overrides[key] = next(word for word in reversed(words) if word.startswith("data=")).removeprefix("data=")
-    method = None
+    method: str | None = None if "method" not in overrides else str(overrides["method"])
     if method_name is not None:
         method = METHODS.load_file(method_name) if method_name.endswith(".py") else method_name
         METHODS.get(method)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from repa_eval.interfaces.architecture import MODELS
 from repa_eval.interfaces.images import DATA
 from repa_eval.interfaces.method import METHODS
 from repa_eval.train.recipe import builtin_recipes, read_recipe
@@ -30,10 +31,15 @@ def wants_published(overrides: Mapping[str, Any], *, folder: bool) -> bool:
     """
     model, data = (str(overrides.get(key, "")) for key in ("model", "data"))
     if model or "architecture.input_size" in overrides:
-        return f"-{EMBEDDED}" not in model
+        return f"-{EMBEDDED}" not in model and not _of_plugin(model)
     place = data.partition(":")[2] or data
     named = data.partition(":")[0] in DATA.names() and ":" not in data
     return bool(data) and not named and (folder or "/" in place or Path(place).exists())
+
+
+def _of_plugin(model: str) -> bool:
+    """Return whether a size is one of a plug-in's architecture, for which nothing was published."""
+    return any(model in each.presets and MODELS.plugin_of(name) is not None for name, each in MODELS.items())
 
 
 def published_recipe(method: str, overrides: Mapping[str, Any]) -> str | None:

@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for label, picture in zip(("china", "flower"), load_sample_images().images, strict=True):
         (place / "photos" / label).mkdir(parents=True)
-        for index in range(5):
+        for index in range(6):
             top, left = (int(rng.integers(0, side - 300)) for side in picture.shape[:2])
             piece = Image.fromarray(picture[top : top + 280 + index, left : left + 290])
             piece.save(place / "photos" / label / f"{index}.{('png', 'jpg')[index % 2]}")
@@ -87,7 +87,7 @@ def test_the_first_section_works_as_typed(folder: Path, monkeypatch: pytest.Monk
         assert done.exit_code == 0, f"{command}\n{done.output}"
         shown[name] = done.output
     assert re.search(r"^systems +REPA", shown["inspect"], flags=re.MULTILINE)
-    assert "cknna with dinov2-vit-s, n=10" in shown["align"]
+    assert "cknna with dinov2-vit-s, n=12" in shown["align"]
     assert (folder / "map.png").stat().st_size > 1000
     rows = [row for row in results.read(folder / "measured" / "b2" / "results.jsonl") if row.value is not None]
     for metric in ("cknna", "cka", "fid"):

@@ -14,11 +14,11 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
+from inception_weights import bare_inception, fill_inception
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from helpers import ROOT, wake
-from inception_weights import bare_inception, fill_inception
 from repa_eval import results
 from repa_eval.cli import main
 from repa_eval.models.sit import SiT, SiTConfig
@@ -33,8 +33,10 @@ FEWER: dict[str, list[str]] = {
     "probe": ["--timesteps", "0.1", "--probes", "knn", "--teacher-weights", "dinov2_vits14_pretrain.pth"],
     "sample": ["--num", "4", "--num-steps", "2", "--quiet"],
     "fid": ["--extractor-weights", "inception.pth", "--metrics", "fid"],
-    "sweep": ["--teacher-weights", "dinov2_vits14_pretrain.pth", "--extractor-weights", "inception.pth"]
-    + ["--timesteps", "0.1", "--layers", "2", "--num-samples", "4", "--num-steps", "2", "--quiet"],
+    "sweep": [
+        *("--teacher-weights", "dinov2_vits14_pretrain.pth", "--extractor-weights", "inception.pth", "--quiet"),
+        *("--timesteps", "0.1", "--layers", "2", "--num-samples", "4", "--num-steps", "2"),
+    ],
 }
 
 
@@ -49,7 +51,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             top, left = (int(rng.integers(0, side - 300)) for side in picture.shape[:2])
             piece = Image.fromarray(picture[top : top + 280 + index, left : left + 290])
             piece.save(place / "photos" / label / f"{index}.{('png', 'jpg')[index % 2]}")
-    args: dict[str, Any] = {"model": "SiT-digits/2", "enc_type": "dinov2-vit-s", "encoder_depth": 4, "path_type": "linear"}
+    args: dict[str, Any] = {
+        "model": "SiT-digits/2",
+        "enc_type": "dinov2-vit-s",
+        "encoder_depth": 4,
+        "path_type": "linear",
+    }
     args |= {"proj_coeff": 0.5, "prediction": "v", "weighting": "uniform", "num_classes": 1000, "cfg_prob": 0.1}
     checkpoints = place / "exps" / "b2" / "checkpoints"
     checkpoints.mkdir(parents=True)

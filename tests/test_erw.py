@@ -74,7 +74,7 @@ def test_the_stub_is_measured_but_not_sampled(whole: tuple[Recipe, Path], tmp_pa
     assert (done.exit_code, done.stdout) == (2, "")
     assert "the stub of ERW's first stage, which generates nothing" in done.stderr
     quick = ["--timesteps", "0.1", "--num-images", "20", "--device", "cpu", "--quiet", "--no-cache", "--json"]
-    done = CliRunner().invoke(main, ["align", "--ckpt", file, *quick])
+    done = CliRunner().invoke(main, ["align", "--ckpt", file, "--data", whole[0].settings.data, *quick])
     assert done.exit_code == 0, done.stderr
     assert {row["layer"] for row in json.loads(done.stdout)["rows"]} == {1}
     shown = json.loads(CliRunner().invoke(main, ["inspect", file, "--json"]).stdout)

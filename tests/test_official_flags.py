@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from latent_files import official_folder
+from repa_eval.interfaces.teacher import TEACHERS, Teacher, teacher
 from repa_eval.train.cli import main
 from repa_eval.train.official_flags import FLAGS, _argument, read_flags
 
@@ -240,3 +241,49 @@ def test_data_may_be_called_anything(name: str, tmp_path: Path, monkeypatch: pyt
 def test_a_command_without_recipe_means_the_published_one_of_its_scale(words: str, name: str, model: str) -> None:
     tree, _ = resolved(*words.split())
     assert (tree["name"], tree["model"]) == (name, model)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("--data-dir nowhere", "--data-dir nowhere: there is no such folder or file"),
+        ("--data-dir DATA/images", "hold images and no latents, and this recipe trains on latents of 4x32x32: make "
+         "them with repa-eval prepare DATA/images DIR --resolution 256 --vae stabilityai/sd-vae-ft-mse, then name DIR"),
+        ("--data-dir DATA --teacher-weights none.pth", "teacher weights 'none.pth' do not exist"),
+        ("--data-dir DATA --resolution 512", "64 was given, but the data"),
+        ("--data-dir DATA --num-classes 2", "--num-classes: 2 was given, but the data"),
+        ("--data-dir DATA --batch-size 3 gradient_accumulation=2", "batch-size 3 does not divide"),
+    ],
+)  # fmt: skip
+def test_a_start_that_is_refused_leaves_nothing(
+    words: str, text: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_teacher: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = words.replace("DATA", str(data)).split()
+    enc = [] if "--teacher-weights" in words else ["--enc-type", "eight-wide"]
+    done = repa_train(
+        "--model", "SiT-S/2", *given, *enc, "--mixed-precision", "no", "--output-dir", "a", "--exp-name", "b"
+    )
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert text.replace("DATA", str(data)) in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def tiny_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher of which only the width is ever asked for."""
+
+    class EightWide(Teacher):
+        name, width, digest = "eight-wide", 8, "none"
+
+        def forward(self, images: Any) -> Any:
+            raise AssertionError(images)
+
+    TEACHERS.names()
+    monkeypatch.setattr(TEACHERS, "_objects", dict(TEACHERS._objects))
+    monkeypatch.setattr(TEACHERS, "_origins", dict(TEACHERS._origins))
+
+    @teacher("eight-wide")
+    def build(_name: str, _weights: Path | None) -> Teacher:
+        """Eight wide."""
+        return EightWide()

@@ -592,7 +592,7 @@ def test_samples_as_npz_are_the_same_images(work: Path, here: Path) -> None:
         ("--ckpt ../ck/repa.pt --out ours", "ours contains samples made with different settings ("),
         ("--ckpt ../ck/repa.pt --out made --mode sed", "'sed' is not"),
         ("--ckpt ../ck/repa.pt --out made --cfg-scal 2", "no such option --cfg-scal; did you mean --cfg-scale?"),
-        ("--ckpt ../ck/repa.pt", "Missing option '--out'"),
+        ("--ckpt ../ck/repa.pt", "name where the images go: --out DIR or --out FILE.npz"),
     ],
 )
 def test_what_cannot_be_sampled_is_one_line(here: Path, words: str, text: str) -> None:
@@ -765,7 +765,7 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, work: Path, he
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "table.jsonl")
 
-    monkeypatch.setattr(tables, "append", full)
+    monkeypatch.setattr(tables, "append_changed", full)
     words = ["--layer", "3", "--timesteps", "0.1", "--num-images", "40", "--rows", "table.jsonl"]
     fails(repa_eval("align", "--ckpt", work / "repa.pt", *words), 1, "No space left on device: table.jsonl")
 

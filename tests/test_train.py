@@ -147,6 +147,13 @@ def test_another_seed_gives_other_numbers(finished: tuple[Recipe, Path], tmp_pat
     assert curve(finished[1]) != curve(tmp_path / "run")
 
 
+def test_one_process_trains_in_one_precision_after_another(tmp_path: Path) -> None:
+    for precision in ("bf16", "no", "bf16"):
+        run(tiny("vanilla", mixed_precision=precision), tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
+    narrow, full, again = (curve(tmp_path / f"run-{index}") for index in range(3))
+    assert narrow == again != full
+
+
 def test_arms_of_one_seed_start_alike() -> None:
     # paired: the same weights, images, noise and times, whatever the method adds
     (_, plain, images, _), (_, aligned, _, teachers) = steps_of(tiny("vanilla")), steps_of(tiny("repa"))

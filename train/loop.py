@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from repa_eval.checkpoints.repa_train import KEYS
@@ -287,6 +288,7 @@ def accelerator_for(settings: Settings, device: str, run: Path) -> Accelerator:
         log.warning("mixed_precision fp16 has no effect on the CPU, which computes in float32")
     # a term that has stopped (or a stub's missing part) leaves parameters without a gradient
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    AcceleratorState._reset_state()  # accelerate remembers the precision of a training before this one in the process
     return Accelerator(
         mixed_precision=settings.mixed_precision,
         cpu=device == "cpu",

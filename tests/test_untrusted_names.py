@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import copy
 import json
 import os
@@ -64,6 +65,7 @@ class Trap:
     @contextlib.contextmanager
     def unsprung(self) -> Iterator[None]:
         """Fail if something in the folder is touched meanwhile."""
+        importlib.util.find_spec("no_module")  # Python lists the folders of sys.path when it first looks for a module
         self.touched, self.watching = [], True
         try:
             yield

@@ -10,7 +10,7 @@ from typing import Any
 
 from repa_eval import results
 from repa_eval.errors import Failure, UserError, first_line, valid_text
-from repa_eval.reports.numbers.arms import of_a_run
+from repa_eval.reports.numbers.arms import BASELINE, of_a_run
 from repa_eval.reports.numbers.sample_sets import along_training
 from repa_eval.results import Row
 from repa_eval.runtime.files import LARGEST_JSON
@@ -36,12 +36,16 @@ class Inputs:
         return dict(vars(self))
 
 
-def collect(run_dirs: Sequence[str | Path]) -> Inputs:
+def collect(run_dirs: Sequence[str | Path], *, baseline: str | Path | None = None) -> Inputs:
     """Return what run folders hold for a report.
 
-    UserError, one line, for a path that is no run folder, for a table that is empty or not ours, and for two
-    different folders whose runs have one name.
+    baseline: the name or the folder of the run that the others are compared with; a folder is read too. None: the run
+    of the method vanilla, if there is one.
+    UserError, one line, for a path that is no run folder, for a table that is empty or not ours, for two different
+    folders whose runs have one name, and for a baseline that is none of the runs.
     """
+    if baseline is not None and (Path(baseline) / results.TABLE).is_file():
+        run_dirs = [*run_dirs, baseline]
     folders = list(dict.fromkeys(Path(path).resolve() for path in run_dirs))
     if not folders:
         raise UserError("no run given: expected one run folder or more, e.g. runs/digits-repa")
@@ -63,10 +67,23 @@ def collect(run_dirs: Sequence[str | Path]) -> Inputs:
         rows += [_owned(row, name) for row in table]
         curves += [_owned(row, name) for row in _curves(folder)]
         protocols |= results.read_protocols(folder)
-        runs[name] = facts
+        runs[name] = {key: value for key, value in facts.items() if key != BASELINE}
         media |= {f"{name}/{file.name}": file.read_bytes() for file in _media(folder)}
+    if baseline is not None:
+        chosen = _named(baseline, names)
+        runs[chosen] = {**runs[chosen], BASELINE: True}
     rows, protocols = along_training(results.merge([rows]), protocols)
     return Inputs(rows=rows, curves=results.merge([curves]), media=media, protocols=protocols, runs=runs)
+
+
+def _named(run: str | Path, names: Mapping[str, Path]) -> str:
+    """Return the name of the run that is meant by its name or its folder; UserError if there is none."""
+    if str(run) in names:
+        return str(run)
+    name = next((name for name, folder in names.items() if folder == Path(run).resolve()), None)
+    if name is None:
+        raise UserError(f"--baseline {run} is none of the runs ({', '.join(names)}) and no run folder")
+    return name
 
 
 def _owned(row: Row, run: str) -> Row:

@@ -17,6 +17,7 @@ from latent_files import photographs
 from official_files import REPA, trainer_file
 from repa_eval import results
 from repa_eval.cli import main as repa_eval
+from repa_eval.commands.shared.verification import faults_of
 from repa_eval.models.sit import SiT, SiTConfig
 from repa_eval.monitors.shared import foreign
 
@@ -122,6 +123,7 @@ def test_an_official_run_is_measured_once(artefacts: Path, tmp_path: Path) -> No
     assert files_of(artefacts / "exps") == before  # nothing is written into the run of somebody else
     media = sorted(path.name for path in (folder / "media").glob("*.png"))
     assert media == [f"{kind}-0000{step}.png" for kind in ("pca", "samples") for step in (100, 200)]
+    assert faults_of(folder) == ({"checkpoints": 0, "rows": len(rows), "media": 6}, [])
     facts = json.loads((folder / "run.json").read_text())
     assert facts["description"] == "SiT, REPA, of another trainer"
     assert facts["checkpoints"] == str(artefacts / "exps" / "linear-dinov2-b-enc1")

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 import report_example as sample
+from repa_eval.commands.shared.metric_words import metric_words
 from repa_eval.errors import UserError
 from repa_eval.reports.drawing.grids import grids
 from repa_eval.reports.drawing.strips import strips, thinned
 from repa_eval.reports.html import collect, render
 from repa_eval.reports.numbers.arms import arms_of
+from repa_eval.reports.numbers.compare import summary
 from repa_eval.reports.numbers.words import Metrics
 from repa_eval.reports.page import prepare
 from repa_eval.reports.sections import maps as maps_section
@@ -156,6 +158,23 @@ def test_two_runs_of_one_name_are_refused_and_one_run_twice_is_one(tmp_path):
     with pytest.raises(UserError, match="two runs are called 'vanilla'"):
         collect([first, second])
     assert list(collect([first, first]).runs) == ["vanilla"]
+
+
+@pytest.mark.parametrize("form", ["name", "folder", "folder of another place"])
+def test_any_run_is_the_baseline(tmp_path, form):
+    folders = sample.write(tmp_path, ("vanilla", "repa", "repa-random"))
+    chosen = "repa" if form == "name" else tmp_path / "repa"
+    given = [folder for folder in folders if form != "folder of another place" or folder.name != "repa"]
+    inputs = collect(given, baseline=chosen)
+    arms = arms_of([*inputs.rows, *inputs.curves], inputs.runs)
+    assert (arms[0].name, arms[0].role) == ("repa", "baseline")
+    assert {arm.name: arm.role for arm in arms} == {"repa": "baseline", "vanilla": "treated", "repa-random": "control"}
+    lines = summary(inputs.rows, inputs.curves, inputs.runs, Metrics(metric_words()))
+    compared = {(line["baseline"], line["treated"]) for line in lines}
+    assert compared == {("repa", "vanilla"), ("repa", "repa-random")}
+    assert arms_of(collect(folders).rows, collect(folders).runs)[0].name == "vanilla"
+    with pytest.raises(UserError, match=r"^--baseline nobody is none of the runs \(vanilla, repa, repa-random\)"):
+        collect(folders, baseline="nobody")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b"[" * 100_000, b'{"run": ["a"]}', b'{"run": 5}'])

@@ -10,6 +10,7 @@ from typing import Any
 from repa_eval.results import Row
 
 UNNAMED = "(unnamed run)"
+BASELINE = "baseline"  # key of the facts of the run that somebody chose to compare with
 TREATED_COLOURS = ("a1", "a2", "a3", "a4", "a5")
 CONTROL_COLOURS = ("k1", "k2")
 _SEED = re.compile(r"^(?P<arm>.+)-s(?P<seed>\d+)$")
@@ -46,16 +47,21 @@ def seed_of(run: str, arm: str) -> str:
 
 
 def arms_of(rows: Sequence[Row], runs: Mapping[str, Mapping[str, Any]]) -> list[Arm]:
-    """Return the arms: baseline first, then what is compared to it, then the controls."""
+    """Return the arms: baseline first, then what is compared to it, then the controls.
+
+    The baseline is the arm of the run that was chosen, else the one of the method vanilla.
+    """
     names = list(dict.fromkeys([*runs, *(run_name(row) for row in rows if of_a_run(row))]))
     methods = {run_name(row): row.method for row in rows if row.method}
     grouped: dict[str, list[str]] = {}
     for name in names:
         grouped.setdefault(_arm_name(name, names), []).append(name)
     drafts = [_draft(arm, tuple(members), runs, methods) for arm, members in grouped.items()]
-    baseline = next((arm for arm in drafts if arm.method == "vanilla" and arm.role != "control"), None)
+    chosen = [arm for arm in drafts if any(runs.get(run, {}).get(BASELINE) is True for run in arm.runs)]
+    vanilla = [arm for arm in drafts if arm.method == "vanilla" and arm.role != "control"]
+    baseline = next(iter(chosen or vanilla), None)
     treated = [arm for arm in drafts if arm is not baseline and arm.role != "control"]
-    controls = [arm for arm in drafts if arm.role == "control"]
+    controls = [arm for arm in drafts if arm is not baseline and arm.role == "control"]
     result = [_paint(baseline, "baseline", "base", dashed=False)] if baseline else []
     result += [_paint(arm, "treated", *_cycle(TREATED_COLOURS, place)) for place, arm in enumerate(treated)]
     result += [_paint(arm, "control", _cycle(CONTROL_COLOURS, place)[0], True) for place, arm in enumerate(controls)]

@@ -248,7 +248,7 @@ def _uncompared(panel: Panel, arms: Sequence[Arm]) -> str:
     why = (
         "Only one run, so nothing is compared."
         if len(arms) == 1
-        else "No comparison with a baseline (method vanilla) is possible."
+        else "No comparison with a baseline: no run has the method vanilla; choose one with --baseline RUN."
     )
     return " ".join([*parts, why])
 

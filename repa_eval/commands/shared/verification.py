@@ -69,7 +69,7 @@ def _records(run: Path) -> Iterator[str]:
         record = read_object(run / results.RUN)
         if not isinstance(record.get("run"), str):
             yield f"{run / results.RUN}: it names no run"
-        if record.get("status") not in STATUSES:
+        if record.get("status") not in STATUSES and "origin" not in record:  # of another trainer nobody knows it
             yield f"{run / results.RUN}: its status is none of {', '.join(STATUSES)}"
     except FileNotFoundError:
         yield f"{run / results.RUN} is missing; `repa-train --resume` writes it anew"

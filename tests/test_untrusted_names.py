@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -59,13 +59,13 @@ class Trap:
             with contextlib.suppress(Exception):
                 path = os.fsdecode(arguments[0])
                 inside = event != "import" and os.path.realpath(path).startswith(str(self.folder))
-                if MARKER in path or inside:
+                if (MARKER in path or inside) and not (event == "os.listdir" and _is_search_of_modules()):
                     self.touched.append(f"{event} {path}")
 
     @contextlib.contextmanager
     def unsprung(self) -> Iterator[None]:
         """Fail if something in the folder is touched meanwhile."""
-        importlib.util.find_spec("no_module")  # Python lists the folders of sys.path when it first looks for a module
+        importlib.invalidate_caches()  # libraries do that too: the next import lists the folders of sys.path again
         self.touched, self.watching = [], True
         try:
             yield
@@ -73,6 +73,19 @@ class Trap:
             self.watching = False
         assert not self.touched, self.touched
         assert not (self.folder / "imported").exists()
+
+
+def _is_search_of_modules() -> bool:
+    """Whether Python itself lists the folder, which is on sys.path, because something imports any module."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if (
+            frame.f_code.co_filename == "<frozen importlib._bootstrap_external>"
+            and frame.f_code.co_name == "_fill_cache"
+        ):
+            return True
+    return False
 
 
 _traps: list[Trap] = []  # an audit hook stays for as long as the process

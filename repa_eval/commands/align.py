@@ -185,7 +185,8 @@ def _images_of(rows: Sequence[Row]) -> Iterator[str]:
     """Yield a line that says how many images of which data were measured."""
     said = [record for row in rows if (record := row.record or {}).get("num_images")]
     if said:
-        yield f"on {said[0]['num_images']} images of {said[0]['data']} ({said[0]['split']})"
+        split = "" if said[0]["split"] == "all" else f" ({said[0]['split']})"
+        yield f"on {said[0]['num_images']} images of {said[0]['data']}{split}"
 
 
 def _chance(rows: Sequence[Row]) -> list[list[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import json
 import os
 import re
@@ -40,12 +39,17 @@ QUICK = ["--device", "cpu", "--quiet"]
 
 
 class Trap:
-    """A folder that nobody names: with a module, an image, weights, and what was opened or listed in it."""
+    """A folder that nobody names: with an image, weights, and what was opened or listed in it.
+
+    modules: another folder, with a module; it is on sys.path, whose folders Python lists whenever it looks for one.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.touched, self.watching = folder, list[str](), False
+        self.modules = folder.with_name("modules")
+        self.modules.mkdir(parents=True)
+        (self.modules / f"{MARKER}.py").write_text(CODE)
         (folder / "images").mkdir(parents=True)
-        (folder / f"{MARKER}.py").write_text(CODE)
         (folder / "images" / "0.png").write_bytes(picture())
         torch.save({"weight": torch.zeros(1)}, folder / "weights.pt")
         np.savez(folder / "images.npz", arr_0=np.zeros((4, 8, 8, 1), dtype=np.uint8))
@@ -59,33 +63,19 @@ class Trap:
             with contextlib.suppress(Exception):
                 path = os.fsdecode(arguments[0])
                 inside = event != "import" and os.path.realpath(path).startswith(str(self.folder))
-                if (MARKER in path or inside) and not (event == "os.listdir" and _is_search_of_modules()):
+                if MARKER in path or inside:
                     self.touched.append(f"{event} {path}")
 
     @contextlib.contextmanager
     def unsprung(self) -> Iterator[None]:
         """Fail if something in the folder is touched meanwhile."""
-        importlib.invalidate_caches()  # libraries do that too: the next import lists the folders of sys.path again
         self.touched, self.watching = [], True
         try:
             yield
         finally:
             self.watching = False
         assert not self.touched, self.touched
-        assert not (self.folder / "imported").exists()
-
-
-def _is_search_of_modules() -> bool:
-    """Whether Python itself lists the folder, which is on sys.path, because something imports any module."""
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        frame = frame.f_back
-        if (
-            frame.f_code.co_filename == "<frozen importlib._bootstrap_external>"
-            and frame.f_code.co_name == "_fill_cache"
-        ):
-            return True
-    return False
+        assert not (self.modules / "imported").exists()
 
 
 _traps: list[Trap] = []  # an audit hook stays for as long as the process
@@ -101,9 +91,9 @@ def trap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trap]:
     made = Trap(tmp_path_factory.mktemp("outside").resolve() / "trap")
     _traps.append(made)
     sys.addaudithook(_audit)
-    sys.path.insert(0, str(made.folder))
+    sys.path.insert(0, str(made.modules))
     yield made
-    sys.path.remove(str(made.folder))
+    sys.path.remove(str(made.modules))
     _traps.clear()
 
 
@@ -115,7 +105,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def names_of(trap: Trap) -> list[str]:
     """What a file may try to name."""
     return [
-        f"{MARKER}:Judge", MARKER, str(trap.folder / f"{MARKER}.py"), f"folder:{trap.folder / 'images'}",
+        f"{MARKER}:Judge", MARKER, str(trap.modules / f"{MARKER}.py"), f"folder:{trap.folder / 'images'}",
         str(trap.folder / "images.npz"), "hf:somebody/something", "timm:local-dir:" + str(trap.folder),
         "../" * 20 + str(trap.folder / "weights.pt").lstrip("/"),
     ]  # fmt: skip
@@ -134,7 +124,7 @@ def test_the_trap_can_be_sprung(trap: Trap) -> None:
             touch()
     with pytest.raises(AssertionError, match=MARKER), trap.unsprung():
         load_extractor(f"{MARKER}:Judge")
-    (trap.folder / "imported").unlink()
+    (trap.modules / "imported").unlink()
     del sys.modules[MARKER]
 
 
@@ -337,7 +327,7 @@ def test_recorded_weights_run_nothing(made: Path, tmp_path: Path) -> None:
 
 def test_the_rest_of_a_recorded_recipe_is_not_followed(trap: Trap, made: Path, tmp_path: Path) -> None:
     """start_from, banks and plug-ins of a checkpoint's recipe matter when somebody trains it."""
-    plugin = {"name": MARKER, "path": str(trap.folder / f"{MARKER}.py"), "sha256": "0" * 64}
+    plugin = {"name": MARKER, "path": str(trap.modules / f"{MARKER}.py"), "sha256": "0" * 64}
     outside = str(trap.folder / "weights.pt")
     options = {"start_from": outside, "bank": outside, "base": outside}
     file = with_recipe(made, tmp_path / "run", options=options, plugins=[plugin], name="../../up", split="val")
